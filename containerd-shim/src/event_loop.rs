@@ -1,0 +1,447 @@
+//! The shim's life: prepare stdio, run the runtime, then one loop until the process has ended and all that it
+//! wrote has been delivered.
+//!
+//! Every turn of the loop tries everything that moves bytes; what woke it only matters for the descriptors that
+//! are read for themselves (children, control, console, the container's init, a reader's coming).
+
+use rustix::fs::{Mode, OFlags, inotify, open};
+use rustix::process::{Pid, set_child_subreaper};
+use rustix::termios::{Winsize, tcsetwinsize};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+use std::process::Child;
+use std::time::Instant;
+use sys::child::ExitStatus;
+use sys::pidfd::PidFd;
+use sys::signal::SignalFd;
+
+use crate::console::ConsoleSocket;
+use crate::error::{Context, Failure, warn};
+use crate::files;
+use crate::input::{Input, Sink};
+use crate::oci::{self, ProcessStdio, Target};
+use crate::output::{Ended, Output, READER_WAIT};
+use crate::poller::{Poller, Ready, Token};
+use crate::request::Request;
+use crate::stdio::{Direction, Opened, open_client, process_pipe, set_nonblocking};
+
+/// A request on `control`.
+#[derive(Debug, PartialEq, Eq)]
+enum Command {
+    CloseStdin,
+    Resize { columns: u16, rows: u16 },
+}
+
+/// Whose end ends everything else.
+#[derive(Debug)]
+enum ContainerInit {
+    /// This shim's own process. `namespace`: it is the first of its PID namespace, so that the kernel kills all
+    /// others before its end can be seen (pid_namespaces(7)).
+    Own { namespace: bool },
+    /// Another shim's process, still there when it was looked up.
+    Other(OwnedFd),
+    /// Another shim's process that has ended.
+    Gone(Instant),
+}
+
+/// The whole state.
+#[derive(Debug)]
+pub(crate) struct Shim {
+    target: Target,
+    request: Request,
+    poller: Poller,
+    children: SignalFd,
+    control: OwnedFd,
+    control_rest: Vec<u8>,
+    /// Held open for as long as the process is not over.
+    _exit: OwnedFd,
+    console: Option<ConsoleSocket>,
+    /// A terminal's client side until the terminal is there.
+    terminal_stdio: Option<(Option<Opened>, Opened)>,
+    terminal: Option<OwnedFd>,
+    input: Option<Input>,
+    outputs: Vec<Output>,
+    /// Tells when somebody opens a FIFO; made when first needed.
+    readers: Option<OwnedFd>,
+    init: ContainerInit,
+    killing: Option<Child>,
+    ended: Option<(ExitStatus, Instant)>,
+    childless: bool,
+    /// The process's pid, once it is there.
+    process: u32,
+}
+
+impl Shim {
+    /// Everything up to a running process: stdio open, the runtime run, `pid` written.
+    pub(crate) fn prepare(target: Target) -> Result<Shim, Failure> {
+        sys::signal::block_all().context(|| "block signals".into())?;
+        set_child_subreaper(Pid::from_raw(1)).context(|| "become a subreaper".into())?;
+        let exit = match open("exit", OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()) {
+            Ok(fd) => fd,
+            Err(rustix::io::Errno::NXIO) => return Err(Failure::NoDaemon),
+            Err(e) => return Err(Failure::System("open exit".into(), e.into())),
+        };
+        let control = open("control", OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())
+            .context(|| "open control".into())?;
+        // A daemon that is spared by the OOM killer does not mean its containers to be. Refused where the value
+        // was set by someone with more rights.
+        let _ = std::fs::write("/proc/self/oom_score_adj", "0");
+        let request = Request::read()?;
+        let poller = Poller::new().context(|| "make an epoll instance".into())?;
+        let children = SignalFd::new(&[rustix::process::Signal::CHILD.as_raw()]).context(|| "make a signalfd".into())?;
+        poller.watch(&children, Token::Children).context(|| "watch children".into())?;
+        poller.watch(&control, Token::Control).context(|| "watch control".into())?;
+        let mut shim = Shim {
+            target,
+            request,
+            poller,
+            children,
+            control,
+            control_rest: Vec::new(),
+            _exit: exit,
+            console: None,
+            terminal_stdio: None,
+            terminal: None,
+            input: None,
+            outputs: Vec::new(),
+            readers: None,
+            init: ContainerInit::Own { namespace: true },
+            killing: None,
+            ended: None,
+            childless: false,
+            process: 0,
+        };
+        let stdio = if shim.request.terminal { shim.open_terminal()? } else { shim.open_pipes()? };
+        shim.run_runtime(stdio)?;
+        Ok(shim)
+    }
+
+    fn open_pipes(&mut self) -> Result<ProcessStdio, Failure> {
+        let mut stdio = ProcessStdio::null();
+        let request = &self.request;
+        if let Some(client) = open_client("stdin", &request.containerd_stdin, Direction::FromClient)? {
+            let (theirs, ours) = process_pipe(request, Direction::FromClient)?;
+            stdio.stdin = theirs.into();
+            self.input = Some(Input::new(Some(client), Sink::Pipe(ours)));
+        }
+        for (name, path) in [("stdout", &request.containerd_stdout), ("stderr", &request.containerd_stderr)] {
+            if let Some(client) = open_client(name, path, Direction::ToClient)? {
+                let (theirs, ours) = process_pipe(request, Direction::ToClient)?;
+                let end = if name == "stdout" { &mut stdio.stdout } else { &mut stdio.stderr };
+                *end = theirs.into();
+                self.outputs.push(Output::new(name, ours, client, true));
+            }
+        }
+        self.watch_stdio()?;
+        Ok(stdio)
+    }
+
+    fn open_terminal(&mut self) -> Result<ProcessStdio, Failure> {
+        let from = open_client("stdin", &self.request.containerd_stdin, Direction::FromClient)?;
+        let to = match open_client("stdout", &self.request.containerd_stdout, Direction::ToClient)? {
+            Some(opened) => opened,
+            // What nobody wants is read all the same, or the process would block.
+            None => {
+                let fd = open("/dev/null", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
+                Opened { fd: fd.context(|| "open /dev/null".into())?, keeper: None }
+            }
+        };
+        self.terminal_stdio = Some((from, to));
+        let console = ConsoleSocket::listen()?;
+        self.poller.watch(console.waits_on(), Token::Console).context(|| "watch the console socket".into())?;
+        self.console = Some(console);
+        Ok(ProcessStdio::null())
+    }
+
+    fn watch_stdio(&self) -> Result<(), Failure> {
+        let inputs = self.input.iter().flat_map(Input::descriptors);
+        for fd in inputs.chain(self.outputs.iter().flat_map(Output::descriptors)) {
+            match self.poller.watch_edges(fd) {
+                // A terminal's master is the source of one and the sink of the other.
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                result => result.context(|| "watch stdio".into())?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs the runtime, moving bytes meanwhile, and writes down which process it made.
+    fn run_runtime(&mut self, stdio: ProcessStdio) -> Result<(), Failure> {
+        let socket = self.console.as_ref().map(ConsoleSocket::path);
+        let runtime = oci::start(&self.target, &self.request, socket.as_deref(), stdio)?;
+        let pid = pid_of(&runtime)?;
+        let status = loop {
+            // Only the runtime is reaped here: the process may end before it is known which one it is.
+            if let Some(status) = sys::child::try_reap(pid).context(|| "wait for the runtime".into())? {
+                break status;
+            }
+            let ready = self.poller.wait(None).context(|| "wait for events".into())?;
+            self.attend(ready);
+        };
+        self.attend_console();
+        if status != 0 {
+            let how = if status > 128 { format!("signal {}", status - 128) } else { format!("status {status}") };
+            let what = if self.request.exec { "exec" } else { "create" };
+            return Err(Failure::Runtime(format!("{} {what} ended with {how}", self.target.runtime.display())));
+        }
+        if self.request.terminal && self.terminal.is_none() {
+            return Err(Failure::Runtime(format!("{} sent no terminal", self.target.runtime.display())));
+        }
+        self.console = None;
+        let process = files::record_process()?;
+        self.init = if self.request.exec {
+            self.find_init()
+        } else {
+            ContainerInit::Own { namespace: sys::procfs::is_namespace_init(process).unwrap_or(false) }
+        };
+        self.process = process;
+        Ok(())
+    }
+
+    fn find_init(&self) -> ContainerInit {
+        let init = files::recorded_process(Path::new("../init"))
+            .and_then(|(pid, starttime)| PidFd::open(pid, starttime).ok().flatten());
+        match init {
+            Some(pidfd) => {
+                let pidfd = pidfd.into_fd();
+                if let Err(e) = self.poller.watch(&pidfd, Token::ContainerInit) {
+                    warn(&format!("watch the container's init: {e}"));
+                }
+                ContainerInit::Other(pidfd)
+            }
+            None => ContainerInit::Gone(Instant::now()),
+        }
+    }
+
+    /// The loop, until all is delivered and `exitStatus` is written.
+    pub(crate) fn run(mut self) -> Result<(), Failure> {
+        let mut ready = Ready::default();
+        loop {
+            // Who has ended is found out before the bytes are moved: what counts as delivered depends on it.
+            self.reap()?;
+            let more = self.attend(ready);
+            if self.is_over() {
+                break;
+            }
+            let timeout = if more { Some(std::time::Duration::ZERO) } else { self.next_deadline() };
+            ready = self.poller.wait(timeout).context(|| "wait for events".into())?;
+        }
+        let status = self.ended.map_or(255, |(status, _)| status);
+        files::write_whole("exitStatus", &status.to_string()).context(|| "write exitStatus".into())
+    }
+
+    /// Reacts to what is ready and moves bytes; true if there may be more to move at once.
+    fn attend(&mut self, ready: Ready) -> bool {
+        if ready.has(Token::Control) {
+            self.obey();
+        }
+        if ready.has(Token::Console) {
+            self.attend_console();
+        }
+        if ready.has(Token::ContainerInit) {
+            if let ContainerInit::Other(pidfd) = &self.init {
+                self.poller.forget(pidfd);
+                self.init = ContainerInit::Gone(Instant::now());
+            }
+        }
+        if ready.has(Token::Reader) {
+            if let Some(readers) = &self.readers {
+                let mut buffer = [0; 1024];
+                // Which FIFO it was does not matter: all are looked at again.
+                while rustix::io::read(readers, &mut buffer).is_ok() {}
+            }
+        }
+        let mut more = self.input.as_mut().is_some_and(Input::advance);
+        let ended = self.ended.map(|_| Ended { nobody_writes: self.nobody_writes(), now: Instant::now() });
+        for output in &mut self.outputs {
+            if self.terminal.is_some() {
+                output.look_again();
+            }
+            more |= match ended {
+                None => output.advance(),
+                Some(ended) => output.wind_up(ended),
+            };
+        }
+        if let (Some(ended), ContainerInit::Gone(since)) = (ended, &self.init) {
+            if ended.now.duration_since(*since) >= READER_WAIT {
+                self.outputs.iter_mut().for_each(|output| output.give_up("the container has ended and it was not taken"));
+            }
+        }
+        more | self.wait_for_readers()
+    }
+
+    /// Whether nothing in the container can write any more.
+    fn nobody_writes(&self) -> bool {
+        match self.init {
+            ContainerInit::Own { namespace } => namespace || self.childless || self.has_waited_enough(),
+            ContainerInit::Other(_) => false,
+            ContainerInit::Gone(_) => true,
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.ended.is_some()
+            && (self.killing.is_none() || self.has_waited_enough())
+            && self.outputs.iter().all(Output::is_done)
+    }
+
+    /// Whether the process has been over for so long that what hangs delays its exit no more.
+    fn has_waited_enough(&self) -> bool {
+        self.ended.is_some_and(|(_, at)| at.elapsed() >= READER_WAIT)
+    }
+
+    fn next_deadline(&self) -> Option<std::time::Duration> {
+        let (_, ended) = self.ended?;
+        let last = match self.init {
+            ContainerInit::Own { namespace: false } if !self.has_waited_enough() => Some(ended + READER_WAIT),
+            ContainerInit::Gone(since) => Some(since + READER_WAIT),
+            _ => None,
+        };
+        let own = self.outputs.iter().filter_map(Output::deadline);
+        own.chain(last).min().map(|at| at.saturating_duration_since(Instant::now()))
+    }
+
+    fn reap(&mut self) -> Result<(), Failure> {
+        while self.children.take().context(|| "read signals".into())?.is_some() {}
+        loop {
+            match sys::child::try_reap_any() {
+                Ok(Some((pid, status))) => self.child_ended(pid, status),
+                Ok(None) => break,
+                Err(e) if e.raw_os_error() == Some(rustix::io::Errno::CHILD.raw_os_error()) => {
+                    self.childless = true;
+                    break;
+                }
+                Err(e) => return Err(Failure::System("wait for children".into(), e)),
+            }
+        }
+        Ok(())
+    }
+
+    fn child_ended(&mut self, pid: Pid, status: ExitStatus) {
+        if self.killing.as_ref().is_some_and(|child| child.id() == pid.as_raw_nonzero().get() as u32) {
+            self.killing = None;
+        } else if pid.as_raw_nonzero().get() as u32 == self.process {
+            self.ended = Some((status, Instant::now()));
+            if matches!(self.init, ContainerInit::Own { namespace: false }) {
+                match oci::start_kill_all(&self.target, &self.request) {
+                    Ok(child) => self.killing = Some(child),
+                    Err(e) => warn(&format!("what is left in the container was not killed: {e}")),
+                }
+            }
+        }
+    }
+
+    /// Sees to it that somebody's opening a FIFO that is waited for wakes the loop. True if all is to be tried
+    /// again, since one may have come before the watch was there.
+    fn wait_for_readers(&mut self) -> bool {
+        if self.readers.is_some() || !self.outputs.iter().any(Output::waits_for_reader) {
+            return false;
+        }
+        let watched = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)
+            .map_err(io::Error::from)
+            .and_then(|readers| {
+                for output in &self.outputs {
+                    let path = format!("/proc/self/fd/{}", output.sink().as_raw_fd());
+                    inotify::add_watch(&readers, path, inotify::WatchFlags::OPEN)?;
+                }
+                self.poller.watch(&readers, Token::Reader)?;
+                Ok(readers)
+            });
+        match watched {
+            Ok(readers) => self.readers = Some(readers),
+            Err(e) => warn(&format!("a reader that comes now is not seen: {e}")),
+        }
+        self.readers.is_some()
+    }
+
+    fn attend_console(&mut self) {
+        let Some(console) = &mut self.console else { return };
+        match console.advance() {
+            Ok(Some(master)) => {
+                if let Err(e) = self.take_terminal(master) {
+                    warn(&format!("take the terminal: {e}"));
+                }
+            }
+            Ok(None) => {
+                let _ = self.poller.watch(console.waits_on(), Token::Console);
+            }
+            Err(e) => warn(&format!("receive the terminal: {e}")),
+        }
+    }
+
+    fn take_terminal(&mut self, master: OwnedFd) -> io::Result<()> {
+        let Some((from, to)) = self.terminal_stdio.take() else { return Ok(()) };
+        set_nonblocking(&master)?;
+        self.input = Some(Input::new(from, Sink::Terminal(master.try_clone()?)));
+        self.outputs.push(Output::new("terminal", master.try_clone()?, to, false));
+        self.terminal = Some(master);
+        self.watch_stdio().map_err(|failure| io::Error::other(failure.to_string()))
+    }
+
+    fn obey(&mut self) {
+        let mut buffer = [0; 512];
+        while let Ok(n @ 1..) = rustix::io::read(&self.control, &mut buffer) {
+            self.control_rest.extend_from_slice(&buffer[..n]);
+            for command in take_commands(&mut self.control_rest) {
+                match command {
+                    Command::CloseStdin => {
+                        if let Some(input) = &mut self.input {
+                            input.close();
+                        }
+                    }
+                    Command::Resize { columns, rows } => {
+                        let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+                        if let Some(Err(e)) = self.terminal.as_ref().map(|terminal| tcsetwinsize(terminal, size)) {
+                            warn(&format!("resize the terminal: {e}"));
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn pid_of(child: &Child) -> Result<Pid, Failure> {
+    i32::try_from(child.id())
+        .ok()
+        .and_then(Pid::from_raw)
+        .ok_or_else(|| Failure::Request(format!("{} is no process id", child.id())))
+}
+
+/// Takes the whole lines out of `text`; what is not a command is passed over with a warning.
+fn take_commands(text: &mut Vec<u8>) -> Vec<Command> {
+    let mut commands = Vec::new();
+    while let Some(end) = text.iter().position(|byte| *byte == b'\n') {
+        let line: Vec<u8> = text.drain(..=end).collect();
+        let line = String::from_utf8_lossy(&line);
+        let numbers: Vec<u16> = line.split_ascii_whitespace().map_while(|word| word.parse().ok()).collect();
+        match numbers[..] {
+            [0, _, _] => commands.push(Command::CloseStdin),
+            [1, columns, rows] => commands.push(Command::Resize { columns, rows }),
+            _ => warn(&format!("control: not a command: {:?}", line.trim_end())),
+        }
+    }
+    // No command is as long; whoever writes this is not the daemon.
+    if text.len() > 128 {
+        text.clear();
+    }
+    commands
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_are_taken_by_whole_lines() {
+        let mut text = b"0 0 0\n1 80 2".to_vec();
+        assert_eq!(take_commands(&mut text), [Command::CloseStdin]);
+        text.extend_from_slice(b"4\n1 1 1\n");
+        assert_eq!(
+            take_commands(&mut text),
+            [Command::Resize { columns: 80, rows: 24 }, Command::Resize { columns: 1, rows: 1 }]
+        );
+        assert!(text.is_empty());
+    }
+}

@@ -1,0 +1,40 @@
+//! The small files that tell the daemon how the process is. Each is whole or not there: a temporary name,
+//! then a rename. No fsync: the state directory does not outlive the machine.
+
+use std::io;
+use std::path::Path;
+
+use crate::error::{Context, Failure};
+
+/// Where the runtime writes the pid; it does so before it has finished.
+pub(crate) const RUNTIME_PID: &str = ".runtime-pid";
+
+/// Writes `name` in the working directory.
+pub(crate) fn write_whole(name: &str, content: &str) -> io::Result<()> {
+    let temporary = format!(".{name}");
+    std::fs::write(&temporary, content)?;
+    std::fs::rename(&temporary, name)
+}
+
+/// Takes over the pid from the runtime, and writes `starttime` and then `pid`.
+pub(crate) fn record_process() -> Result<u32, Failure> {
+    let text = std::fs::read_to_string(RUNTIME_PID)
+        .map_err(|e| Failure::Runtime(format!("the runtime succeeded but wrote no pid file: {e}")))?;
+    let pid: u32 = text
+        .trim()
+        .parse()
+        .map_err(|_| Failure::Runtime(format!("the runtime wrote no number as the pid: {:?}", text.trim())))?;
+    let stat = sys::procfs::stat(pid)
+        .context(|| format!("read /proc/{pid}/stat"))?
+        .ok_or_else(|| Failure::Runtime(format!("the runtime wrote the pid {pid}, and there is no such process")))?;
+    write_whole("starttime", &stat.starttime.to_string()).context(|| "write starttime".into())?;
+    write_whole("pid", &pid.to_string()).context(|| "write pid".into())?;
+    let _ = std::fs::remove_file(RUNTIME_PID);
+    Ok(pid)
+}
+
+/// The pid and start time that a shim has recorded in `directory`.
+pub(crate) fn recorded_process(directory: &Path) -> Option<(u32, u64)> {
+    let number = |name: &str| std::fs::read_to_string(directory.join(name)).ok();
+    Some((number("pid")?.trim().parse().ok()?, number("starttime")?.trim().parse().ok()?))
+}

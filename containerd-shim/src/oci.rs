@@ -1,0 +1,77 @@
+//! The OCI runtime's command lines, as the shim uses them.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use crate::error::{Context, Failure};
+use crate::files::RUNTIME_PID;
+use crate::request::Request;
+
+/// Whom to run, and with what.
+#[derive(Debug)]
+pub(crate) struct Target {
+    pub(crate) id: OsString,
+    pub(crate) bundle: OsString,
+    pub(crate) runtime: PathBuf,
+}
+
+/// The descriptors that the process gets.
+#[derive(Debug)]
+pub(crate) struct ProcessStdio {
+    pub(crate) stdin: Stdio,
+    pub(crate) stdout: Stdio,
+    pub(crate) stderr: Stdio,
+}
+
+impl ProcessStdio {
+    /// `/dev/null` thrice.
+    pub(crate) fn null() -> ProcessStdio {
+        ProcessStdio { stdin: Stdio::null(), stdout: Stdio::null(), stderr: Stdio::null() }
+    }
+}
+
+/// Starts the runtime so that it makes the process; it dies with this shim.
+pub(crate) fn start(
+    target: &Target,
+    request: &Request,
+    console_socket: Option<&Path>,
+    stdio: ProcessStdio,
+) -> Result<Child, Failure> {
+    let mut command = base(target, request)?;
+    if request.exec {
+        command.args(["exec", "--detach", "--process", "process.json"]);
+    } else {
+        command.args(["create", "--bundle"]).arg(&target.bundle);
+        if request.no_pivot_root {
+            command.arg("--no-pivot");
+        }
+    }
+    if let Some(socket) = console_socket {
+        command.arg("--console-socket").arg(socket);
+    }
+    // Absolute: `create` changes into the bundle before it writes the file.
+    command.arg("--pid-file").arg(working_directory()?.join(RUNTIME_PID)).arg(&target.id);
+    command.stdin(stdio.stdin).stdout(stdio.stdout).stderr(stdio.stderr);
+    sys::child::die_with_parent(&mut command);
+    command.spawn().context(|| format!("start the runtime {}", target.runtime.display()))
+}
+
+/// Starts the killing of everything in the container, for one whose init's end does not do it.
+pub(crate) fn start_kill_all(target: &Target, request: &Request) -> Result<Child, Failure> {
+    let mut command = base(target, request)?;
+    command.args(["kill", "--all"]).arg(&target.id).arg("KILL");
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.spawn().context(|| format!("start the runtime {}", target.runtime.display()))
+}
+
+fn base(target: &Target, request: &Request) -> Result<Command, Failure> {
+    let mut command = Command::new(&target.runtime);
+    command.args(&request.runtime_args);
+    command.arg("--log").arg(working_directory()?.join("log.json")).args(["--log-format", "json"]);
+    Ok(command)
+}
+
+fn working_directory() -> Result<PathBuf, Failure> {
+    std::env::current_dir().context(|| "find the working directory".into())
+}

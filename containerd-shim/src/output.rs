@@ -1,0 +1,271 @@
+//! stdout, stderr, or a terminal's output: from the process into what the client named.
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use crate::error::warn;
+use crate::mover::{Mover, Step};
+use crate::stdio::Opened;
+
+/// How long the output of a process that has ended waits for somebody to read it.
+pub(crate) const READER_WAIT: Duration = Duration::from_secs(15);
+
+/// Attempts before the rest of the loop gets its turn.
+const TURN: usize = 32;
+
+/// What is known of the process when its output is looked at.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ended {
+    /// No process of the container can write any more: what is not there by now is not coming.
+    pub(crate) nobody_writes: bool,
+    pub(crate) now: Instant,
+}
+
+/// One output stream.
+#[derive(Debug)]
+pub(crate) struct Output {
+    name: &'static str,
+    source: OwnedFd,
+    sink: Opened,
+    /// Whether the sink is one that can be without a reader.
+    fifo: bool,
+    mover: Mover,
+    /// The source has ended.
+    over: bool,
+    /// Since when nobody has had the FIFO open for reading although there is something in it.
+    abandoned: Option<Instant>,
+    done: bool,
+    failed: bool,
+}
+
+impl Output {
+    /// `splice`: whether the source can be spliced from.
+    pub(crate) fn new(name: &'static str, source: OwnedFd, sink: Opened, splice: bool) -> Output {
+        let (mover, fifo) = (Mover::new(splice), sink.keeper.is_some());
+        Output { name, source, sink, fifo, mover, over: false, abandoned: None, done: false, failed: false }
+    }
+
+    /// The descriptors to wait on.
+    pub(crate) fn descriptors(&self) -> [&OwnedFd; 2] {
+        [&self.source, &self.sink.fd]
+    }
+
+    /// What the client reads from.
+    pub(crate) fn sink(&self) -> &OwnedFd {
+        &self.sink.fd
+    }
+
+    /// Whether there are bytes in the client's FIFO and nobody to read them.
+    pub(crate) fn waits_for_reader(&self) -> bool {
+        !self.done && self.abandoned.is_some()
+    }
+
+    /// When it gives up waiting for a reader.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.abandoned.filter(|_| !self.done).map(|since| since + READER_WAIT)
+    }
+
+    pub(crate) fn is_done(&self) -> bool {
+        self.done
+    }
+
+    /// Moves what can be moved; true if there may be more at once.
+    pub(crate) fn advance(&mut self) -> bool {
+        if self.over && self.mover.pending() == 0 {
+            return false;
+        }
+        for _ in 0..TURN {
+            match self.mover.step(self.source.as_fd(), self.sink.fd.as_fd(), u64::MAX) {
+                Step::Moved(_) => {}
+                // A terminal that nobody has open now may be opened again, while the process lives.
+                Step::End => {
+                    self.over = true;
+                    return false;
+                }
+                // Only after the end, when our own reading end is closed: kept until a reader comes.
+                Step::Blocked | Step::SinkGone => return false,
+                Step::Failed(e) => {
+                    if !self.failed {
+                        warn(&format!("{}: {e}; output is lost", self.name));
+                    }
+                    self.failed = true;
+                    // Spliced bytes were not taken; they must not stand in the way of the process.
+                    self.mover = Mover::new(false);
+                }
+            }
+        }
+        true
+    }
+
+    /// A terminal's end is the end of those who had it open; somebody may have opened it again.
+    pub(crate) fn look_again(&mut self) {
+        self.over = false;
+    }
+
+    /// After the process's end: moves on, and decides whether all has been delivered. True if there may be more
+    /// at once.
+    pub(crate) fn wind_up(&mut self, ended: Ended) -> bool {
+        if self.done {
+            return false;
+        }
+        // From now on the kernel tells whether somebody else reads.
+        self.sink.keeper = None;
+        let more = self.advance();
+        let drained = self.mover.pending() == 0
+            && (self.over || (ended.nobody_writes && !more && self.mover.is_drained(self.source.as_fd())));
+        if !self.fifo || self.has_reader() || !self.has_output() {
+            self.abandoned = None;
+            self.done = drained;
+        } else {
+            let since = *self.abandoned.get_or_insert(ended.now);
+            if ended.now.duration_since(since) >= READER_WAIT {
+                self.give_up("nobody has read it");
+            }
+        }
+        more && !self.done
+    }
+
+    /// Drops what has not been delivered.
+    pub(crate) fn give_up(&mut self, why: &str) {
+        if !self.done {
+            warn(&format!("{}: output was dropped: {why} for {} s", self.name, READER_WAIT.as_secs()));
+            self.mover.discard();
+            self.done = true;
+        }
+    }
+
+    fn has_output(&self) -> bool {
+        self.mover.pending() > 0
+            || rustix::io::ioctl_fionread(&self.source).is_ok_and(|bytes| bytes > 0)
+            || rustix::io::ioctl_fionread(&self.sink.fd).is_ok_and(|bytes| bytes > 0)
+    }
+
+    /// Whether anybody has the FIFO open for reading. Our own reading end must be closed.
+    fn has_reader(&self) -> bool {
+        let mut polled = [PollFd::new(&self.sink.fd, PollFlags::OUT)];
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut polled, Some(&at_once)).is_ok() && !polled[0].revents().contains(PollFlags::ERR)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stdio::{Direction, open_client, set_nonblocking};
+    use rustix::pipe::{PipeFlags, pipe_with};
+    use std::io::Read;
+    use std::path::PathBuf;
+
+    struct Fifo(PathBuf);
+
+    impl Fifo {
+        fn new(name: &str) -> Fifo {
+            let path = std::env::temp_dir().join(format!("output-{name}-{}", std::process::id()));
+            let _ = std::fs::remove_file(&path);
+            rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, 0o600.into(), 0).expect("fifo");
+            Fifo(path)
+        }
+        fn open(&self) -> Opened {
+            open_client("stdout", self.0.to_str().expect("utf-8"), Direction::ToClient).expect("opens").expect("a fifo")
+        }
+    }
+
+    impl Drop for Fifo {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_file(&self.0);
+        }
+    }
+
+    fn output(fifo: &Fifo) -> (OwnedFd, Output) {
+        let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC).expect("pipe");
+        set_nonblocking(&ours).expect("flags");
+        (theirs, Output::new("stdout", ours, fifo.open(), true))
+    }
+
+    fn ended(now: Instant) -> Ended {
+        Ended { nobody_writes: true, now }
+    }
+
+    #[test]
+    fn silence_needs_no_reader() {
+        let fifo = Fifo::new("silent");
+        let (theirs, mut output) = output(&fifo);
+        drop(theirs);
+        output.wind_up(ended(Instant::now()));
+        assert!(output.is_done());
+    }
+
+    #[test]
+    fn output_waits_for_a_reader_and_then_counts_as_delivered() {
+        let fifo = Fifo::new("late");
+        let (theirs, mut output) = output(&fifo);
+        rustix::io::write(&theirs, b"hello").expect("fits");
+        drop(theirs);
+        let start = Instant::now();
+        output.wind_up(ended(start));
+        assert!(!output.is_done() && output.waits_for_reader());
+        let mut reader = std::fs::File::open(&fifo.0).expect("opens at once, a writer is there");
+        output.wind_up(ended(start));
+        assert!(output.is_done());
+        drop(output);
+        let mut text = String::new();
+        reader.read_to_string(&mut text).expect("reads");
+        assert_eq!(text, "hello");
+    }
+
+    #[test]
+    fn without_a_reader_it_is_dropped_after_its_time() {
+        let fifo = Fifo::new("never");
+        let (theirs, mut output) = output(&fifo);
+        rustix::io::write(&theirs, b"hello").expect("fits");
+        drop(theirs);
+        let start = Instant::now();
+        output.wind_up(ended(start));
+        assert_eq!(output.deadline(), Some(start + READER_WAIT));
+        output.wind_up(ended(start + READER_WAIT));
+        assert!(output.is_done());
+    }
+
+    #[test]
+    fn a_writer_outside_the_container_delays_nothing_once_all_others_are_gone() {
+        let fifo = Fifo::new("outside");
+        let (theirs, mut output) = output(&fifo);
+        let now = Instant::now();
+        output.wind_up(Ended { nobody_writes: false, now });
+        assert!(!output.is_done(), "somebody may still write");
+        output.wind_up(ended(now));
+        assert!(output.is_done());
+        drop(theirs);
+    }
+
+    #[test]
+    fn a_slow_reader_is_waited_for_without_limit() {
+        let fifo = Fifo::new("slow");
+        let (theirs, mut output) = output(&fifo);
+        let mut reader = std::fs::File::open(&fifo.0).expect("opens");
+        set_nonblocking(&theirs).expect("flags");
+        let mut sent = 0;
+        // Until both the process's pipe and the FIFO are full.
+        while let Ok(n) = rustix::io::write(&theirs, &[7; 4096]).or_else(|_| {
+            output.advance();
+            rustix::io::write(&theirs, &[7; 4096])
+        }) {
+            sent += n;
+            assert!(sent < 1 << 20, "a fifo that nobody reads takes no end of bytes");
+        }
+        drop(theirs);
+        let later = Instant::now() + 10 * READER_WAIT;
+        output.wind_up(ended(later));
+        assert!(!output.is_done() && output.deadline().is_none());
+        let mut got = 0;
+        while !output.is_done() {
+            let mut piece = [0; 10_000];
+            got += reader.read(&mut piece).expect("reads");
+            output.wind_up(ended(later));
+        }
+        drop(output);
+        got += reader.read_to_end(&mut Vec::new()).expect("reads");
+        assert_eq!(got, sent);
+    }
+}

@@ -1,0 +1,56 @@
+//! What the daemon asks for, from `process.json`: the OCI process object with members of ours beside it.
+//! Only what the shim itself needs is kept; the runtime reads the rest from the same file.
+
+use crate::error::{Context, Failure};
+
+/// The members of `process.json` that concern the shim.
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct Request {
+    pub(crate) terminal: bool,
+    /// False for a container's init, true for an added process.
+    pub(crate) exec: bool,
+    pub(crate) containerd_stdin: String,
+    pub(crate) containerd_stdout: String,
+    pub(crate) containerd_stderr: String,
+    /// Put in front of the runtime's subcommand.
+    pub(crate) runtime_args: Vec<String>,
+    pub(crate) no_pivot_root: bool,
+    /// Directory of the checkpoint to restore from; empty for a fresh start.
+    pub(crate) checkpoint: String,
+    /// Host ids that the container's root maps to.
+    #[serde(rename = "rootUID")]
+    pub(crate) root_uid: u32,
+    #[serde(rename = "rootGID")]
+    pub(crate) root_gid: u32,
+}
+
+impl Request {
+    /// Reads `process.json` in the working directory.
+    pub(crate) fn read() -> Result<Request, Failure> {
+        let text = std::fs::read("process.json").context(|| "read process.json".into())?;
+        let request: Request =
+            serde_json::from_slice(&text).map_err(|e| Failure::Request(format!("process.json: {e}")))?;
+        if !request.checkpoint.is_empty() {
+            return Err(Failure::Request("process.json: restoring from a checkpoint is not supported yet".into()));
+        }
+        Ok(request)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn members_of_the_oci_process_are_passed_over() {
+        let text = r#"{"args":["sh"],"user":{"uid":0},"terminal":true,"exec":true,"rootUID":7,"rootGID":8,
+            "containerdStdin":"/a","runtimeArgs":["--root","/r"],"noPivotRoot":true,"rlimits":[{"type":"x"}]}"#;
+        let request: Request = serde_json::from_str(text).expect("valid");
+        assert!(request.terminal && request.exec && request.no_pivot_root);
+        assert_eq!((request.root_uid, request.root_gid), (7, 8));
+        assert_eq!(request.containerd_stdin, "/a");
+        assert_eq!(request.containerd_stdout, "");
+        assert_eq!(request.runtime_args, ["--root", "/r"]);
+    }
+}

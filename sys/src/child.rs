@@ -1,0 +1,87 @@
+//! Child processes: what std's `Command` lacks, and reaping one by its number.
+
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, WaitOptions, getppid, set_parent_process_death_signal, wait, waitpid};
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+/// How a process ended, as shells and this API count: its exit code, or 128 and the signal's number.
+pub type ExitStatus = u32;
+
+/// Makes the child be killed when the thread that starts it dies (prctl(2), `PR_SET_PDEATHSIG`). The setting
+/// outlives the exec and is not passed on to the child's own children.
+pub fn die_with_parent(command: &mut Command) {
+    let parent = rustix::process::getpid();
+    // SAFETY: between fork and exec only two system calls are made, both async-signal-safe, and nothing is
+    // allocated.
+    unsafe {
+        command.pre_exec(move || {
+            set_parent_process_death_signal(Some(Signal::KILL))?;
+            // The parent may have died before the setting took hold.
+            if getppid() != Some(parent) {
+                return Err(io::Error::from_raw_os_error(libc::ESRCH));
+            }
+            Ok(())
+        });
+    }
+}
+
+/// Reaps the child `pid` if it has ended; `None` while it runs. `ECHILD` if it is no child of ours.
+pub fn try_reap(pid: Pid) -> io::Result<Option<ExitStatus>> {
+    reap(Some(pid)).map(|ended| ended.map(|(_, status)| status))
+}
+
+/// Reaps any child that has ended. Only for a process that is the single reaper of all its children.
+pub fn try_reap_any() -> io::Result<Option<(Pid, ExitStatus)>> {
+    reap(None)
+}
+
+fn reap(pid: Option<Pid>) -> io::Result<Option<(Pid, ExitStatus)>> {
+    loop {
+        let ended = match pid {
+            Some(_) => waitpid(pid, WaitOptions::NOHANG),
+            None => wait(WaitOptions::NOHANG),
+        };
+        match ended {
+            Ok(None) => return Ok(None),
+            Ok(Some((pid, status))) => {
+                if let Some(code) = status.exit_status() {
+                    return Ok(Some((pid, code as u32)));
+                }
+                if let Some(signal) = status.terminating_signal() {
+                    return Ok(Some((pid, 128 + signal as u32)));
+                }
+            }
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(script: &str) -> ExitStatus {
+        let child = Command::new("/bin/sh").args(["-c", script]).spawn().expect("sh starts");
+        let pid = Pid::from_raw(child.id() as i32).expect("a pid is not zero");
+        let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).expect("pidfd_open");
+        let mut poll = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
+        rustix::event::poll(&mut poll, None).expect("poll");
+        try_reap(pid).expect("our child").expect("has ended")
+    }
+
+    #[test]
+    fn statuses_are_told_as_shells_do() {
+        assert_eq!(run("exit 0"), 0);
+        assert_eq!(run("exit 255"), 255);
+        assert_eq!(run("kill -9 $$"), 137);
+    }
+
+    #[test]
+    fn a_stranger_is_no_child() {
+        let init = Pid::from_raw(1).expect("not zero");
+        assert_eq!(try_reap(init).expect_err("init is not ours").raw_os_error(), Some(libc::ECHILD));
+    }
+}

@@ -1,0 +1,11 @@
+//! Kernel objects behind safe faces, one a file.
+//!
+//! This is the only crate with `unsafe` in it, and all of that is for what rustix lacks. It knows nothing
+//! of containers, allocates little, and is shared by the daemon, the shim and the client.
+
+pub mod allocator;
+pub mod child;
+pub mod descriptors;
+pub mod pidfd;
+pub mod procfs;
+pub mod signal;

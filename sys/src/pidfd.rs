@@ -1,0 +1,79 @@
+//! Processes by descriptor, so that a signal never reaches whoever has the same number later.
+
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use crate::procfs;
+
+/// A process that is known to be the one that was meant.
+#[derive(Debug)]
+pub struct PidFd(OwnedFd);
+
+impl PidFd {
+    /// Opens the process `pid` if it started at `starttime` (field 22 of `/proc/<pid>/stat`). `None` if it is
+    /// gone, is a zombie, or is another one that has the number now.
+    pub fn open(pid: u32, starttime: u64) -> io::Result<Option<PidFd>> {
+        let Some(number) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
+            return Ok(None);
+        };
+        let fd = match pidfd_open(number, PidfdFlags::empty()) {
+            Ok(fd) => fd,
+            Err(rustix::io::Errno::SRCH) => return Ok(None),
+            Err(e) => return Err(e.into()),
+        };
+        // Looked at after the opening: if it is the right one now, the descriptor is of the right one.
+        match procfs::stat(pid)? {
+            Some(stat) if stat.starttime == starttime && !stat.is_dead() => Ok(Some(PidFd(fd))),
+            _ => Ok(None),
+        }
+    }
+
+    /// Sends `signal`. `ESRCH` once the process has been reaped; a zombie takes signals without effect.
+    pub fn send(&self, signal: u32) -> io::Result<()> {
+        let null: *const libc::siginfo_t = std::ptr::null();
+        // SAFETY: the descriptor is open for as long as `self` is; a null siginfo is what the call documents
+        // for "as kill(2) does" (pidfd_send_signal(2)).
+        let result = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, self.0.as_raw_fd(), signal, null, 0) };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
+    /// The descriptor itself: readable once the process has ended, reaped or not.
+    pub fn into_fd(self) -> OwnedFd {
+        self.0
+    }
+}
+
+impl AsFd for PidFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_process_that_was_meant_is_opened() {
+        let me = std::process::id();
+        let stat = procfs::stat(me).expect("proc is readable").expect("we are alive");
+        assert!(PidFd::open(me, stat.starttime).expect("opens").is_some());
+        assert!(PidFd::open(me, stat.starttime + 1).expect("opens").is_none());
+        assert!(PidFd::open(0, 1).expect("no such process is no error").is_none());
+        assert!(PidFd::open(u32::MAX, 1).expect("no such process is no error").is_none());
+    }
+
+    #[test]
+    fn a_zombie_is_not_alive() {
+        let mut child = std::process::Command::new("/bin/cat").stdin(std::process::Stdio::piped()).spawn().expect("cat");
+        let stat = procfs::stat(child.id()).expect("proc").expect("alive");
+        let before = PidFd::open(child.id(), stat.starttime).expect("opens").expect("alive");
+        before.send(9).expect("a live child takes signals");
+        let mut poll = [rustix::event::PollFd::new(&before, rustix::event::PollFlags::IN)];
+        rustix::event::poll(&mut poll, None).expect("poll");
+        assert!(PidFd::open(child.id(), stat.starttime).expect("opens").is_none(), "a zombie is not alive");
+        child.wait().expect("reaps");
+        assert_eq!(before.send(9).expect_err("gone").raw_os_error(), Some(libc::ESRCH));
+    }
+}

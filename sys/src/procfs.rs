@@ -1,0 +1,86 @@
+//! What `/proc` says of a process (proc(5)).
+
+use std::fs;
+use std::io::{self, Read};
+
+/// The fields of `/proc/<pid>/stat` that tell whether a process is the same one, and alive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stat {
+    /// Field 3: `R`, `S`, `Z`, …
+    pub state: u8,
+    /// Field 22: clock ticks after boot at which the process started.
+    pub starttime: u64,
+}
+
+impl Stat {
+    /// Whether the process has ended and only waits to be reaped.
+    pub fn is_dead(&self) -> bool {
+        matches!(self.state, b'Z' | b'X' | b'x')
+    }
+}
+
+/// Reads `/proc/<pid>/stat`; `None` if there is no such process.
+pub fn stat(pid: u32) -> io::Result<Option<Stat>> {
+    let Some(text) = read(pid, "stat")? else { return Ok(None) };
+    parse_stat(&text).map(Some).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "unreadable /proc/<pid>/stat"))
+}
+
+/// Reads the file `name` of a process; `None` if the process is gone.
+pub fn read(pid: u32, name: &str) -> io::Result<Option<String>> {
+    let mut text = String::new();
+    let read = fs::File::open(format!("/proc/{pid}/{name}")).and_then(|mut file| file.read_to_string(&mut text));
+    match read {
+        Ok(_) => Ok(Some(text)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(libc::ESRCH) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// Whether a process is the first of its PID namespace, whose end ends all others in it: `NSpid` of
+/// `/proc/<pid>/status` has more than one number and the last is 1.
+pub fn is_namespace_init(pid: u32) -> io::Result<bool> {
+    let Some(status) = read(pid, "status")? else { return Ok(false) };
+    Ok(parse_nspid(&status))
+}
+
+fn parse_nspid(status: &str) -> bool {
+    let Some(line) = status.lines().find_map(|line| line.strip_prefix("NSpid:")) else { return false };
+    let mut numbers = line.split_ascii_whitespace();
+    numbers.next().is_some() && numbers.next_back() == Some("1")
+}
+
+fn parse_stat(text: &str) -> Option<Stat> {
+    // The command's name is in parentheses and may itself have spaces and parentheses in it.
+    let rest = &text[text.rfind(')')? + 1..];
+    let mut fields = rest.split_ascii_whitespace();
+    let state = *fields.next()?.as_bytes().first()?;
+    let starttime = fields.nth(18)?.parse().ok()?;
+    Some(Stat { state, starttime })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_with_parentheses_is_skipped() {
+        let text = "42 (a) Z (b) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 7777 20";
+        assert_eq!(parse_stat(text), Some(Stat { state: b'S', starttime: 7777 }));
+        assert_eq!(parse_stat("42 (a"), None);
+        assert_eq!(parse_stat("42 (a) S 1 2"), None);
+    }
+
+    #[test]
+    fn namespace_init_is_told_by_its_last_number() {
+        assert!(parse_nspid("Name:\tx\nNSpid:\t4242\t1\nFoo: 1"));
+        assert!(!parse_nspid("NSpid:\t4242\n"));
+        assert!(!parse_nspid("NSpid:\t4242\t17\n"));
+        assert!(!parse_nspid("NSpid:\t1\n"), "the host's own init is not a container's");
+    }
+
+    #[test]
+    fn nobody_has_no_stat() {
+        assert_eq!(stat(u32::MAX).expect("no error"), None);
+        assert!(stat(std::process::id()).expect("proc").is_some());
+    }
+}

@@ -1,0 +1,184 @@
+//! Signals as events: a mask, and a descriptor that tells which have come (signalfd(2)).
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+/// The largest signal number that the kernel knows.
+pub const MAX: u32 = 64;
+
+fn full_set() -> libc::sigset_t {
+    let mut set = MaybeUninit::uninit();
+    // SAFETY: sigfillset initialises the whole set and cannot fail on a valid pointer.
+    unsafe {
+        libc::sigfillset(set.as_mut_ptr());
+        set.assume_init()
+    }
+}
+
+fn set_of(signals: &[i32]) -> libc::sigset_t {
+    let mut set = MaybeUninit::uninit();
+    // SAFETY: sigemptyset initialises the set; sigaddset only writes into it, and refuses bad numbers.
+    unsafe {
+        libc::sigemptyset(set.as_mut_ptr());
+        for signal in signals {
+            libc::sigaddset(set.as_mut_ptr(), *signal);
+        }
+        set.assume_init()
+    }
+}
+
+/// Blocks every signal in this thread and the threads it starts later. std's `Command` gives its children an
+/// empty mask, so that they are not concerned.
+pub fn block_all() -> io::Result<()> {
+    mask(libc::SIG_SETMASK, &full_set())
+}
+
+/// Lets `signal` reach this thread again.
+pub fn unblock(signal: i32) -> io::Result<()> {
+    mask(libc::SIG_UNBLOCK, &set_of(&[signal]))
+}
+
+fn mask(how: i32, set: &libc::sigset_t) -> io::Result<()> {
+    // SAFETY: the set is initialised; the old mask is not asked for.
+    let result = unsafe { libc::pthread_sigmask(how, set, std::ptr::null_mut()) };
+    if result == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(result)) }
+}
+
+/// A descriptor that is readable while one of its signals is pending. The signals must be blocked.
+#[derive(Debug)]
+pub struct SignalFd(OwnedFd);
+
+impl SignalFd {
+    /// Watches `signals`.
+    pub fn new(signals: &[i32]) -> io::Result<SignalFd> {
+        let set = set_of(signals);
+        // SAFETY: the set is initialised; -1 asks for a new descriptor, which nobody else owns.
+        unsafe {
+            let fd = libc::signalfd(-1, &raw const set, libc::SFD_NONBLOCK | libc::SFD_CLOEXEC);
+            if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(SignalFd(OwnedFd::from_raw_fd(fd))) }
+        }
+    }
+
+    /// Takes one pending signal's number; `None` if there is none.
+    pub fn take(&self) -> io::Result<Option<u32>> {
+        let mut info = MaybeUninit::<libc::signalfd_siginfo>::uninit();
+        let size = size_of::<libc::signalfd_siginfo>();
+        // SAFETY: the buffer is as large as said, and the kernel writes whole structures or nothing
+        // (signalfd(2)).
+        let read = unsafe { libc::read(self.0.as_raw_fd(), info.as_mut_ptr().cast(), size) };
+        if read == size as isize {
+            // SAFETY: a whole structure was written.
+            return Ok(Some(unsafe { info.assume_init() }.ssi_signo));
+        }
+        match io::Error::last_os_error() {
+            e if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            e => Err(e),
+        }
+    }
+}
+
+impl AsFd for SignalFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Ends this process by `signal`, with the signal's default action, as if it had never been handled.
+pub fn die_by(signal: i32) -> ! {
+    // SAFETY: the default action needs no handler; raise and _exit are async-signal-safe.
+    unsafe {
+        libc::signal(signal, libc::SIG_DFL);
+        let _ = unblock(signal);
+        libc::raise(signal);
+        libc::_exit(128 + signal)
+    }
+}
+
+/// The number of a signal by its name, with or without `SIG`, in any case; real-time ones as `RTMIN+n`, `RTMAX-n`.
+pub fn by_name(name: &str) -> Option<u32> {
+    let upper = name.to_ascii_uppercase();
+    let name = upper.strip_prefix("SIG").unwrap_or(&upper);
+    if let Some(rest) = name.strip_prefix("RTMIN") {
+        let n: i32 = if rest.is_empty() { 0 } else { rest.strip_prefix('+')?.parse().ok()? };
+        let number = libc::SIGRTMIN().checked_add(n)?;
+        return (n >= 0 && number <= libc::SIGRTMAX()).then_some(number as u32);
+    }
+    if let Some(rest) = name.strip_prefix("RTMAX") {
+        let n: i32 = if rest.is_empty() { 0 } else { rest.strip_prefix('-')?.parse().ok()? };
+        let number = libc::SIGRTMAX().checked_sub(n)?;
+        return (n >= 0 && number >= libc::SIGRTMIN()).then_some(number as u32);
+    }
+    NAMES.iter().find(|(known, _)| *known == name).map(|(_, number)| *number as u32)
+}
+
+/// signal(7), and the two names that `kill -l` has beside them.
+const NAMES: &[(&str, i32)] = &[
+    ("HUP", libc::SIGHUP),
+    ("INT", libc::SIGINT),
+    ("QUIT", libc::SIGQUIT),
+    ("ILL", libc::SIGILL),
+    ("TRAP", libc::SIGTRAP),
+    ("ABRT", libc::SIGABRT),
+    ("IOT", libc::SIGIOT),
+    ("BUS", libc::SIGBUS),
+    ("FPE", libc::SIGFPE),
+    ("KILL", libc::SIGKILL),
+    ("USR1", libc::SIGUSR1),
+    ("SEGV", libc::SIGSEGV),
+    ("USR2", libc::SIGUSR2),
+    ("PIPE", libc::SIGPIPE),
+    ("ALRM", libc::SIGALRM),
+    ("TERM", libc::SIGTERM),
+    ("STKFLT", libc::SIGSTKFLT),
+    ("CHLD", libc::SIGCHLD),
+    ("CLD", libc::SIGCHLD),
+    ("CONT", libc::SIGCONT),
+    ("STOP", libc::SIGSTOP),
+    ("TSTP", libc::SIGTSTP),
+    ("TTIN", libc::SIGTTIN),
+    ("TTOU", libc::SIGTTOU),
+    ("URG", libc::SIGURG),
+    ("XCPU", libc::SIGXCPU),
+    ("XFSZ", libc::SIGXFSZ),
+    ("VTALRM", libc::SIGVTALRM),
+    ("PROF", libc::SIGPROF),
+    ("WINCH", libc::SIGWINCH),
+    ("IO", libc::SIGIO),
+    ("POLL", libc::SIGPOLL),
+    ("PWR", libc::SIGPWR),
+    ("SYS", libc::SIGSYS),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_found_as_people_write_them() {
+        assert_eq!(by_name("KILL"), Some(9));
+        assert_eq!(by_name("SIGKILL"), Some(9));
+        assert_eq!(by_name("sigterm"), Some(15));
+        assert_eq!(by_name("RTMIN+1"), Some(35));
+        assert_eq!(by_name("SIGRTMAX"), Some(64));
+        assert_eq!(by_name("RTMAX-1"), Some(63));
+        for bad in ["", "SIG", "NOPE", "RTMIN+99", "RTMIN-1", "RTMAX+1", "9x"] {
+            assert_eq!(by_name(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_blocked_signal_comes_through_the_descriptor() {
+        std::thread::spawn(|| {
+            mask(libc::SIG_BLOCK, &set_of(&[libc::SIGUSR2])).expect("blocks");
+            let fd = SignalFd::new(&[libc::SIGUSR2]).expect("signalfd");
+            assert_eq!(fd.take().expect("reads"), None);
+            // SAFETY: the signal is blocked in this thread and sent to this thread.
+            unsafe { libc::pthread_kill(libc::pthread_self(), libc::SIGUSR2) };
+            assert_eq!(fd.take().expect("reads"), Some(libc::SIGUSR2 as u32));
+            assert_eq!(fd.take().expect("reads"), None);
+        })
+        .join()
+        .expect("no panic");
+    }
+}
