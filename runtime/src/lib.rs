@@ -1,1 +1,46 @@
+//! What lies between a supervisor and an OCI runtime: bundles, the runtime's command line, and the files
+//! through which a shim and whoever supervises it speak.
+//!
+//! This crate knows one container or process at a time and keeps no state of its own; what to do when is the
+//! supervisor's business. It knows no gRPC and no flags.
 
+mod bundle;
+mod child;
+mod container_dir;
+mod json;
+mod names;
+mod oci;
+mod process_dir;
+mod shim;
+mod spec;
+mod stdio;
+
+pub use bundle::{Bundle, BundleError};
+pub use child::Child;
+pub use container_dir::{ContainerDir, ContainerRecord, INIT};
+pub use names::{NameError, check_name};
+pub use oci::{Oci, OciError, Operation};
+pub use process_dir::{Command, ProcessDir, ProcessRecord, ShimLine};
+pub use shim::Shim;
+pub use spec::{ProcessSpec, Rlimit, User};
+pub use stdio::{Stdio, StdioError};
+
+/// An operation on a path that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{operation} {}: {source}", path.display())]
+pub struct PathError {
+    /// What was being done, as a verb.
+    pub operation: &'static str,
+    /// To what.
+    pub path: std::path::PathBuf,
+    /// Why it failed.
+    pub source: std::io::Error,
+}
+
+impl PathError {
+    /// For `map_err`.
+    pub(crate) fn new(operation: &'static str, path: &std::path::Path) -> impl FnOnce(std::io::Error) -> PathError {
+        let path = path.to_path_buf();
+        move |source| PathError { operation, path, source }
+    }
+}

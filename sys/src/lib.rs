@@ -9,3 +9,5 @@ pub mod descriptors;
 pub mod pidfd;
 pub mod procfs;
 pub mod signal;
+#[cfg(feature = "tokio")]
+pub mod watched;

@@ -1,0 +1,160 @@
+//! The groups of one container.
+
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// The directories of one container in the hierarchies of this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cgroup {
+    /// The one that tells who is in the container.
+    members: PathBuf,
+    /// v1's freezer.
+    freezer: Option<PathBuf>,
+    /// v2.
+    unified: Option<PathBuf>,
+}
+
+impl Cgroup {
+    pub(crate) fn new(members: PathBuf, freezer: Option<PathBuf>, unified: Option<PathBuf>) -> Cgroup {
+        Cgroup { members, freezer, unified }
+    }
+
+    /// Every process in the container, groups below its own included. Empty once the group is gone.
+    pub fn pids(&self) -> io::Result<Vec<u32>> {
+        let mut pids = Vec::new();
+        collect(&self.members, &mut pids)?;
+        pids.sort_unstable();
+        pids.dedup();
+        Ok(pids)
+    }
+
+    /// Whether its processes are frozen, or about to be.
+    pub fn is_frozen(&self) -> io::Result<bool> {
+        if let Some(freezer) = &self.freezer {
+            return Ok(read(&freezer.join("freezer.state"))?.is_some_and(|state| state.trim() != "THAWED"));
+        }
+        match &self.unified {
+            Some(unified) => Ok(read(&unified.join("cgroup.freeze"))?.is_some_and(|state| state.trim() == "1")),
+            None => Ok(false),
+        }
+    }
+
+    /// Thaws what a v1 freezer holds: its processes would not even die. v2 lets frozen processes be killed.
+    pub fn thaw_for_kill(&self) -> io::Result<()> {
+        match &self.freezer {
+            Some(freezer) => gone_is_done(std::fs::write(freezer.join("freezer.state"), "THAWED")),
+            None => Ok(()),
+        }
+    }
+
+    /// Sends SIGKILL to everything in the container.
+    pub fn kill(&self) -> io::Result<()> {
+        if self.unified.as_deref() == Some(&self.members) {
+            let kill = self.members.join("cgroup.kill");
+            if kill.exists() {
+                return gone_is_done(std::fs::write(kill, "1"));
+            }
+        }
+        self.thaw_for_kill()?;
+        // A process that forks meanwhile is seen in the next round; what is killed forks no more.
+        for _ in 0..100 {
+            let pids = self.pids()?;
+            if pids.is_empty() {
+                break;
+            }
+            for pid in pids {
+                self.kill_member(pid)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The number may be somebody else's by now: opened first, then looked up once more, then signalled.
+    fn kill_member(&self, pid: u32) -> io::Result<()> {
+        let Some(stat) = sys::procfs::stat(pid)? else { return Ok(()) };
+        let Some(process) = sys::pidfd::PidFd::open(pid, stat.starttime)? else { return Ok(()) };
+        if !self.pids()?.contains(&pid) {
+            return Ok(());
+        }
+        match process.send(9) {
+            Err(e) if e.raw_os_error() != Some(rustix::io::Errno::SRCH.raw_os_error()) => Err(e),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn collect(directory: &Path, pids: &mut Vec<u32>) -> io::Result<()> {
+    // Absent once the group is removed; EOPNOTSUPP in a threaded group, whose processes its domain lists.
+    let Some(text) = read(&directory.join("cgroup.procs"))? else { return Ok(()) };
+    pids.extend(text.lines().filter_map(|line| line.parse::<u32>().ok()).filter(|pid| *pid != 0));
+    // A directory without others in it has two links, which saves listing it.
+    let Ok(metadata) = std::fs::metadata(directory) else { return Ok(()) };
+    if metadata.nlink() <= 2 {
+        return Ok(());
+    }
+    let Ok(entries) = std::fs::read_dir(directory) else { return Ok(()) };
+    for entry in entries.flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            collect(&entry.path(), pids)?;
+        }
+    }
+    Ok(())
+}
+
+/// A file's text; `None` if the group is gone or does not have it.
+fn read(path: &Path) -> io::Result<Option<String>> {
+    use rustix::io::Errno;
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(e) => match Errno::from_io_error(&e) {
+            Some(Errno::NOENT | Errno::NODEV | Errno::OPNOTSUPP) => Ok(None),
+            _ => Err(e),
+        },
+    }
+}
+
+fn gone_is_done(result: io::Result<()>) -> io::Result<()> {
+    use rustix::io::Errno;
+    match result {
+        Err(e) if !matches!(Errno::from_io_error(&e), Some(Errno::NOENT | Errno::NODEV)) => Err(e),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_below_count_and_missing_ones_are_empty() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let below = directory.path().join("a/b");
+        std::fs::create_dir_all(&below).expect("creates");
+        std::fs::write(directory.path().join("cgroup.procs"), "12\n7\n").expect("writes");
+        std::fs::write(directory.path().join("a/cgroup.procs"), "").expect("writes");
+        std::fs::write(below.join("cgroup.procs"), "9\n12\n0\n").expect("writes");
+        let cgroup = Cgroup::new(directory.path().into(), None, None);
+        assert_eq!(cgroup.pids().expect("reads"), [7, 9, 12]);
+        let gone = Cgroup::new("/nonexistent".into(), Some("/nonexistent".into()), None);
+        assert_eq!(gone.pids().expect("no error"), []);
+        assert!(!gone.is_frozen().expect("no error"));
+        gone.kill().expect("nothing to kill");
+    }
+
+    #[test]
+    fn frozen_is_told_on_both_versions() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let path = directory.path();
+        let v1 = Cgroup::new(path.into(), Some(path.into()), None);
+        for (text, frozen) in [("FROZEN\n", true), ("FREEZING\n", true), ("THAWED\n", false)] {
+            std::fs::write(path.join("freezer.state"), text).expect("writes");
+            assert_eq!(v1.is_frozen().expect("reads"), frozen);
+        }
+        v1.thaw_for_kill().expect("writes");
+        assert_eq!(std::fs::read_to_string(path.join("freezer.state")).expect("reads"), "THAWED");
+        let v2 = Cgroup::new(path.into(), None, Some(path.into()));
+        std::fs::write(path.join("cgroup.freeze"), "1\n").expect("writes");
+        assert!(v2.is_frozen().expect("reads"));
+    }
+}

@@ -1,0 +1,172 @@
+//! OCI bundles: a directory with a `config.json` (OCI runtime specification, bundle.md).
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use crate::json::null_as_default;
+use crate::spec::ProcessSpec;
+
+/// A larger `config.json` is refused: it would only cost memory.
+const LARGEST: u64 = 16 << 20;
+
+/// What is needed of a bundle.
+#[derive(Debug, Clone)]
+pub struct Bundle {
+    /// Absolute.
+    pub path: PathBuf,
+    /// The process as it stands in `config.json`, for the runtime.
+    pub process: Map<String, Value>,
+    /// The same, for us.
+    pub spec: ProcessSpec,
+    /// The host's user id that the container's root maps to.
+    pub root_uid: u32,
+    /// The host's group id that the container's root maps to.
+    pub root_gid: u32,
+}
+
+/// Why a bundle cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum BundleError {
+    /// No directory there.
+    #[error("bundle {}: {source}", path.display())]
+    Missing {
+        /// The bundle.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file cannot be read.
+    #[error("bundle config {}: {source}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not what the specification says.
+    #[error("bundle config {}: {reason}", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, with line and column where that is known.
+        reason: String,
+    },
+}
+
+#[derive(Deserialize)]
+struct Config {
+    #[serde(default)]
+    process: Option<Map<String, Value>>,
+    #[serde(default, deserialize_with = "null_as_default")]
+    linux: Linux,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default, rename_all = "camelCase")]
+struct Linux {
+    #[serde(deserialize_with = "null_as_default")]
+    uid_mappings: Vec<Mapping>,
+    #[serde(deserialize_with = "null_as_default")]
+    gid_mappings: Vec<Mapping>,
+}
+
+#[derive(Deserialize)]
+struct Mapping {
+    #[serde(rename = "containerID", default)]
+    container_id: u32,
+    #[serde(rename = "hostID", default)]
+    host_id: u32,
+}
+
+impl Bundle {
+    /// Reads the bundle in `path`, which may be relative.
+    pub fn load(path: &Path) -> Result<Bundle, BundleError> {
+        let missing = |source| BundleError::Missing { path: path.to_path_buf(), source };
+        let path = std::path::absolute(path).map_err(missing)?;
+        let metadata = std::fs::metadata(&path).map_err(missing)?;
+        if !metadata.is_dir() {
+            return Err(missing(std::io::ErrorKind::NotADirectory.into()));
+        }
+        let file = path.join("config.json");
+        let text = read_regular(&file).map_err(|source| BundleError::Unreadable { path: file.clone(), source })?;
+        let malformed = |reason: String| BundleError::Malformed { path: file.clone(), reason };
+        let config: Config = serde_json::from_slice(&text).map_err(|e| malformed(e.to_string()))?;
+        let process = config.process.ok_or_else(|| malformed("has no process".into()))?;
+        let spec: ProcessSpec =
+            serde_json::from_value(Value::Object(process.clone())).map_err(|e| malformed(format!("process: {e}")))?;
+        if spec.args.is_empty() {
+            return Err(malformed("process: args: no program is named".into()));
+        }
+        let root = |mappings: &[Mapping]| mappings.iter().find(|m| m.container_id == 0).map_or(0, |m| m.host_id);
+        let (root_uid, root_gid) = (root(&config.linux.uid_mappings), root(&config.linux.gid_mappings));
+        Ok(Bundle { path, process, spec, root_uid, root_gid })
+    }
+}
+
+/// Reads a file that a client named: never one that blocks, and never more than is sensible.
+fn read_regular(path: &Path) -> std::io::Result<Vec<u8>> {
+    let nonblocking = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+    let file = std::fs::OpenOptions::new().read(true).custom_flags(nonblocking).open(path)?;
+    let metadata = file.metadata()?;
+    if metadata.is_dir() {
+        return Err(std::io::ErrorKind::IsADirectory.into());
+    }
+    if !metadata.is_file() {
+        return Err(std::io::Error::other("is not a regular file"));
+    }
+    if metadata.len() > LARGEST {
+        return Err(std::io::ErrorKind::FileTooLarge.into());
+    }
+    let mut text = Vec::with_capacity(metadata.len() as usize + 1);
+    file.take(LARGEST).read_to_end(&mut text)?;
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(config: &str) -> Result<Bundle, String> {
+        let directory = tempfile::tempdir().expect("tempdir");
+        std::fs::write(directory.path().join("config.json"), config).expect("writes");
+        Bundle::load(directory.path()).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn root_of_a_user_namespace_is_found() {
+        let bundle = load(
+            r#"{"process":{"args":["a"],"x":1},"linux":{"uidMappings":[{"containerID":5,"hostID":1,"size":1},
+               {"containerID":0,"hostID":100000,"size":65536}],"gidMappings":null}}"#,
+        )
+        .expect("valid");
+        assert_eq!((bundle.root_uid, bundle.root_gid), (100_000, 0));
+        assert_eq!(bundle.process["x"], 1);
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_its_place() {
+        assert!(load("{\n \"process\": }").expect_err("bad").contains("line 2 column 13"));
+        assert!(load("").expect_err("empty").contains("line 1 column 0"));
+        assert!(load("{}").expect_err("no process").contains("has no process"));
+        assert!(load(r#"{"process":{}}"#).expect_err("no args").contains("args"));
+        assert!(load(r#"{"process":{"args":"sh"}}"#).expect_err("no list").contains("process: invalid type"));
+        assert!(load("[]").is_err());
+    }
+
+    #[test]
+    fn what_is_not_there_is_named() {
+        let error = Bundle::load(Path::new("/nonexistent/bundle")).expect_err("missing").to_string();
+        assert!(error.contains("/nonexistent/bundle") && error.contains("No such file"), "{error}");
+        let error = Bundle::load(Path::new("/etc/passwd")).expect_err("a file").to_string();
+        assert!(error.contains("not a directory"), "{error}");
+        let directory = tempfile::tempdir().expect("tempdir");
+        let error = Bundle::load(directory.path()).expect_err("no config").to_string();
+        assert!(error.contains("config.json") && error.contains("No such file"), "{error}");
+        let fifo = directory.path().join("config.json");
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).expect("fifo");
+        assert!(Bundle::load(directory.path()).expect_err("a fifo").to_string().contains("not a regular file"));
+    }
+}

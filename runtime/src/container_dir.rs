@@ -1,0 +1,116 @@
+//! A container's directory: `state.json`, and a directory for each process.
+
+use serde::{Deserialize, Serialize};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use crate::json::{null_as_default, write_whole};
+use crate::process_dir::ProcessDir;
+use crate::PathError;
+
+/// The name of a container's first process.
+pub const INIT: &str = "init";
+
+const STATE: &str = "state.json";
+
+/// What `state.json` holds. Members beside those of the contract have names of their own and may be absent.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ContainerRecord {
+    /// The OCI bundle, absolute.
+    pub bundle: String,
+    /// As the client gave them.
+    #[serde(deserialize_with = "null_as_default")]
+    pub labels: Vec<String>,
+    /// Stdio of init.
+    pub stdin: String,
+    /// Stdio of init.
+    pub stdout: String,
+    /// Stdio of init.
+    pub stderr: String,
+    /// The OCI runtime, name or path.
+    pub runtime: String,
+    /// Put in front of the runtime's subcommand.
+    #[serde(deserialize_with = "null_as_default")]
+    pub runtime_args: Vec<String>,
+    /// The shim.
+    pub shim: String,
+    /// Pass `--no-pivot`.
+    pub no_pivot_root: bool,
+    /// `/proc/sys/kernel/random/boot_id` when the container was made.
+    #[serde(rename = "boot_id")]
+    pub boot_id: String,
+    /// Tells this container from others of the same id; empty if an older daemon made it.
+    pub instance: String,
+    /// The container stays after its init's exit until it is deleted.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub keep: bool,
+}
+
+/// The directory of one container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContainerDir(PathBuf);
+
+impl ContainerDir {
+    /// Names of ours that no process may have.
+    pub const RESERVED: &[&str] = &[STATE];
+
+    /// The directory of container `id`, which must have been checked.
+    pub fn new(state_dir: &Path, id: &str) -> ContainerDir {
+        ContainerDir(state_dir.join(id))
+    }
+
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Makes the directory and its `state.json`.
+    pub fn create(&self, record: &ContainerRecord) -> Result<(), PathError> {
+        std::fs::DirBuilder::new().mode(0o711).create(&self.0).map_err(PathError::new("create", &self.0))?;
+        let path = self.0.join(STATE);
+        // Plain strings always serialize.
+        let text = serde_json::to_vec(record).map_err(|e| PathError::new("write", &path)(e.into()))?;
+        write_whole(&path, &text).map_err(PathError::new("write", &path))
+    }
+
+    /// Reads `state.json`.
+    pub fn read(&self) -> Result<ContainerRecord, PathError> {
+        let path = self.0.join(STATE);
+        let text = std::fs::read(&path).map_err(PathError::new("read", &path))?;
+        serde_json::from_slice(&text).map_err(|e| PathError::new("read", &path)(e.into()))
+    }
+
+    /// The directory of the process `name`, which must have been checked.
+    pub fn process(&self, name: &str) -> ProcessDir {
+        ProcessDir::new(self.0.join(name))
+    }
+
+    /// The processes that have a directory.
+    pub fn processes(&self) -> Result<Vec<String>, PathError> {
+        let failed = || PathError::new("list", &self.0);
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(&self.0).map_err(failed())? {
+            let entry = entry.map_err(failed())?;
+            if entry.file_type().map_err(failed())?.is_dir() {
+                if let Ok(name) = entry.file_name().into_string() {
+                    names.push(name);
+                }
+            }
+        }
+        Ok(names)
+    }
+
+    /// Removes the directory with all that is in it; it not being there is no error.
+    pub fn remove(&self) -> Result<(), PathError> {
+        remove_all(&self.0)
+    }
+}
+
+/// Removes a directory; what is already gone is no error.
+pub(crate) fn remove_all(path: &Path) -> Result<(), PathError> {
+    match std::fs::remove_dir_all(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(PathError::new("remove", path)(e)),
+        _ => Ok(()),
+    }
+}

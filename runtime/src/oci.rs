@@ -1,0 +1,283 @@
+//! The OCI runtime's command line, as the supervisor uses it. `create`, `exec` and `restore` are the shim's.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+use tokio::io::AsyncReadExt;
+
+use crate::child::Child;
+use crate::process_dir::last_error;
+
+/// An OCI runtime with the arguments that go in front of every subcommand.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Oci {
+    /// As it was named.
+    name: String,
+    binary: PathBuf,
+    arguments: Vec<String>,
+}
+
+/// A subcommand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operation {
+    /// Runs the user's process of a created container.
+    Start,
+    /// Freezes all its processes.
+    Pause,
+    /// Thaws them.
+    Resume,
+    /// Removes what the runtime keeps of a stopped container.
+    Delete,
+    /// The same, killing it first if need be; a container that is not there is no error.
+    ForceDelete,
+}
+
+impl Operation {
+    /// The subcommand's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Operation::Start => "start",
+            Operation::Pause => "pause",
+            Operation::Resume => "resume",
+            Operation::Delete | Operation::ForceDelete => "delete",
+        }
+    }
+}
+
+/// Why a call of the runtime failed.
+#[derive(Debug, thiserror::Error)]
+pub enum OciError {
+    /// No such program.
+    #[error("{0} not installed on system")]
+    NotInstalled(String),
+    /// It ran and failed; its own last words.
+    #[error("{0}")]
+    Failed(String),
+    /// It did not end in time and was killed.
+    #[error("{runtime} {operation} did not end within {limit:?}")]
+    Timeout {
+        /// The runtime.
+        runtime: String,
+        /// Its subcommand.
+        operation: &'static str,
+        /// How long it was waited for.
+        limit: Duration,
+    },
+    /// It could not be started or waited for.
+    #[error("run {runtime}: {source}")]
+    Spawn {
+        /// The runtime.
+        runtime: String,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Of a runtime that writes without end, only the last bytes are kept.
+const STDERR_TAIL: usize = 16 << 10;
+
+impl Oci {
+    /// Looks the runtime up: a path as it is, a name in `PATH`.
+    pub fn find(name: &str, arguments: Vec<String>) -> Result<Oci, OciError> {
+        let binary = find_program(name).ok_or_else(|| OciError::NotInstalled(name.to_string()))?;
+        Ok(Oci { name: name.to_string(), binary, arguments })
+    }
+
+    /// One that is known by its path, whether or not it is there now.
+    pub fn at(name: String, arguments: Vec<String>) -> Oci {
+        let binary = find_program(&name).unwrap_or_else(|| PathBuf::from(&name));
+        Oci { name, binary, arguments }
+    }
+
+    /// As it was named.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its absolute path.
+    pub fn binary(&self) -> &Path {
+        &self.binary
+    }
+
+    /// What goes in front of the subcommand.
+    pub fn arguments(&self) -> &[String] {
+        &self.arguments
+    }
+
+    /// Runs `operation` on container `id` and waits for its end, `limit` at most; then it is killed with all that
+    /// it has started. `log` is where the runtime writes its own log.
+    pub async fn run(&self, operation: Operation, id: &str, log: &Path, limit: Duration) -> Result<(), OciError> {
+        let start = std::fs::metadata(log).map_or(0, |metadata| metadata.len());
+        let mut command = Command::new(&self.binary);
+        command.args(&self.arguments).arg("--log").arg(log).args(["--log-format", "json", operation.name()]);
+        if operation == Operation::ForceDelete {
+            command.arg("--force");
+        }
+        command.arg(id).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let spawn_error = |source| OciError::Spawn { runtime: self.name.clone(), source };
+        let mut child = Child::spawn(&mut command).map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => OciError::NotInstalled(self.name.clone()),
+            _ => spawn_error(e),
+        })?;
+        let mut said = Said::new(&mut child).map_err(spawn_error)?;
+        let ended = tokio::time::timeout(limit, async {
+            loop {
+                tokio::select! {
+                    biased;
+                    status = child.wait() => return status,
+                    () = said.read() => {}
+                }
+            }
+        })
+        .await;
+        match ended {
+            Err(_) => {
+                // The drop of the child kills its group and reaps it.
+                let runtime = self.name.clone();
+                Err(OciError::Timeout { runtime, operation: operation.name(), limit })
+            }
+            Ok(Err(source)) => Err(spawn_error(source)),
+            Ok(Ok(0)) => Ok(()),
+            Ok(Ok(status)) => {
+                let words = match last_error(log, start) {
+                    Some(line) => line.msg,
+                    None => said.last_words().await,
+                };
+                Err(OciError::Failed(if words.is_empty() {
+                    format!("{} {} ended with status {status} and said nothing", self.name, operation.name())
+                } else {
+                    words
+                }))
+            }
+        }
+    }
+}
+
+/// What the runtime writes to stderr. Read while it runs, and not beyond: a child of its may hold it open.
+struct Said {
+    pipe: Option<tokio::net::unix::pipe::Receiver>,
+    tail: Vec<u8>,
+}
+
+impl Said {
+    fn new(child: &mut Child) -> io::Result<Said> {
+        let pipe = match child.take_stderr() {
+            Some(stderr) => Some(tokio::net::unix::pipe::Receiver::from_owned_fd(stderr.into())?),
+            None => None,
+        };
+        Ok(Said { pipe, tail: Vec::new() })
+    }
+
+    async fn read(&mut self) {
+        let Some(pipe) = &mut self.pipe else { return std::future::pending().await };
+        let mut piece = [0; 4096];
+        match pipe.read(&mut piece).await {
+            Ok(n @ 1..) => {
+                self.tail.extend_from_slice(&piece[..n]);
+                let excess = self.tail.len().saturating_sub(STDERR_TAIL);
+                self.tail.drain(..excess);
+            }
+            _ => self.pipe = None,
+        }
+    }
+
+    async fn last_words(&mut self) -> String {
+        // What is in the pipe now, without waiting for more.
+        while self.pipe.is_some() {
+            let before = self.tail.len();
+            if tokio::time::timeout(Duration::ZERO, self.read()).await.is_err() || self.tail.len() == before {
+                break;
+            }
+        }
+        let text = String::from_utf8_lossy(&self.tail);
+        text.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default().to_string()
+    }
+}
+
+/// A program by path, or by name in `PATH`; absolute.
+pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
+    if name.is_empty() || name.contains('\0') {
+        return None;
+    }
+    if name.contains('/') {
+        return std::path::absolute(name).ok().filter(|path| is_program(path));
+    }
+    let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/sbin:/usr/bin:/sbin:/bin".into());
+    std::env::split_paths(&path)
+        .filter_map(|directory| std::path::absolute(directory.join(name)).ok())
+        .find(|path| is_program(path))
+}
+
+fn is_program(path: &Path) -> bool {
+    use rustix::fs::{Access, access};
+    std::fs::metadata(path).is_ok_and(|m| m.is_file()) && access(path, Access::EXEC_OK).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn fake(script: &str) -> (tempfile::TempDir, Oci) {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let path = directory.path().join("fake");
+        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).expect("writes");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("chmod");
+        let oci = Oci::find(path.to_str().expect("utf-8"), vec!["--root=/r".into()]).expect("found");
+        (directory, oci)
+    }
+
+    async fn run(script: &str, limit: Duration) -> Result<(), OciError> {
+        let (directory, oci) = fake(script);
+        oci.run(Operation::Start, "c", &directory.path().join("log.json"), limit).await
+    }
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    #[tokio::test]
+    async fn arguments_are_in_front_of_the_subcommand() {
+        let said = run("echo \"$@\" >&2; exit 1", LONG).await.expect_err("fails").to_string();
+        assert!(said.starts_with("--root=/r --log /"), "{said}");
+        assert!(said.ends_with("/log.json --log-format json start c"), "{said}");
+    }
+
+    #[tokio::test]
+    async fn the_log_goes_before_stderr() {
+        let script = "echo '{\"level\":\"error\",\"msg\":\"in the log\"}' > $3; echo on stderr >&2; exit 3";
+        assert_eq!(run(script, LONG).await.expect_err("fails").to_string(), "in the log");
+        let said = run("exit 3", LONG).await.expect_err("fails").to_string();
+        assert!(said.contains("start ended with status 3 and said nothing"), "{said}");
+    }
+
+    #[tokio::test]
+    async fn one_that_hangs_is_killed_with_its_children() {
+        let script = "sleep 1000 & echo $! > $(dirname $0)/child; wait";
+        let (directory, oci) = fake(script);
+        let limit = Duration::from_millis(300);
+        let log = directory.path().join("log.json");
+        assert!(matches!(oci.run(Operation::Pause, "c", &log, limit).await, Err(OciError::Timeout { .. })));
+        let child: u32 =
+            std::fs::read_to_string(directory.path().join("child")).expect("written").trim().parse().expect("a pid");
+        let deadline = std::time::Instant::now() + LONG;
+        while sys::procfs::stat(child).expect("proc").is_some_and(|stat| !stat.is_dead()) {
+            assert!(std::time::Instant::now() < deadline, "the child of a killed runtime lives");
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn endless_words_cost_no_memory_and_a_held_stderr_no_time() {
+        let said = run("sleep 1000 & head -c 1000000 /dev/zero | tr '\\0' x >&2; echo >&2; echo end >&2; exit 1", LONG);
+        let said = said.await.expect_err("fails").to_string();
+        assert_eq!(said, "end");
+    }
+
+    #[test]
+    fn a_missing_runtime_is_named() {
+        let error = Oci::find("no-such-runtime", Vec::new()).expect_err("missing");
+        assert_eq!(error.to_string(), "no-such-runtime not installed on system");
+        assert!(Oci::find("/etc/passwd", Vec::new()).is_err());
+        assert!(Oci::find("", Vec::new()).is_err());
+    }
+}

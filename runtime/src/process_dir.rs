@@ -1,0 +1,269 @@
+//! A process's directory, through which its shim and whoever supervises it speak. The files are a contract.
+
+use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat, open};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use crate::container_dir::remove_all;
+use crate::json::{null_as_default, write_whole};
+use crate::spec::ProcessSpec;
+use crate::stdio::Stdio;
+use crate::PathError;
+
+/// What is written to `process.json` beside the OCI process object.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ProcessRecord {
+    /// False for init, true for an added process.
+    pub exec: bool,
+    /// Client's path.
+    pub containerd_stdin: String,
+    /// Client's path.
+    pub containerd_stdout: String,
+    /// Client's path.
+    pub containerd_stderr: String,
+    /// Put in front of the runtime's subcommand.
+    #[serde(deserialize_with = "null_as_default")]
+    pub runtime_args: Vec<String>,
+    /// Pass `--no-pivot`.
+    pub no_pivot_root: bool,
+    /// Directory to restore from; empty for a fresh start.
+    pub checkpoint: String,
+    /// Host ids that the container's root maps to.
+    #[serde(rename = "rootUID")]
+    pub root_uid: u32,
+    /// Host ids that the container's root maps to.
+    #[serde(rename = "rootGID")]
+    pub root_gid: u32,
+    /// Tells this process from others of the same name; empty if an older daemon made it.
+    pub instance: String,
+}
+
+impl ProcessRecord {
+    /// The stdio paths.
+    pub fn stdio(&self) -> Stdio {
+        Stdio {
+            stdin: self.containerd_stdin.clone(),
+            stdout: self.containerd_stdout.clone(),
+            stderr: self.containerd_stderr.clone(),
+        }
+    }
+
+    fn add_to(&self, object: &mut Map<String, Value>) {
+        let mut set = |name: &str, value: Value| object.insert(name.to_string(), value);
+        set("exec", self.exec.into());
+        set("containerdStdin", self.containerd_stdin.clone().into());
+        set("containerdStdout", self.containerd_stdout.clone().into());
+        set("containerdStderr", self.containerd_stderr.clone().into());
+        set("runtimeArgs", self.runtime_args.clone().into());
+        set("noPivotRoot", self.no_pivot_root.into());
+        set("checkpoint", self.checkpoint.clone().into());
+        set("rootUID", self.root_uid.into());
+        set("rootGID", self.root_gid.into());
+        set("instance", self.instance.clone().into());
+    }
+}
+
+/// A command to a shim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Command {
+    /// Pass on end-of-file to the process's stdin.
+    CloseStdin,
+    /// Resize its terminal, in characters.
+    Resize {
+        /// Width.
+        columns: u16,
+        /// Height.
+        rows: u16,
+    },
+}
+
+/// A line of `shim-log.json` or `log.json`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct ShimLine {
+    /// `error`, `warning`, …
+    pub level: String,
+    /// What is said.
+    pub msg: String,
+    /// What kind of failure, where the shim says so: `stdio`, `runtime`, `request`, `system`.
+    pub kind: String,
+}
+
+/// The directory of one process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProcessDir(PathBuf);
+
+impl ProcessDir {
+    pub(crate) fn new(path: PathBuf) -> ProcessDir {
+        ProcessDir(path)
+    }
+
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Makes the directory with `process.json` and the two FIFOs. A half-made one is removed.
+    pub fn create(&self, mut process: Map<String, Value>, record: &ProcessRecord) -> Result<(), PathError> {
+        std::fs::DirBuilder::new().mode(0o700).create(&self.0).map_err(PathError::new("create", &self.0))?;
+        record.add_to(&mut process);
+        let made = self.fill(&Value::Object(process));
+        if made.is_err() {
+            let _ = self.remove();
+        }
+        made
+    }
+
+    fn fill(&self, process: &Value) -> Result<(), PathError> {
+        let path = self.0.join("process.json");
+        write_whole(&path, process.to_string().as_bytes()).map_err(PathError::new("write", &path))?;
+        for name in ["exit", "control"] {
+            let path = self.0.join(name);
+            mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)
+                .map_err(|e| PathError::new("make fifo", &path)(e.into()))?;
+        }
+        Ok(())
+    }
+
+    /// Reads `process.json`.
+    pub fn read(&self) -> Result<(ProcessSpec, ProcessRecord), PathError> {
+        let path = self.0.join("process.json");
+        let text = std::fs::read(&path).map_err(PathError::new("read", &path))?;
+        let parse = || Ok((serde_json::from_slice(&text)?, serde_json::from_slice(&text)?));
+        parse().map_err(|e: serde_json::Error| PathError::new("read", &path)(e.into()))
+    }
+
+    /// Opens the reading end of `exit`. A read gives 0 bytes once no shim holds the other end.
+    pub fn open_exit(&self) -> Result<OwnedFd, PathError> {
+        let path = self.0.join("exit");
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        open(&path, flags, Mode::empty()).map_err(|e| PathError::new("open", &path)(e.into()))
+    }
+
+    /// Sends a command to the shim; false if there is none any more.
+    pub fn send(&self, command: Command) -> Result<bool, PathError> {
+        let path = self.0.join("control");
+        let failed = |e: rustix::io::Errno| PathError::new("write", &path)(e.into());
+        let line = match command {
+            Command::CloseStdin => "0 0 0\n".to_string(),
+            Command::Resize { columns, rows } => format!("1 {columns} {rows}\n"),
+        };
+        match open(&path, OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()) {
+            // Shorter than PIPE_BUF: whole or not at all (pipe(7)).
+            Ok(fd) => rustix::io::write(&fd, line.as_bytes()).map(|_| true).map_err(failed),
+            Err(rustix::io::Errno::NXIO | rustix::io::Errno::NOENT) => Ok(false),
+            Err(e) => Err(failed(e)),
+        }
+    }
+
+    /// The pid and start time, once the shim has written them.
+    pub fn process(&self) -> Option<(u32, u64)> {
+        Some((self.number("pid")?.try_into().ok()?, self.number("starttime")?))
+    }
+
+    /// How the process ended, once the shim has written it.
+    pub fn exit_status(&self) -> Option<u32> {
+        self.number("exitStatus")?.try_into().ok()
+    }
+
+    fn number(&self, name: &str) -> Option<u64> {
+        std::fs::read_to_string(self.0.join(name)).ok()?.trim().parse().ok()
+    }
+
+    /// Where the runtime's own log goes.
+    pub fn runtime_log(&self) -> PathBuf {
+        self.0.join("log.json")
+    }
+
+    /// The last error in the runtime's log, in its own words.
+    pub fn runtime_error(&self) -> Option<String> {
+        last_error(&self.runtime_log(), 0).map(|line| line.msg)
+    }
+
+    /// The last error that the shim wrote down.
+    pub fn shim_error(&self) -> Option<ShimLine> {
+        last_error(&self.0.join("shim-log.json"), 0)
+    }
+
+    /// Everything that the shim wrote down.
+    pub fn shim_log(&self) -> Vec<ShimLine> {
+        read_log(&self.0.join("shim-log.json"), 0)
+    }
+
+    /// Removes the directory; it not being there is no error.
+    pub fn remove(&self) -> Result<(), PathError> {
+        remove_all(&self.0)
+    }
+}
+
+/// The last line of level `error` (or worse) in a log, from byte `start` on.
+pub(crate) fn last_error(path: &Path, start: u64) -> Option<ShimLine> {
+    read_log(path, start).into_iter().rfind(|line| matches!(line.level.as_str(), "error" | "fatal" | "panic"))
+}
+
+/// A runtime that writes without end shall not cost without end.
+const LOG_TAIL: u64 = 64 << 10;
+
+fn read_log(path: &Path, start: u64) -> Vec<ShimLine> {
+    use std::io::{Read, Seek, SeekFrom};
+    let mut text = Vec::new();
+    let read = std::fs::File::open(path).and_then(|mut file| {
+        let tail = file.metadata()?.len().saturating_sub(LOG_TAIL);
+        file.seek(SeekFrom::Start(start.max(tail)))?;
+        file.take(LOG_TAIL).read_to_end(&mut text)
+    });
+    if read.is_err() {
+        return Vec::new();
+    }
+    // Lines that are no objects are somebody else's.
+    text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn made() -> (tempfile::TempDir, ProcessDir) {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let process = ProcessDir::new(directory.path().join("p"));
+        let record = ProcessRecord { exec: true, instance: "k".into(), root_uid: 3, ..ProcessRecord::default() };
+        let spec = ProcessSpec { args: vec!["a".into()], ..ProcessSpec::default() };
+        process.create(spec.to_oci(), &record).expect("creates");
+        assert_eq!(process.read().expect("reads"), (spec, record));
+        (directory, process)
+    }
+
+    #[test]
+    fn a_shim_that_is_not_there_takes_no_commands() {
+        let (_directory, process) = made();
+        assert!(!process.send(Command::CloseStdin).expect("no error"));
+        let path = process.path().join("control");
+        let shim = open(&path, OFlags::RDWR | OFlags::NONBLOCK, Mode::empty()).expect("opens");
+        assert!(process.send(Command::Resize { columns: 80, rows: 24 }).expect("sends"));
+        let mut line = [0; 32];
+        let n = rustix::io::read(&shim, &mut line).expect("reads");
+        assert_eq!(&line[..n], b"1 80 24\n");
+    }
+
+    #[test]
+    fn the_last_error_counts_and_garbage_does_not() {
+        let (_directory, process) = made();
+        assert_eq!(process.runtime_error(), None);
+        let log = "{\"level\":\"error\",\"msg\":\"first\"}\nxx\n{\"level\":\"error\",\"msg\":\"second\",\"time\":1}\n\
+                   {\"level\":\"info\",\"msg\":\"third\"}\n[1]\n";
+        std::fs::write(process.runtime_log(), log).expect("writes");
+        assert_eq!(process.runtime_error().as_deref(), Some("second"));
+    }
+
+    #[test]
+    fn secrets_are_for_the_owner_only() {
+        use std::os::unix::fs::PermissionsExt;
+        let (_directory, process) = made();
+        let mode = std::fs::metadata(process.path().join("process.json")).expect("there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+}
