@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use sys::pidfd::PidFd;
 
 use crate::child::Child;
 use crate::oci::{Oci, find_program};
@@ -34,5 +35,21 @@ impl Shim {
         command.args([id, bundle]).arg(oci.binary()).current_dir(directory.path());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         Child::spawn(&mut command)
+    }
+
+    /// The shims that have `directory` as their working directory: how one is found again that another supervisor
+    /// started. Goes through all of `/proc`, so only for what rarely happens.
+    pub fn running_in(directory: &ProcessDir) -> Vec<PidFd> {
+        let Ok(directory) = std::fs::canonicalize(directory.path()) else { return Vec::new() };
+        let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+        let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        let is_shim = |pid: u32| std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == directory);
+        let open = |pid| {
+            let stat = sys::procfs::stat(pid).ok()??;
+            let process = PidFd::open(pid, stat.starttime).ok()??;
+            // Looked at again, now that it cannot be another one.
+            is_shim(pid).then_some(process)
+        };
+        pids.filter(|pid| is_shim(*pid)).filter_map(open).collect()
     }
 }

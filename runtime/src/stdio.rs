@@ -55,7 +55,7 @@ fn look(path: &Path, access: Access) -> std::io::Result<String> {
     }
     // For root this finds read-only file systems and immutable files.
     accessat(CWD, &absolute, access, AtFlags::EACCESS)?;
-    absolute.into_os_string().into_string().map_err(|_| std::io::ErrorKind::InvalidFilename.into())
+    absolute.into_os_string().into_string().map_err(|_| std::io::Error::other("is not UTF-8"))
 }
 
 #[cfg(test)]

@@ -1,0 +1,171 @@
+//! One container: what it was made from, where in its lifecycle it is, and its processes.
+
+use cgroup::Cgroup;
+use runtime::{ContainerDir, ContainerRecord, INIT, Oci, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use tokio::sync::{RwLock, watch};
+
+use crate::error::Error;
+use crate::lifecycle::{Action, Happened, Request, State, permits, step};
+use crate::process::Process;
+
+/// What is asked for when a container is created.
+#[derive(Debug, Clone, Default)]
+pub struct CreateContainer {
+    /// Its name.
+    pub id: String,
+    /// The OCI bundle; may be relative.
+    pub bundle: String,
+    /// Init's stdio.
+    pub stdio: Stdio,
+    /// Kept and given back.
+    pub labels: Vec<String>,
+    /// An OCI runtime in place of the supervisor's and its arguments.
+    pub runtime: Option<String>,
+    /// Follow the supervisor's own arguments, or are the only ones if `runtime` is given.
+    pub runtime_args: Vec<String>,
+    /// Ask the runtime not to use pivot_root.
+    pub no_pivot_root: bool,
+    /// What becomes of it when its init ends.
+    pub on_exit: OnExit,
+}
+
+/// What becomes of a container when its init ends, and of one that was created and never started when its
+/// supervisor is replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnExit {
+    /// It is deleted, and its exit is told when it is gone.
+    #[default]
+    Delete,
+    /// It stays until it is deleted.
+    Keep,
+}
+
+/// A container that this supervisor knows.
+#[derive(Debug)]
+pub(crate) struct Container {
+    pub(crate) id: String,
+    pub(crate) record: ContainerRecord,
+    pub(crate) dir: ContainerDir,
+    pub(crate) oci: Oci,
+    /// The host's ids of the container's root.
+    pub(crate) root: (u32, u32),
+    /// Puts calls on this container in order: those that change it hold it for writing, execs for reading, so that
+    /// they run side by side. Nothing else waits for it.
+    pub(crate) order: RwLock<()>,
+    inner: Mutex<Inner>,
+    cgroup: OnceLock<Option<Cgroup>>,
+    /// Init has ended: whatever is being started in the container will not.
+    pub(crate) init_ended: watch::Sender<bool>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    state: State,
+    init: Option<Arc<Process>>,
+    /// In the order of their starts; those that are being started are among them.
+    added: Vec<Arc<Process>>,
+}
+
+impl Container {
+    pub(crate) fn new(
+        id: &str,
+        record: ContainerRecord,
+        dir: ContainerDir,
+        oci: Oci,
+        root: (u32, u32),
+        state: State,
+    ) -> Container {
+        let (init_ended, _) = watch::channel(false);
+        Container {
+            id: id.to_string(),
+            record,
+            dir,
+            oci,
+            root,
+            order: RwLock::new(()),
+            inner: Mutex::new(Inner { state, init: None, added: Vec::new() }),
+            cgroup: OnceLock::new(),
+            init_ended,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Held for plain assignments only.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn keeps(&self) -> bool {
+        self.record.keep
+    }
+
+    pub(crate) fn state(&self) -> State {
+        self.lock().state
+    }
+
+    /// Whether `request` fits the state.
+    pub(crate) fn check(&self, request: Request) -> Result<(), Error> {
+        let state = self.state();
+        if permits(state, request) {
+            return Ok(());
+        }
+        Err(Error::State { id: self.id.clone(), operation: request.name(), state: state.name() })
+    }
+
+    /// Takes the step of the lifecycle's table; `None` if it does not exist, and nothing changes.
+    pub(crate) fn happened(&self, what: Happened) -> Option<Option<Action>> {
+        let mut inner = self.lock();
+        let (next, action) = step(inner.state, what)?;
+        inner.state = next;
+        Some(action)
+    }
+
+    pub(crate) fn set_init(&self, process: Arc<Process>) {
+        self.lock().init = Some(process);
+    }
+
+    pub(crate) fn init(&self) -> Option<Arc<Process>> {
+        self.lock().init.clone()
+    }
+
+    /// Adds a process whose name nobody has.
+    pub(crate) fn add(&self, process: &Arc<Process>) -> Result<(), Error> {
+        let mut inner = self.lock();
+        if process.name == INIT || inner.added.iter().any(|other| other.name == process.name) {
+            return Err(Error::ProcessExists { id: self.id.clone(), process: process.name.clone() });
+        }
+        inner.added.push(process.clone());
+        Ok(())
+    }
+
+    pub(crate) fn remove(&self, process: &Arc<Process>) {
+        self.lock().added.retain(|other| !Arc::ptr_eq(other, process));
+    }
+
+    pub(crate) fn added(&self) -> Vec<Arc<Process>> {
+        self.lock().added.clone()
+    }
+
+    /// The process of that name, once it runs.
+    pub(crate) fn process(&self, name: &str) -> Result<Arc<Process>, Error> {
+        let inner = self.lock();
+        let found = inner.init.iter().chain(&inner.added).find(|p| p.name == name && p.pid().is_some());
+        found.cloned().ok_or_else(|| Error::ProcessNotFound { id: self.id.clone(), process: name.to_string() })
+    }
+
+    pub(crate) fn set_cgroup(&self, cgroup: Option<Cgroup>) {
+        let _ = self.cgroup.set(cgroup);
+    }
+
+    /// Its control groups; `None` if it has none of its own.
+    pub(crate) fn cgroup(&self) -> Option<&Cgroup> {
+        self.cgroup.get()?.as_ref()
+    }
+
+    /// Kills all that is in it, by every way there is.
+    pub(crate) fn kill_all(&self) {
+        if let Some(Err(e)) = self.cgroup().map(Cgroup::kill) {
+            tracing::warn!(container = %self.id, "cannot kill what is in the cgroup: {e}");
+        }
+    }
+}

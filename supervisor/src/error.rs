@@ -1,0 +1,143 @@
+//! What can go wrong, typed by what a caller can do about it.
+
+use runtime::{BundleError, NameError, OciError, PathError, StdioError};
+
+use crate::journal::JournalError;
+
+/// Why an operation failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No container has this id.
+    #[error("no container {id}")]
+    ContainerNotFound {
+        /// As it was asked for.
+        id: String,
+    },
+    /// The container has no process of this name.
+    #[error("container {id} has no process {process}")]
+    ProcessNotFound {
+        /// The container.
+        id: String,
+        /// As it was asked for.
+        process: String,
+    },
+    /// The process has ended.
+    #[error("process {process} of container {id} has ended")]
+    ProcessEnded {
+        /// The container.
+        id: String,
+        /// The process.
+        process: String,
+    },
+    /// A container has this id already.
+    #[error("container {id} already exists")]
+    ContainerExists {
+        /// The container.
+        id: String,
+    },
+    /// A process of the container has this name already.
+    #[error("container {id} already has a process {process}")]
+    ProcessExists {
+        /// The container.
+        id: String,
+        /// The process.
+        process: String,
+    },
+    /// An id or a name is refused.
+    #[error("{field} {value:?} {reason}")]
+    Name {
+        /// Which one.
+        field: &'static str,
+        /// What was given, shortened if it is long.
+        value: String,
+        /// Why.
+        reason: NameError,
+    },
+    /// Another argument is refused.
+    #[error("{field} {value:?} {reason}")]
+    Argument {
+        /// Which one.
+        field: &'static str,
+        /// What was given.
+        value: String,
+        /// Why.
+        reason: &'static str,
+    },
+    /// The bundle cannot be used.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    /// A stdio path cannot be used.
+    #[error(transparent)]
+    Stdio(#[from] StdioError),
+    /// A stdio path could not be opened by the shim, although it looked usable.
+    #[error("{0}")]
+    StdioOpen(String),
+    /// The operation does not fit the state.
+    #[error("cannot {operation} container {id}: it is {state}")]
+    State {
+        /// The container.
+        id: String,
+        /// What was asked for.
+        operation: &'static str,
+        /// The OCI name of the state it is in.
+        state: &'static str,
+    },
+    /// The OCI runtime is not there.
+    #[error("{0} not installed on system")]
+    RuntimeMissing(String),
+    /// The OCI runtime failed; its own words.
+    #[error("{0}")]
+    Runtime(String),
+    /// A runtime call did not end in time and was killed.
+    #[error("{0}")]
+    RuntimeTimeout(OciError),
+    /// The shim failed; its own words.
+    #[error("{0}")]
+    Shim(String),
+    /// It did not start in time and was killed.
+    #[error("not started in time")]
+    StartTimeout {
+        /// The container.
+        id: String,
+    },
+    /// A file of ours.
+    #[error(transparent)]
+    File(#[from] PathError),
+    /// The journal cannot be written, and what is not in the journal has not happened.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// Something else that this program needs of the kernel.
+    #[error("{operation}: {source}")]
+    System {
+        /// What was being done.
+        operation: &'static str,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+}
+
+impl Error {
+    /// For `map_err` on I/O that concerns no particular file.
+    pub(crate) fn system(operation: &'static str) -> impl FnOnce(std::io::Error) -> Error {
+        move |source| Error::System { operation, source }
+    }
+}
+
+impl From<OciError> for Error {
+    fn from(e: OciError) -> Error {
+        match e {
+            OciError::NotInstalled(name) => Error::RuntimeMissing(name),
+            OciError::Failed(words) => Error::Runtime(words),
+            e @ OciError::Timeout { .. } => Error::RuntimeTimeout(e),
+            e @ OciError::Spawn { .. } => Error::Runtime(e.to_string()),
+        }
+    }
+}
+
+/// A value as it is repeated in a message: not without end.
+pub(crate) fn shorten(value: &str) -> String {
+    match value.char_indices().nth(64) {
+        Some((end, _)) => format!("{}…", &value[..end]),
+        None => value.to_string(),
+    }
+}

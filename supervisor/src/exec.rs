@@ -1,0 +1,146 @@
+//! Added processes. The OCI runtime has one call for creating and starting them; creating one here makes
+//! everything ready for it, starting it makes that call.
+
+use runtime::{ProcessRecord, ProcessSpec, Stdio};
+use std::sync::Arc;
+use tokio::time::Instant;
+
+use crate::container::Container;
+use crate::error::Error;
+use crate::event::EventKind;
+use crate::lifecycle::Request;
+use crate::process::Process;
+use crate::start::{carried_through, on_disk};
+use crate::supervisor::{Shared, Supervisor, new_key};
+
+/// What is asked for when a process is added to a container.
+#[derive(Debug, Clone, Default)]
+pub struct CreateProcess {
+    /// The container.
+    pub id: String,
+    /// The process's name in it.
+    pub name: String,
+    /// The process; an empty environment or working directory is taken from the bundle's.
+    pub spec: ProcessSpec,
+    /// Its stdio.
+    pub stdio: Stdio,
+}
+
+/// A process that is ready to be started.
+#[derive(Debug)]
+pub struct Created {
+    shared: Arc<Shared>,
+    container: Arc<Container>,
+    process: Arc<Process>,
+    started: bool,
+}
+
+impl Supervisor {
+    /// Makes a process ready to run in a running container. Dropping the result removes it again.
+    pub async fn create_process(&self, request: CreateProcess) -> Result<Created, Error> {
+        let container = self.0.container(&request.id)?;
+        Shared::check_process_name(&request.name)?;
+        if request.spec.args.is_empty() {
+            let (field, value) = ("args", String::new());
+            return Err(Error::Argument { field, value, reason: "must name a program" });
+        }
+        let shared = self.0.clone();
+        on_disk(move || shared.prepare_process(container, request)).await?
+    }
+
+    /// Starts it; its host pid.
+    pub async fn start_process(&self, process: Created, deadline: Instant) -> Result<u32, Error> {
+        carried_through(async move { process.start(deadline).await }).await
+    }
+}
+
+impl Shared {
+    fn prepare_process(self: Arc<Self>, container: Arc<Container>, request: CreateProcess) -> Result<Created, Error> {
+        container.check(Request::Exec)?;
+        let stdio = request.stdio.resolve()?;
+        let mut spec = request.spec;
+        if let Some(init) = container.init() {
+            if spec.env.is_empty() {
+                spec.env.clone_from(&init.spec.env);
+            }
+            if spec.cwd.is_empty() {
+                spec.cwd.clone_from(&init.spec.cwd);
+            }
+        }
+        let object = spec.to_oci();
+        let dir = container.dir.process(&request.name);
+        let process = Arc::new(Process::new(&request.name, new_key(), spec, stdio.clone(), dir));
+        let record = ProcessRecord {
+            exec: true,
+            containerd_stdin: stdio.stdin,
+            containerd_stdout: stdio.stdout,
+            containerd_stderr: stdio.stderr,
+            runtime_args: container.record.runtime_args.clone(),
+            no_pivot_root: container.record.no_pivot_root,
+            checkpoint: String::new(),
+            root_uid: container.root.0,
+            root_gid: container.root.1,
+            instance: process.key.clone(),
+        };
+        // First of all the name, so that the directory is nobody else's.
+        container.add(&process)?;
+        self.journal.protect_new(&process.key);
+        let created = Created { shared: self, container, process, started: false };
+        created.process.dir.create(object, &record)?;
+        Ok(created)
+    }
+
+    /// Removes the directory of an added process and frees its name.
+    pub(crate) fn remove_process(self: &Arc<Self>, container: &Container, process: &Arc<Process>) {
+        if let Err(e) = process.dir.remove() {
+            tracing::error!(container = %container.id, process = %process.name, "{e}; remove it by hand");
+        }
+        container.remove(process);
+        self.journal.release_key(&process.key);
+    }
+}
+
+impl Created {
+    async fn start(mut self, deadline: Instant) -> Result<u32, Error> {
+        let (container, process) = (self.container.clone(), self.process.clone());
+        let _order = container.order.read().await;
+        container.check(Request::Exec)?;
+        let exit = match self.shared.run_shim(&container, &process, deadline).await {
+            Ok(exit) => exit,
+            Err(e) => {
+                self.give_up().await;
+                return Err(e);
+            }
+        };
+        let event = Shared::event(EventKind::StartProcess, &container, Some(&process), 0);
+        if let Err(e) = self.shared.journal.append(event) {
+            self.give_up().await;
+            return Err(e.into());
+        }
+        self.started = true;
+        let pid = process.pid().unwrap_or_default();
+        tracing::debug!(container = %container.id, process = %process.name, pid, "process started");
+        tokio::spawn(self.shared.clone().watch_process(container.clone(), process.clone(), exit));
+        Ok(pid)
+    }
+
+    /// Kills what there may be of it.
+    async fn give_up(&self) {
+        if let Some(identity) = self.process.dir.process() {
+            self.process.set_identity(identity);
+        }
+        if let Err(e) = self.process.kill().await {
+            tracing::warn!(container = %self.container.id, process = %self.process.name, "cannot kill it: {e}");
+        }
+        self.process.kill_shim().await;
+    }
+}
+
+impl Drop for Created {
+    fn drop(&mut self) {
+        if !self.started {
+            self.shared.remove_process(&self.container, &self.process);
+            self.process.over.send_replace(true);
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! What follows when a process has ended: its shim's `exit` closes, its status is found, it is told.
+
+use runtime::{INIT, Operation};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::container::Container;
+use crate::error::Error;
+use crate::event::{Event, EventKind};
+use crate::journal::Held;
+use crate::lifecycle::{Action, Happened, Request};
+use crate::process::{DEATH_LIMIT, ExitFifo, Process};
+use crate::start::{carried_through, delete};
+use crate::supervisor::{Shared, Supervisor};
+
+/// The status of a process that was killed because its shim died.
+const KILLED: u32 = 137;
+/// The status of a process of which nothing is known.
+pub(crate) const UNKNOWN: u32 = 255;
+
+/// How long the exits of added processes may take after init's end: the time that a shim waits for a reader, and some.
+const ADDED_LIMIT: Duration = Duration::from_secs(20);
+
+/// How long to wait before the journal is tried again, when it could not be written.
+const JOURNAL_RETRY: Duration = Duration::from_secs(1);
+
+impl Supervisor {
+    /// Deletes a container that has stopped, or was never started.
+    pub async fn delete(&self, id: &str) -> Result<(), Error> {
+        let (shared, container) = (self.0.clone(), self.0.container(id)?);
+        carried_through(async move {
+            let _order = container.order.write().await;
+            container.check(Request::Delete)?;
+            if container.happened(Happened::Failed).is_some() {
+                shared.discard(&container).await;
+            } else {
+                delete(&container.oci, &container, Operation::Delete, shared.config.call_timeout).await;
+                shared.remove(&container);
+            }
+            Ok(())
+        })
+        .await
+    }
+}
+
+impl Shared {
+    /// Waits for init's end, and sees to all that follows.
+    pub(crate) async fn watch_init(self: Arc<Self>, container: Arc<Container>, init: Arc<Process>, exit: ExitFifo) {
+        let status = self.ended(&container, &init, exit).await;
+        container.init_ended.send_replace(true);
+        // Whatever is under way on this container comes to its end first, a start in any case.
+        let _order = container.order.write().await;
+        let Some(action) = container.happened(Happened::Ended) else { return };
+        if action == Some(Action::Discard) && !container.keeps() {
+            tracing::info!(container = %container.id, status, "ended before it was started");
+            self.discard(&container).await;
+            return;
+        }
+        self.end_added(&container).await;
+        Shared::log_shim_warnings(&container.id, INIT, &init.dir);
+        let announced = action == Some(Action::AnnounceExit);
+        if container.keeps() {
+            if announced {
+                drop(self.record_exit(Shared::event(EventKind::Exit, &container, Some(&init), status)).await);
+            }
+            init.over.send_replace(true);
+            return;
+        }
+        delete(&container.oci, &container, Operation::Delete, self.config.call_timeout).await;
+        let held = self.record_exit(Shared::event(EventKind::Exit, &container, Some(&init), status)).await;
+        self.remove(&container);
+        init.over.send_replace(true);
+        drop(held);
+        tracing::info!(container = %container.id, status, "exited");
+    }
+
+    /// Waits for an added process's end, and tells it.
+    pub(crate) async fn watch_process(
+        self: Arc<Self>,
+        container: Arc<Container>,
+        process: Arc<Process>,
+        exit: ExitFifo,
+    ) {
+        let status = self.ended(&container, &process, exit).await;
+        Shared::log_shim_warnings(&container.id, &process.name, &process.dir);
+        let held = self.record_exit(Shared::event(EventKind::Exit, &container, Some(&process), status)).await;
+        self.remove_process(&container, &process);
+        drop(held);
+        process.over.send_replace(true);
+        tracing::debug!(container = %container.id, process = %process.name, status, "process exited");
+    }
+
+    /// Waits until the process is over, and finds its status.
+    async fn ended(&self, container: &Container, process: &Process, exit: ExitFifo) -> u32 {
+        if let Err(e) = exit.closed().await {
+            tracing::error!(container = %container.id, process = %process.name, "cannot wait for its exit: {e}");
+        }
+        if let Some(mut shim) = process.take_shim() {
+            if tokio::time::timeout(DEATH_LIMIT, shim.wait()).await.is_err() {
+                tracing::warn!(container = %container.id, process = %process.name, "its shim is done and does not end");
+                shim.kill();
+            }
+        }
+        if let Some(status) = process.dir.exit_status() {
+            return status;
+        }
+        tracing::warn!(container = %container.id, process = %process.name, "its shim died; it is killed");
+        self.kill_orphan(container, process).await;
+        KILLED
+    }
+
+    /// Kills a process that has no shim, and with an init all that is in the container.
+    pub(crate) async fn kill_orphan(&self, container: &Container, process: &Process) {
+        let init = process.name == INIT;
+        if let Some(Err(e)) = container.cgroup().filter(|_| init).map(cgroup::Cgroup::thaw_for_kill) {
+            tracing::warn!(container = %container.id, "cannot thaw it: {e}");
+        }
+        if let Err(e) = process.kill().await {
+            tracing::error!(container = %container.id, process = %process.name, "cannot kill it: {e}");
+        }
+        if init {
+            container.kill_all();
+        }
+    }
+
+    /// Sees to it that the exits of added processes are told before init's.
+    async fn end_added(&self, container: &Arc<Container>) {
+        let deadline = tokio::time::Instant::now() + ADDED_LIMIT;
+        for process in container.added() {
+            let mut over = process.over.subscribe();
+            if tokio::time::timeout_at(deadline, over.wait_for(|over| *over)).await.is_err() {
+                tracing::warn!(container = %container.id, process = %process.name, "does not end with its container");
+                // Its end is then seen as the shim's.
+                process.kill_shim().await;
+                let _ = tokio::time::timeout(DEATH_LIMIT, over.wait_for(|over| *over)).await;
+            }
+        }
+    }
+
+    /// Writes an exit to the journal, however long that takes: nothing that proves it is removed before.
+    pub(crate) async fn record_exit(self: &Arc<Self>, event: Event) -> Held {
+        loop {
+            match self.journal.append_held(event.clone()) {
+                Ok(held) => return held,
+                Err(e) => tracing::error!(container = %event.id, "{e}; the exit is told once it can be written"),
+            }
+            tokio::time::sleep(JOURNAL_RETRY).await;
+        }
+    }
+}

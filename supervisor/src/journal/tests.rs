@@ -1,0 +1,142 @@
+//! The journal against its promises: the file, the order, what is kept, what subscribers get.
+
+use super::*;
+use crate::EventKind;
+use crate::subscription::Subscription;
+
+fn event(kind: EventKind, id: &str) -> Event {
+    Event {
+        id: id.into(),
+        kind,
+        timestamp: Timestamp(0),
+        pid: String::new(),
+        status: 0,
+        instance: format!("key-{id}"),
+        process: String::new(),
+    }
+}
+
+fn lines(directory: &Path) -> usize {
+    std::fs::read_to_string(directory.join(FILE)).expect("reads").lines().count()
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_file_is_kept_to_its_count() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let journal = Journal::open(directory.path(), 10).expect("opens");
+    for n in 0..1000 {
+        journal.append(event(EventKind::Oom, &n.to_string())).expect("appends");
+        assert!(lines(directory.path()) > 0, "never empty");
+    }
+    assert_eq!(journal.lock().events.len(), 10);
+    tokio::time::sleep(2 * TRIM_DELAY).await;
+    assert_eq!(lines(directory.path()), 10);
+    let again = Journal::open(directory.path(), 10).expect("opens");
+    let kept: Vec<String> = again.lock().events.values().map(|e| e.id.clone()).collect();
+    assert_eq!(kept, (990..1000).map(|n| n.to_string()).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn what_recovery_needs_is_not_trimmed() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let journal = Journal::open(directory.path(), 5).expect("opens");
+    journal.protect_new("key-alive");
+    journal.append(event(EventKind::StartContainer, "alive")).expect("appends");
+    for _ in 0..50 {
+        journal.append(event(EventKind::Pause, "alive")).expect("appends");
+    }
+    assert!(journal.told().started.contains("key-alive"));
+    assert_eq!(journal.lock().events.len(), 5);
+    let again = Journal::open(directory.path(), 5).expect("opens");
+    again.protect("key-alive");
+    again.recovered();
+    for _ in 0..50 {
+        again.append(event(EventKind::Oom, "other")).expect("appends");
+    }
+    assert!(again.told().started.contains("key-alive"));
+    again.release_key("key-alive");
+    again.append(event(EventKind::Oom, "other")).expect("appends");
+    assert!(!again.told().started.contains("key-alive"));
+}
+
+#[test]
+fn timestamps_increase_over_a_clock_that_went_back() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let future = Timestamp(Timestamp::now().0 + 3_600_000_000_000);
+    let mut old = event(EventKind::Oom, "a");
+    old.timestamp = future;
+    let line = serde_json::to_string(&old).expect("plain data");
+    std::fs::write(directory.path().join(FILE), format!("{line}\n{line}\n")).expect("writes");
+    let journal = Journal::open(directory.path(), 0).expect("opens");
+    let next = journal.append(event(EventKind::Oom, "b")).expect("appends");
+    assert_eq!(next.timestamp, future.next().next());
+}
+
+#[test]
+fn damaged_lines_are_passed_over_and_the_rest_is_kept() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let good = serde_json::to_string(&event(EventKind::Oom, "a")).expect("plain data");
+    std::fs::write(directory.path().join(FILE), format!("{good}\nxx\n{{\"id\":\n{good}\n{{\"id\":\"cut")).expect("writes");
+    let journal = Journal::open(directory.path(), 0).expect("opens");
+    journal.append(event(EventKind::Oom, "b")).expect("appends");
+    let text = std::fs::read_to_string(directory.path().join(FILE)).expect("reads");
+    let ids: Vec<String> =
+        text.lines().map(|line| serde_json::from_str::<Event>(line).expect("only whole lines").id).collect();
+    assert_eq!(ids, ["a", "a", "b"]);
+}
+
+#[tokio::test]
+async fn nothing_is_seen_before_what_is_held() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let journal = Journal::open(directory.path(), 0).expect("opens");
+    let mut live = Subscription::new(&journal, None, None, false);
+    let held = journal.append_held(event(EventKind::Exit, "a")).expect("appends");
+    journal.append(event(EventKind::Oom, "b")).expect("appends");
+    let mut stored = Subscription::new(&journal, Some(Timestamp(0)), None, true);
+    assert!(stored.next().await.expect("keeps up").is_none());
+    drop(held);
+    let mut ids = Vec::new();
+    for _ in 0..2 {
+        ids.push(live.next().await.expect("keeps up").expect("goes on").id.clone());
+    }
+    assert_eq!(ids, ["a", "b"]);
+}
+
+#[tokio::test]
+async fn who_falls_behind_is_told_where_to_go_on() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let journal = Journal::open(directory.path(), 10).expect("opens");
+    let mut slow = Subscription::new(&journal, None, None, false);
+    let mut other = Subscription::new(&journal, None, Some("5".into()), false);
+    for n in 0..10 {
+        journal.append(event(EventKind::Oom, &n.to_string())).expect("appends");
+    }
+    let first = slow.next().await.expect("keeps up").expect("goes on");
+    assert_eq!(first.id, "0");
+    assert_eq!(other.next().await.expect("keeps up").expect("goes on").id, "5");
+    for n in 10..20 {
+        journal.append(event(EventKind::Oom, &n.to_string())).expect("appends");
+    }
+    let lost = slow.next().await.expect_err("nine are gone");
+    assert_eq!(lost.since, first.timestamp);
+    // From there on, what is stored comes, and what comes.
+    let mut again = Subscription::new(&journal, Some(lost.since), None, false);
+    assert_eq!(again.next().await.expect("keeps up").expect("goes on").id, "10");
+}
+
+#[tokio::test]
+async fn a_replay_longer_than_any_queue_does_not_disturb_others() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let journal = Journal::open(directory.path(), 0).expect("opens");
+    for n in 0..5000 {
+        journal.append(event(EventKind::Oom, &n.to_string())).expect("appends");
+    }
+    let _never_read = Subscription::new(&journal, Some(Timestamp(0)), None, false);
+    let mut reader = Subscription::new(&journal, Some(Timestamp(0)), None, true);
+    let mut seen = 0;
+    while let Some(event) = reader.next().await.expect("keeps up") {
+        assert_eq!(event.id, seen.to_string());
+        seen += 1;
+    }
+    assert_eq!(seen, 5000);
+}

@@ -1,0 +1,152 @@
+//! One process of a container, with its shim.
+
+use runtime::{Child, ProcessDir, ProcessSpec, Stdio};
+use rustix::io::Errno;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+use sys::pidfd::PidFd;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::watch;
+
+/// How long something that was killed may take to die.
+pub(crate) const DEATH_LIMIT: Duration = Duration::from_secs(10);
+
+/// A process that a client asked for.
+#[derive(Debug)]
+pub(crate) struct Process {
+    pub(crate) name: String,
+    /// Tells it from others of the same name; empty if an older daemon made it.
+    pub(crate) key: String,
+    pub(crate) spec: ProcessSpec,
+    pub(crate) stdio: Stdio,
+    pub(crate) dir: ProcessDir,
+    /// Pid and start time.
+    identity: OnceLock<(u32, u64)>,
+    /// Its shim, if this supervisor started it.
+    shim: Mutex<Option<Child>>,
+    /// Another supervisor started its shim.
+    adopted: bool,
+    /// Its exit has been dealt with.
+    pub(crate) over: watch::Sender<bool>,
+}
+
+impl Process {
+    pub(crate) fn new(name: &str, key: String, spec: ProcessSpec, stdio: Stdio, dir: ProcessDir) -> Process {
+        let (over, _) = watch::channel(false);
+        Process {
+            name: name.to_string(),
+            key,
+            spec,
+            stdio,
+            dir,
+            identity: OnceLock::new(),
+            shim: Mutex::new(None),
+            adopted: false,
+            over,
+        }
+    }
+
+    /// A process that an earlier supervisor started.
+    pub(crate) fn adopted(self) -> Process {
+        if let Some(identity) = self.dir.process() {
+            self.set_identity(identity);
+        }
+        Process { adopted: true, ..self }
+    }
+
+    /// The host's pid, once it runs.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.identity.get().map(|(pid, _)| *pid)
+    }
+
+    /// Pid and start time.
+    pub(crate) fn identity(&self) -> Option<(u32, u64)> {
+        self.identity.get().copied()
+    }
+
+    pub(crate) fn set_identity(&self, identity: (u32, u64)) {
+        // Set once, when the shim has written it or when it is found again.
+        let _ = self.identity.set(identity);
+    }
+
+    pub(crate) fn keep_shim(&self, shim: Child) {
+        *self.shim.lock().unwrap_or_else(PoisonError::into_inner) = Some(shim);
+    }
+
+    pub(crate) fn take_shim(&self) -> Option<Child> {
+        self.shim.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// The process itself, if it is alive.
+    pub(crate) fn open(&self) -> io::Result<Option<PidFd>> {
+        match self.identity() {
+            Some((pid, starttime)) => PidFd::open(pid, starttime),
+            None => Ok(None),
+        }
+    }
+
+    /// Kills it and waits until it is dead; false if it was dead already.
+    pub(crate) async fn kill(&self) -> io::Result<bool> {
+        let Some(process) = self.open()? else { return Ok(false) };
+        match process.send(9) {
+            Err(e) if Errno::from_io_error(&e) == Some(Errno::SRCH) => return Ok(false),
+            result => result?,
+        }
+        let ended = sys::watched::readable(process.into_fd())?;
+        match tokio::time::timeout(DEATH_LIMIT, ended.readable()).await {
+            Ok(_) => Ok(true),
+            Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "it was killed and does not die")),
+        }
+    }
+
+    /// Kills a shim that does not end by itself, wherever it came from.
+    pub(crate) async fn kill_shim(&self) {
+        if let Some(mut shim) = self.take_shim() {
+            shim.kill();
+            let _ = tokio::time::timeout(DEATH_LIMIT, shim.wait()).await;
+            return;
+        }
+        if !self.adopted {
+            return;
+        }
+        for shim in runtime::Shim::running_in(&self.dir) {
+            if let Err(e) = shim.send(9) {
+                tracing::warn!(process = %self.name, "cannot kill a shim: {e}");
+            }
+        }
+    }
+}
+
+/// The reading end of a process's `exit`.
+#[derive(Debug)]
+pub(crate) struct ExitFifo(AsyncFd<OwnedFd>);
+
+impl ExitFifo {
+    pub(crate) fn new(fd: OwnedFd) -> io::Result<ExitFifo> {
+        Ok(ExitFifo(sys::watched::readable(fd)?))
+    }
+
+    /// Whether no shim holds the other end.
+    pub(crate) fn is_closed(&self) -> io::Result<bool> {
+        let mut buffer = [0; 64];
+        loop {
+            match rustix::io::read(self.0.get_ref(), &mut buffer) {
+                Ok(0) => return Ok(true),
+                // Nothing of ours is written here; what somebody else wrote says nothing.
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Ok(false),
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+
+    /// Waits until no shim holds the other end. There must have been one since this was opened, or be none.
+    pub(crate) async fn closed(&self) -> io::Result<()> {
+        while !self.is_closed()? {
+            self.0.readable().await?.clear_ready();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,100 @@
+//! What clients ask of containers that run: signals, pausing, stdin, terminals.
+
+use runtime::{Command, INIT, Operation};
+use rustix::io::Errno;
+use std::sync::Arc;
+
+use crate::container::Container;
+use crate::error::Error;
+use crate::event::EventKind;
+use crate::lifecycle::{Happened, Request, State};
+use crate::process::Process;
+use crate::start::carried_through;
+use crate::supervisor::{Shared, Supervisor};
+
+const SIGKILL: u32 = 9;
+
+impl Supervisor {
+    /// Sends a signal to one process, and never to another one that has its pid now. Waits for nothing.
+    pub fn kill(&self, id: &str, name: &str, signal: u32) -> Result<(), Error> {
+        let (container, process) = self.0.process(id, name)?;
+        if !(1..=sys::signal::MAX).contains(&signal) {
+            let reason = "is no signal: it must be from 1 to 64";
+            return Err(Error::Argument { field: "signal", value: signal.to_string(), reason });
+        }
+        let ended = || Error::ProcessEnded { id: id.to_string(), process: name.to_string() };
+        let opened = process.open().map_err(Error::system("look up a process"))?.ok_or_else(ended)?;
+        match opened.send(signal) {
+            Err(e) if Errno::from_io_error(&e) == Some(Errno::SRCH) => return Err(ended()),
+            result => result.map_err(Error::system("send a signal"))?,
+        }
+        if signal == SIGKILL && container.state() == State::Paused {
+            if let Some(cgroup) = container.cgroup() {
+                cgroup.thaw_for_kill().map_err(Error::system("thaw a container that is killed"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Freezes a running container.
+    pub async fn pause(&self, id: &str) -> Result<(), Error> {
+        self.freeze(id, Request::Pause).await
+    }
+
+    /// Thaws a paused container.
+    pub async fn resume(&self, id: &str) -> Result<(), Error> {
+        self.freeze(id, Request::Resume).await
+    }
+
+    async fn freeze(&self, id: &str, request: Request) -> Result<(), Error> {
+        let (operation, happened, kind) = match request {
+            Request::Pause => (Operation::Pause, Happened::Paused, EventKind::Pause),
+            _ => (Operation::Resume, Happened::Resumed, EventKind::Resume),
+        };
+        let (shared, container) = (self.0.clone(), self.0.container(id)?);
+        carried_through(async move {
+            let _order = container.order.write().await;
+            container.check(request)?;
+            let log = container.dir.process(INIT).runtime_log();
+            container.oci.run(operation, &container.id, &log, shared.config.call_timeout).await?;
+            container.happened(happened);
+            shared.journal.append(Shared::event(kind, &container, None, 0))?;
+            tracing::info!(container = %container.id, state = container.state().name(), "changed");
+            Ok(())
+        })
+        .await
+    }
+
+    /// Makes a process read end-of-file after all that has been written to its stdin.
+    pub fn close_stdin(&self, id: &str, name: &str) -> Result<(), Error> {
+        self.0.command(id, name, Command::CloseStdin)
+    }
+
+    /// Resizes a process's terminal, in characters.
+    pub fn resize(&self, id: &str, name: &str, columns: u32, rows: u32) -> Result<(), Error> {
+        let size = |field, value: u32| {
+            let reason = "is more than a terminal can have (65535)";
+            u16::try_from(value).map_err(|_| Error::Argument { field, value: value.to_string(), reason })
+        };
+        let command = Command::Resize { columns: size("width", columns)?, rows: size("height", rows)? };
+        self.0.command(id, name, command)
+    }
+}
+
+impl Shared {
+    /// Looks up a process by the names that a client gave.
+    fn process(&self, id: &str, name: &str) -> Result<(Arc<Container>, Arc<Process>), Error> {
+        let container = self.container(id)?;
+        Shared::check_process_name(name)?;
+        let process = container.process(name)?;
+        Ok((container, process))
+    }
+
+    fn command(&self, id: &str, name: &str, command: Command) -> Result<(), Error> {
+        let (_, process) = self.process(id, name)?;
+        if process.dir.send(command)? {
+            return Ok(());
+        }
+        Err(Error::ProcessEnded { id: id.to_string(), process: name.to_string() })
+    }
+}

@@ -1,0 +1,294 @@
+//! Creating and starting: a container, and what both containers and added processes need of a shim.
+
+use runtime::{Bundle, Child, INIT, Oci, Operation, ProcessDir, ProcessRecord};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+use crate::container::{Container, CreateContainer, OnExit};
+use crate::error::Error;
+use crate::event::EventKind;
+use crate::lifecycle::{Happened, Request, State};
+use crate::process::{DEATH_LIMIT, ExitFifo, Process};
+use crate::snapshot::ContainerInfo;
+use crate::supervisor::{Shared, Supervisor, check_name, new_key};
+
+/// How long a start goes on after the container's init has ended: the runtime finds out by itself, normally.
+const AFTER_INIT: Duration = Duration::from_secs(2);
+
+impl Supervisor {
+    /// Creates a container: afterwards it is there, with its init waiting to be started. On failure, and if it is
+    /// not done by `deadline`, nothing is left of it.
+    pub async fn create(&self, request: CreateContainer, deadline: Instant) -> Result<(), Error> {
+        let shared = self.0.clone();
+        carried_through(async move { shared.create(request, deadline).await }).await
+    }
+
+    /// Starts a created container's init. A container that fails to start stays as it is: [`Supervisor::discard`] it.
+    pub async fn start(&self, id: &str, deadline: Instant) -> Result<ContainerInfo, Error> {
+        let (shared, container) = (self.0.clone(), self.0.container(id)?);
+        carried_through(async move { shared.start(&container, deadline).await }).await
+    }
+
+    /// Removes a container that was never started, with all that belongs to it. Nobody is told.
+    pub async fn discard(&self, id: &str) -> Result<(), Error> {
+        let (shared, container) = (self.0.clone(), self.0.container(id)?);
+        carried_through(async move {
+            let _order = container.order.write().await;
+            if container.happened(Happened::Failed).is_some() {
+                shared.discard(&container).await;
+            }
+            Ok(())
+        })
+        .await
+    }
+}
+
+/// Runs an operation to its end even if whoever asked for it goes away.
+pub(crate) async fn carried_through<T: Send + 'static>(
+    operation: impl Future<Output = Result<T, Error>> + Send + 'static,
+) -> Result<T, Error> {
+    match tokio::spawn(operation).await {
+        Ok(result) => result,
+        Err(e) if e.is_panic() => std::panic::resume_unwind(e.into_panic()),
+        Err(e) => Err(Error::System { operation: "carry out an operation", source: io::Error::other(e) }),
+    }
+}
+
+/// Runs what may wait for a file system, which may be anybody's, where it delays nobody.
+pub(crate) async fn on_disk<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work).await.map_err(|e| match e.try_into_panic() {
+        Ok(panic) => std::panic::resume_unwind(panic),
+        Err(e) => Error::System { operation: "read files", source: io::Error::other(e) },
+    })
+}
+
+impl Shared {
+    async fn create(self: Arc<Self>, request: CreateContainer, deadline: Instant) -> Result<(), Error> {
+        self.reserve(&request.id)?;
+        let id = request.id.clone();
+        let created = self.clone().create_reserved(request, deadline).await;
+        if created.is_err() {
+            self.map().remove(&id);
+        }
+        created
+    }
+
+    async fn create_reserved(self: Arc<Self>, request: CreateContainer, deadline: Instant) -> Result<(), Error> {
+        let shared = self.clone();
+        let container = Arc::new(on_disk(move || shared.prepare(request)).await??);
+        let Some(init) = container.init() else { unreachable!("a prepared container has an init") };
+        self.journal.protect_new(&container.record.instance);
+        let exit = match self.run_shim(&container, &init, deadline).await {
+            Ok(exit) => exit,
+            Err(e) => {
+                self.discard(&container).await;
+                return Err(e);
+            }
+        };
+        if let Some(pid) = init.pid() {
+            let cgroup = self.hierarchies.of_process(pid);
+            container.set_cgroup(cgroup.unwrap_or_else(|e| {
+                tracing::warn!(container = %container.id, "cannot find its cgroup: {e}");
+                None
+            }));
+        }
+        container.happened(Happened::Created);
+        self.map().insert(container.id.clone(), Some(container.clone()));
+        tracing::debug!(container = %container.id, pid = init.pid(), "created");
+        tokio::spawn(self.watch_init(container, init, exit));
+        Ok(())
+    }
+
+    /// Checks what was asked for, and makes the directories.
+    fn prepare(&self, request: CreateContainer) -> Result<Container, Error> {
+        if request.bundle.is_empty() {
+            let (field, value) = ("bundlePath", String::new());
+            return Err(Error::Argument { field, value, reason: "must not be empty" });
+        }
+        let oci = self.runtime_for(request.runtime.as_deref(), &request.runtime_args)?;
+        let bundle = Bundle::load(std::path::Path::new(&request.bundle))?;
+        let stdio = request.stdio.resolve()?;
+        let bundle_path = bundle.path.to_string_lossy().into_owned();
+        let record = runtime::ContainerRecord {
+            bundle: bundle_path,
+            labels: request.labels,
+            stdin: stdio.stdin.clone(),
+            stdout: stdio.stdout.clone(),
+            stderr: stdio.stderr.clone(),
+            runtime: oci.name().to_string(),
+            runtime_args: oci.arguments().to_vec(),
+            shim: self.shim.path().to_string_lossy().into_owned(),
+            no_pivot_root: request.no_pivot_root,
+            boot_id: self.boot_id.clone(),
+            instance: new_key(),
+            keep: request.on_exit == OnExit::Keep,
+        };
+        let dir = self.container_dir(&request.id);
+        if dir.path().symlink_metadata().is_ok() {
+            return Err(Error::ContainerExists { id: request.id });
+        }
+        let process = ProcessRecord {
+            exec: false,
+            containerd_stdin: stdio.stdin.clone(),
+            containerd_stdout: stdio.stdout.clone(),
+            containerd_stderr: stdio.stderr.clone(),
+            runtime_args: record.runtime_args.clone(),
+            no_pivot_root: record.no_pivot_root,
+            checkpoint: String::new(),
+            root_uid: bundle.root_uid,
+            root_gid: bundle.root_gid,
+            instance: record.instance.clone(),
+        };
+        let made = dir.create(&record).and_then(|()| dir.process(INIT).create(bundle.process, &process));
+        if let Err(e) = made {
+            let _ = dir.remove();
+            return Err(e.into());
+        }
+        let init = Process::new(INIT, record.instance.clone(), bundle.spec, stdio, dir.process(INIT));
+        let root = (bundle.root_uid, bundle.root_gid);
+        let container = Container::new(&request.id, record, dir, oci, root, State::Creating);
+        container.set_init(Arc::new(init));
+        Ok(container)
+    }
+
+    /// Starts the shim of a process whose directory is ready, and waits until it has written the pid.
+    pub(crate) async fn run_shim(
+        &self,
+        container: &Container,
+        process: &Process,
+        deadline: Instant,
+    ) -> Result<ExitFifo, Error> {
+        let exit = process.dir.open_exit()?;
+        let mut watch = self.pids.watch(process.dir.path()).map_err(Error::system("watch a process directory"))?;
+        let started = self.shim.start(&container.id, &container.record.bundle, &container.oci, &process.dir);
+        let mut shim = started.map_err(|e| Error::Shim(format!("start {}: {e}", self.shim.path().display())))?;
+        let mut init_ended = container.init_ended.subscribe();
+        let gone_with_init = async {
+            if init_ended.wait_for(|ended| *ended).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+            tokio::time::sleep(AFTER_INIT).await;
+        };
+        let ended = tokio::select! {
+            biased;
+            () = watch.written() => None,
+            ended = shim.wait() => Some(ended),
+            () = tokio::time::sleep_until(deadline) => {
+                self.abandon(shim).await;
+                return Err(Error::StartTimeout { id: container.id.clone() });
+            }
+            () = gone_with_init => {
+                self.abandon(shim).await;
+                let (operation, state) = (Request::Exec.name(), State::Stopped.name());
+                return Err(Error::State { id: container.id.clone(), operation, state });
+            }
+        };
+        drop(watch);
+        match process.dir.process() {
+            // Also if the process and its shim are over by now.
+            Some(identity) => {
+                process.set_identity(identity);
+                shim.unwatch();
+                process.keep_shim(shim);
+                ExitFifo::new(exit).map_err(Error::system("watch the exit fifo"))
+            }
+            None => Err(why_it_failed(&process.dir, ended)),
+        }
+    }
+
+    /// Kills a shim that is not done, and the runtime with it.
+    async fn abandon(&self, mut shim: Child) {
+        shim.kill();
+        if tokio::time::timeout(DEATH_LIMIT, shim.wait()).await.is_err() {
+            tracing::warn!(pid = shim.pid().as_raw_nonzero(), "a killed shim does not die");
+        }
+    }
+
+    async fn start(self: Arc<Self>, container: &Arc<Container>, deadline: Instant) -> Result<ContainerInfo, Error> {
+        let _order = container.order.write().await;
+        container.check(Request::Start)?;
+        let init = container.process(INIT)?;
+        let limit = deadline.saturating_duration_since(Instant::now());
+        let started = container.oci.run(Operation::Start, &container.id, &init.dir.runtime_log(), limit).await;
+        started.map_err(|e| match e {
+            runtime::OciError::Timeout { .. } => Error::StartTimeout { id: container.id.clone() },
+            e => e.into(),
+        })?;
+        // In the journal before anybody is told, and before the exit, which waits for `order`.
+        self.journal.append(Shared::event(EventKind::StartContainer, container, None, 0))?;
+        container.happened(Happened::Started);
+        tracing::info!(container = %container.id, pid = init.pid(), "started");
+        Ok(ContainerInfo::of(container, init.pid().into_iter().collect(), None))
+    }
+
+    /// Removes all that there is of a container that nobody has been told of: shim, processes, what the runtime
+    /// keeps, and the directory, which frees the id.
+    pub(crate) async fn discard(self: &Arc<Self>, container: &Arc<Container>) {
+        if let Some(init) = container.init() {
+            let created = init.dir.process().is_some();
+            if let Some(identity) = init.dir.process() {
+                init.set_identity(identity);
+            }
+            // The process first: its shim then ends by itself, having reaped it.
+            if let Err(e) = init.kill().await {
+                tracing::warn!(container = %container.id, "cannot kill init: {e}");
+            }
+            if created || interrupted(&init.dir) {
+                delete(&container.oci, container, Operation::ForceDelete, self.config.call_timeout).await;
+            }
+            container.kill_all();
+            init.kill_shim().await;
+            Shared::log_shim_warnings(&container.id, INIT, &init.dir);
+        }
+        self.remove(container);
+    }
+
+    /// Removes the directory and frees the id.
+    pub(crate) fn remove(self: &Arc<Self>, container: &Container) {
+        if let Err(e) = container.dir.remove() {
+            tracing::error!(container = %container.id, "{e}; remove it by hand");
+        }
+        self.map().remove(&container.id);
+        self.journal.release_key(&container.record.instance);
+    }
+}
+
+/// Whether the runtime may have been killed half-way, so that what it made may be left. One that failed by itself
+/// has cleaned up; what has the id then is not ours.
+fn interrupted(dir: &ProcessDir) -> bool {
+    dir.runtime_error().is_none() && dir.shim_error().is_none_or(|line| line.kind == "runtime" || line.kind == "system")
+}
+
+/// The runtime's `delete`, whose failure is only logged.
+pub(crate) async fn delete(oci: &Oci, container: &Container, operation: Operation, limit: Duration) {
+    let log = container.dir.process(INIT).runtime_log();
+    if let Err(e) = oci.run(operation, &container.id, &log, limit).await {
+        tracing::warn!(container = %container.id, "{} {} failed: {e}", oci.name(), operation.name());
+    }
+}
+
+/// Why a shim ended without having written a pid: in the runtime's words, or else in its own.
+fn why_it_failed(dir: &ProcessDir, ended: Option<io::Result<u32>>) -> Error {
+    let shim = dir.shim_error();
+    if let Some(line) = shim.as_ref().filter(|line| line.kind == "stdio") {
+        return Error::StdioOpen(line.msg.clone());
+    }
+    if let Some(words) = dir.runtime_error() {
+        return Error::Runtime(words);
+    }
+    match (shim, ended) {
+        (Some(line), _) => Error::Shim(line.msg),
+        (None, Some(Ok(status))) => Error::Shim(format!("it ended with status {status} and said nothing")),
+        (None, Some(Err(e))) => Error::Shim(format!("it cannot be waited for: {e}")),
+        (None, None) => Error::Shim("it wrote no pid".into()),
+    }
+}
+
+impl Shared {
+    /// Checks the name of a process that is to be added.
+    pub(crate) fn check_process_name(name: &str) -> Result<(), Error> {
+        check_name("pid", name, runtime::ContainerDir::RESERVED)
+    }
+}

@@ -1,0 +1,157 @@
+//! The supervisor: the map of containers, and what all operations need.
+
+use cgroup::Hierarchies;
+use runtime::{ContainerDir, Oci, ProcessDir, Shim};
+use std::collections::HashMap;
+use std::os::unix::fs::DirBuilderExt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::watch;
+
+use crate::config::Config;
+use crate::container::Container;
+use crate::error::{Error, shorten};
+use crate::event::{Event, EventKind, Timestamp};
+use crate::journal::{self, Journal};
+use crate::pid_watch::PidWatcher;
+use crate::process::Process;
+use crate::subscription::Subscription;
+
+/// Supervises the containers of one state directory. Cheap to clone; all clones are the same.
+#[derive(Debug, Clone)]
+pub struct Supervisor(pub(crate) Arc<Shared>);
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    pub(crate) shim: Shim,
+    pub(crate) journal: Arc<Journal>,
+    pub(crate) pids: PidWatcher,
+    pub(crate) hierarchies: Hierarchies,
+    pub(crate) boot_id: String,
+    /// Every id that is in use; a container that is being created is there without one.
+    containers: Mutex<HashMap<String, Option<Arc<Container>>>>,
+    pub(crate) recovered: watch::Sender<bool>,
+}
+
+impl Supervisor {
+    /// Takes over a state directory, which nobody else may be using. [`Supervisor::recover`] must follow. Must be
+    /// called within a tokio runtime.
+    pub fn open(config: Config) -> Result<Supervisor, Error> {
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o711).create(&config.state_dir);
+        made.map_err(Error::system("create the state directory"))?;
+        let shim = Shim::find(&config.shim).map_err(|e| Error::Shim(e.to_string()))?;
+        let journal = Journal::open(&config.state_dir, config.retain)?;
+        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(Error::system("read boot_id"))?;
+        let (recovered, _) = watch::channel(false);
+        Ok(Supervisor(Arc::new(Shared {
+            shim,
+            journal,
+            pids: PidWatcher::new().map_err(Error::system("make an inotify instance"))?,
+            hierarchies: Hierarchies::read().map_err(Error::system("read the cgroup mounts"))?,
+            boot_id: boot_id.trim().to_string(),
+            containers: Mutex::default(),
+            recovered,
+            config,
+        })))
+    }
+
+    /// Waits until [`Supervisor::recover`] has finished.
+    pub async fn recovered(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.0.recovered.subscribe().wait_for(|done| *done).await;
+    }
+
+    /// The time one call of the runtime may take.
+    pub fn call_timeout(&self) -> Duration {
+        self.0.config.call_timeout
+    }
+
+    /// Subscribes to events: those that are stored and newer than `from`, if that is given, and, unless
+    /// `stored_only`, those that come. `id` limits them to one container.
+    pub fn subscribe(&self, from: Option<Timestamp>, id: Option<String>, stored_only: bool) -> Subscription {
+        Subscription::new(&self.0.journal, from, id, stored_only)
+    }
+}
+
+impl Shared {
+    pub(crate) fn map(&self) -> MutexGuard<'_, HashMap<String, Option<Arc<Container>>>> {
+        // Held for plain look-ups only.
+        self.containers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes an id for a container that is to be created.
+    pub(crate) fn reserve(&self, id: &str) -> Result<(), Error> {
+        check_name("id", id, &[journal::FILE])?;
+        let mut map = self.map();
+        if map.contains_key(id) {
+            return Err(Error::ContainerExists { id: id.to_string() });
+        }
+        map.insert(id.to_string(), None);
+        Ok(())
+    }
+
+    /// Looks up a container that has been created.
+    pub(crate) fn container(&self, id: &str) -> Result<Arc<Container>, Error> {
+        check_name("id", id, &[journal::FILE])?;
+        let found = self.map().get(id).cloned().flatten();
+        found.ok_or_else(|| Error::ContainerNotFound { id: id.to_string() })
+    }
+
+    pub(crate) fn container_dir(&self, id: &str) -> ContainerDir {
+        ContainerDir::new(&self.config.state_dir, id)
+    }
+
+    /// The runtime that a new container is to use.
+    pub(crate) fn runtime_for(&self, runtime: Option<&str>, arguments: &[String]) -> Result<Oci, Error> {
+        Ok(match runtime {
+            Some(runtime) => Oci::find(runtime, arguments.to_vec())?,
+            None => {
+                let own = self.config.runtime_args.iter().chain(arguments);
+                Oci::find(&self.config.runtime, own.cloned().collect())?
+            }
+        })
+    }
+
+    /// An event about the container, or about one of its processes.
+    pub(crate) fn event(kind: EventKind, container: &Container, process: Option<&Process>, status: u32) -> Event {
+        let added = process.filter(|process| process.name != runtime::INIT);
+        let named = process.filter(|_| matches!(kind, EventKind::StartProcess | EventKind::Exit));
+        Event {
+            id: container.id.clone(),
+            kind,
+            timestamp: Timestamp::default(),
+            pid: named.map(|process| process.name.clone()).unwrap_or_default(),
+            status,
+            instance: container.record.instance.clone(),
+            process: added.map(|process| process.key.clone()).unwrap_or_default(),
+        }
+    }
+
+    /// Hands on what a shim warned of, before its directory goes.
+    pub(crate) fn log_shim_warnings(container: &str, process: &str, dir: &ProcessDir) {
+        for line in dir.shim_log() {
+            tracing::warn!(container, process, "shim: {}", line.msg);
+        }
+    }
+}
+
+/// Checks a name that a client gave.
+pub(crate) fn check_name(field: &'static str, name: &str, reserved: &[&str]) -> Result<(), Error> {
+    runtime::check_name(name, reserved).map_err(|reason| Error::Name { field, value: shorten(name), reason })
+}
+
+/// A key that no other process instance has, on this machine or another.
+pub(crate) fn new_key() -> String {
+    let mut bytes = [0; 12];
+    let mut filled = 0;
+    while filled < bytes.len() {
+        match rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty()) {
+            Ok(n) => filled += n,
+            Err(rustix::io::Errno::INTR) => {}
+            // Only on kernels without the call; the clock tells instances apart as well.
+            Err(_) => return format!("{:x}", Timestamp::now().0),
+        }
+    }
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
