@@ -1,0 +1,143 @@
+//! Between the messages of the API and the supervisor's types.
+
+use supervisor::{ContainerInfo, Event, ProcessInfo, ProcessSpec, Rlimit, State, Timestamp, User};
+use tonic::Status;
+
+use crate::errors::invalid;
+
+/// Go's zero time, year 1, which some clients send for "none".
+const GO_ZERO: i64 = -62_135_596_800;
+
+/// A moment that a client names; `None` if it names none.
+pub(crate) fn moment(timestamp: Option<api::Timestamp>) -> Result<Option<Timestamp>, Status> {
+    let Some(timestamp) = timestamp.filter(|t| (t.seconds, t.nanos) != (GO_ZERO, 0)) else { return Ok(None) };
+    if !(0..1_000_000_000).contains(&timestamp.nanos) {
+        return Err(invalid("timestamp", timestamp.nanos, "is no number of nanoseconds within a second"));
+    }
+    let nanoseconds = timestamp.seconds.saturating_mul(1_000_000_000).saturating_add(timestamp.nanos.into());
+    Ok(Some(Timestamp(nanoseconds)))
+}
+
+/// An event as it is sent.
+pub(crate) fn event(event: &Event) -> api::Event {
+    let Timestamp(nanoseconds) = event.timestamp;
+    api::Event {
+        r#type: event.kind.name().into(),
+        id: event.id.clone(),
+        status: event.status,
+        pid: event.pid.clone(),
+        timestamp: Some(api::Timestamp {
+            seconds: nanoseconds.div_euclid(1_000_000_000),
+            // Less than a thousand million.
+            nanos: nanoseconds.rem_euclid(1_000_000_000) as i32,
+        }),
+    }
+}
+
+/// A container as it is sent.
+pub(crate) fn container(info: ContainerInfo) -> api::Container {
+    api::Container {
+        id: info.id,
+        bundle_path: info.bundle,
+        processes: info.processes.into_iter().map(process).collect(),
+        status: status_name(info.state).into(),
+        labels: info.labels,
+        pids: info.pids,
+        runtime: info.runtime,
+    }
+}
+
+fn status_name(state: State) -> &'static str {
+    match state {
+        State::Paused => "paused",
+        State::Stopped => "stopped",
+        State::Creating | State::Created | State::Running => "running",
+    }
+}
+
+fn process(info: ProcessInfo) -> api::Process {
+    let spec = info.spec;
+    api::Process {
+        pid: info.name,
+        terminal: spec.terminal,
+        user: Some(api::User {
+            uid: spec.user.uid,
+            gid: spec.user.gid,
+            additional_gids: spec.user.additional_gids,
+        }),
+        args: spec.args,
+        env: spec.env,
+        cwd: spec.cwd,
+        system_pid: info.pid,
+        stdin: info.stdio.stdin,
+        stdout: info.stdio.stdout,
+        stderr: info.stdio.stderr,
+        capabilities: spec.capabilities,
+        apparmor_profile: spec.apparmor_profile,
+        selinux_label: spec.selinux_label,
+        no_new_privileges: spec.no_new_privileges,
+        rlimits: spec
+            .rlimits
+            .into_iter()
+            .map(|limit| api::Rlimit { r#type: limit.kind, soft: limit.soft, hard: limit.hard })
+            .collect(),
+    }
+}
+
+/// The process that a client wants added.
+pub(crate) fn process_spec(request: &mut api::AddProcessRequest) -> ProcessSpec {
+    let user = request.user.take().unwrap_or_default();
+    ProcessSpec {
+        terminal: request.terminal,
+        user: User { uid: user.uid, gid: user.gid, additional_gids: user.additional_gids },
+        args: std::mem::take(&mut request.args),
+        env: std::mem::take(&mut request.env),
+        cwd: std::mem::take(&mut request.cwd),
+        capabilities: std::mem::take(&mut request.capabilities),
+        apparmor_profile: std::mem::take(&mut request.apparmor_profile),
+        selinux_label: std::mem::take(&mut request.selinux_label),
+        no_new_privileges: request.no_new_privileges,
+        rlimits: std::mem::take(&mut request.rlimits)
+            .into_iter()
+            .map(|limit| Rlimit { kind: limit.r#type, soft: limit.soft, hard: limit.hard })
+            .collect(),
+    }
+}
+
+/// The machine: CPUs that this process may use, memory in MiB.
+pub(crate) fn machine() -> api::Machine {
+    let cpus = rustix::thread::sched_getaffinity(None).map_or(1, |set| set.count());
+    let info = rustix::system::sysinfo();
+    let bytes = u64::from(info.mem_unit).saturating_mul(info.totalram);
+    api::Machine { cpus, memory: bytes >> 20 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gos_zero_time_is_none() {
+        let at = |seconds, nanos| moment(Some(api::Timestamp { seconds, nanos }));
+        assert_eq!(moment(None).expect("none"), None);
+        assert_eq!(at(GO_ZERO, 0).expect("none"), None);
+        assert_eq!(at(1, 2).expect("valid"), Some(Timestamp(1_000_000_002)));
+        assert_eq!(at(i64::MAX, 0).expect("clamped"), Some(Timestamp(i64::MAX)));
+        assert_eq!(at(i64::MIN, 0).expect("clamped"), Some(Timestamp(i64::MIN)));
+        assert!(at(0, -1).is_err() && at(0, 1_000_000_000).is_err());
+    }
+
+    #[test]
+    fn events_before_1970_keep_their_fraction() {
+        let sent = event(&Event {
+            id: "a".into(),
+            kind: supervisor::EventKind::Oom,
+            timestamp: Timestamp(-1),
+            pid: String::new(),
+            status: 0,
+            instance: String::new(),
+            process: String::new(),
+        });
+        assert_eq!(sent.timestamp, Some(api::Timestamp { seconds: -1, nanos: 999_999_999 }));
+    }
+}

@@ -1,0 +1,137 @@
+//! The daemon's own life: start, recover, serve, stop.
+
+use anyhow::{Context, Result, bail};
+use api::api_server::ApiServer;
+use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use std::time::Duration;
+use supervisor::{Config, Supervisor};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tonic_health::ServingStatus;
+
+use crate::flags::Flags;
+use crate::listen;
+use crate::service::Service;
+
+/// How long calls that are under way may take when the daemon is stopped.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
+
+/// Requests that one connection may have under way. Each subscriber to events is one for as long as it is there.
+const STREAMS_PER_CONNECTION: u32 = 4096;
+
+/// The name under which the health service tells of the API.
+const SERVICE: &str = "types.API";
+
+/// Runs until a signal says to stop.
+pub(crate) fn run(flags: Flags) -> Result<()> {
+    sys::allocator::limit_heaps(2);
+    // What this process was started with is not the containers' business.
+    sys::descriptors::close_on_exec_from(3).context("set close-on-exec")?;
+    if let Err(e) = sys::descriptors::raise_limit() {
+        tracing::warn!("cannot raise the limit of open descriptors: {e}");
+    }
+    let state_dir = std::path::absolute(&flags.state_dir).context("find the state directory")?;
+    let _lock = lock(&state_dir)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(64)
+        .enable_all()
+        .build()
+        .context("start the threads")?;
+    let result = runtime.block_on(serve(&flags, state_dir));
+    // What is still under way is taken up by the next daemon.
+    runtime.shutdown_background();
+    result
+}
+
+/// Takes the state directory for this process alone, as long as the result is held.
+fn lock(state_dir: &Path) -> Result<OwnedFd> {
+    let at = || state_dir.display();
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o711).create(state_dir);
+    made.with_context(|| format!("create the state directory {}", at()))?;
+    let file = open(state_dir.join(".lock"), OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR)
+        .with_context(|| format!("lock the state directory {}", at()))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::AGAIN) => bail!("the state directory {} is in use by another daemon", at()),
+        Err(e) => Err(e).with_context(|| format!("lock the state directory {}", at())),
+    }
+}
+
+async fn serve(flags: &Flags, state_dir: std::path::PathBuf) -> Result<()> {
+    let mut stop = Stop::new()?;
+    let (listener, _socket) = listen::listen(&flags.listen, flags.group.as_deref())?;
+    let supervisor = Supervisor::open(Config {
+        state_dir,
+        runtime: flags.runtime.clone(),
+        runtime_args: flags.runtime_args.clone(),
+        shim: flags.shim.clone(),
+        call_timeout: flags.start_timeout,
+        retain: flags.retain_count,
+    })?;
+
+    let (stopping, stopped) = watch::channel(false);
+    let (health, health_server) = tonic_health::server::health_reporter();
+    set_health(&health, ServingStatus::NotServing).await;
+    let service = Service::new(supervisor.clone(), flags.start_timeout, stopped.clone());
+    let mut until = stopped;
+    let server = tonic::transport::Server::builder()
+        .max_concurrent_streams(STREAMS_PER_CONNECTION)
+        .add_service(health_server)
+        .add_service(ApiServer::new(service))
+        .serve_with_incoming_shutdown(listen::connections(listener), async move {
+            let _ = until.wait_for(|stop| *stop).await;
+        });
+    let mut server = tokio::spawn(server);
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), listen = %flags.listen, "serving");
+
+    let recovering = supervisor.clone();
+    let recovery = async {
+        recovering.recover().await.context("recover the containers")?;
+        set_health(&health, ServingStatus::Serving).await;
+        std::future::pending::<Result<()>>().await
+    };
+    tokio::select! {
+        result = recovery => return result,
+        result = &mut server => {
+            result.context("serve")?.context("serve")?;
+            bail!("the server ended by itself");
+        }
+        signal = stop.wait() => tracing::info!(signal, "stopping; containers go on running"),
+    }
+    set_health(&health, ServingStatus::NotServing).await;
+    stopping.send_replace(true);
+    if tokio::time::timeout(STOP_LIMIT, &mut server).await.is_err() {
+        tracing::warn!("calls are still under way after {} s; the next daemon takes them up", STOP_LIMIT.as_secs());
+    }
+    Ok(())
+}
+
+async fn set_health(health: &tonic_health::server::HealthReporter, status: ServingStatus) {
+    health.set_service_status("", status).await;
+    health.set_service_status(SERVICE, status).await;
+}
+
+/// The signals that the daemon knows.
+struct Stop {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Stop {
+    fn new() -> Result<Stop> {
+        let listen = |kind| signal(kind).context("listen for signals");
+        Ok(Stop { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+    }
+
+    /// Waits for one that says to stop.
+    async fn wait(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}

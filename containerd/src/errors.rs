@@ -1,0 +1,68 @@
+//! Errors as gRPC statuses. The texts are what existing clients look for.
+
+use supervisor::Error;
+use tonic::{Code, Status};
+
+/// The one mapping of the supervisor's errors.
+pub(crate) fn status(error: Error) -> Status {
+    let (code, message) = match &error {
+        Error::ContainerNotFound { id } => (Code::NotFound, format!("containerd: container not found: {id}")),
+        Error::ProcessNotFound { id, process } => {
+            (Code::NotFound, format!("containerd: process not found for container: {process} in {id}"))
+        }
+        Error::ProcessEnded { id, process } => {
+            let what = "containerd: process not found for container: no such process";
+            (Code::NotFound, format!("{what}: {process} in {id} has ended"))
+        }
+        Error::ContainerExists { id } => (Code::AlreadyExists, format!("containerd: container {id} already exists")),
+        Error::ProcessExists { .. } => (Code::AlreadyExists, format!("containerd: {error}")),
+        Error::Name { .. }
+        | Error::Argument { .. }
+        | Error::Bundle(_)
+        | Error::Stdio(_)
+        | Error::StdioOpen(_) => (Code::InvalidArgument, format!("containerd: invalid argument: {error}")),
+        Error::State { .. } => (Code::FailedPrecondition, format!("containerd: {error}")),
+        Error::RuntimeMissing(name) => (Code::FailedPrecondition, format!("{name} not installed on system")),
+        Error::Runtime(words) => (Code::Unknown, format!("oci runtime error: {words}")),
+        Error::RuntimeTimeout(e) => (Code::DeadlineExceeded, format!("oci runtime error: {e}; it was killed")),
+        Error::Shim(words) => (Code::Unknown, format!("shim error: {words}")),
+        Error::StartTimeout { .. } => {
+            (Code::DeadlineExceeded, "containerd: container did not start before the specified timeout".into())
+        }
+        Error::File(_) | Error::Journal(_) | Error::System { .. } => (Code::Internal, format!("containerd: {error}")),
+    };
+    if matches!(code, Code::Internal | Code::Unknown | Code::DeadlineExceeded) {
+        tracing::warn!("{message}");
+    }
+    Status::new(code, message)
+}
+
+/// An argument that is refused before it reaches the supervisor.
+pub(crate) fn invalid(field: &str, value: impl std::fmt::Debug, reason: &str) -> Status {
+    Status::invalid_argument(format!("containerd: invalid argument: {field} {value:?} {reason}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_are_those_that_clients_look_for() {
+        let check = |error: Error, code: Code, text: &str| {
+            let status = status(error);
+            assert_eq!(status.code(), code);
+            assert!(status.message().contains(text), "{:?} lacks {text:?}", status.message());
+        };
+        let (id, process) = ("c".to_string(), "p".to_string());
+        check(Error::ContainerNotFound { id: id.clone() }, Code::NotFound, "containerd: container not found");
+        let none = Error::ProcessNotFound { id: id.clone(), process: process.clone() };
+        check(none, Code::NotFound, "containerd: process not found for container");
+        let text = "containerd: process not found for container: no such process";
+        check(Error::ProcessEnded { id: id.clone(), process }, Code::NotFound, text);
+        let text = "containerd: container did not start before the specified timeout";
+        check(Error::StartTimeout { id }, Code::DeadlineExceeded, text);
+        check(Error::RuntimeMissing("x".into()), Code::FailedPrecondition, "x not installed on system");
+        check(Error::Runtime("a b".into()), Code::Unknown, "oci runtime error: a b");
+        check(Error::Shim("a b".into()), Code::Unknown, "shim error: a b");
+    }
+}

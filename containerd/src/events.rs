@@ -1,0 +1,35 @@
+//! Event streams. The transport asks for the next event when the client has taken the last: a client that does not
+//! read costs nothing but its place in the journal.
+
+use futures_util::{Stream, stream};
+use supervisor::Subscription;
+use tokio::sync::watch;
+use tonic::Status;
+
+use crate::convert;
+
+/// The events of a subscription, until the daemon stops.
+pub(crate) fn stream(
+    subscription: Subscription,
+    stopping: watch::Receiver<bool>,
+) -> impl Stream<Item = Result<api::Event, Status>> + Send {
+    stream::unfold(Some((subscription, stopping)), |state| async {
+        let (mut subscription, mut stopping) = state?;
+        let next = tokio::select! {
+            biased;
+            next = subscription.next() => next,
+            _ = stopping.wait_for(|stop| *stop) => {
+                let status = Status::unavailable("containerd: the daemon is stopping; subscribe again to the next one");
+                return Some((Err(status), None));
+            }
+        };
+        match next {
+            Ok(Some(event)) => Some((Ok(convert::event(&event)), Some((subscription, stopping)))),
+            Ok(None) => None,
+            Err(lost) => {
+                let message = format!("containerd: this subscriber is too slow: {lost}");
+                Some((Err(Status::data_loss(message)), None))
+            }
+        }
+    })
+}

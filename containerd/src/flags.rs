@@ -1,0 +1,114 @@
+//! The command line.
+
+use clap::{Parser, ValueEnum};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The version and what it was built from.
+pub(crate) const REVISION: &str = env!("CONTAINERD_REVISION");
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("CONTAINERD_REVISION"), ")");
+
+/// Supervises containers: drives an OCI runtime, over a gRPC API on a socket.
+#[derive(Debug, Parser)]
+#[command(name = "containerd", version = VERSION, max_term_width = 100)]
+pub(crate) struct Flags {
+    /// Where state lives
+    #[arg(long, value_name = "DIR", default_value = "/run/containerd")]
+    pub(crate) state_dir: PathBuf,
+
+    /// Where to listen: unix://PATH
+    #[arg(long, short, value_name = "ADDRESS", default_value = "unix:///run/containerd/containerd.sock")]
+    pub(crate) listen: String,
+
+    /// OCI runtime, name or path
+    #[arg(long, short, value_name = "RUNTIME", default_value = "runc")]
+    pub(crate) runtime: String,
+
+    /// Put in front of the runtime's subcommand; repeatable
+    #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
+    pub(crate) runtime_args: Vec<String>,
+
+    /// Shim, name or path; looked for beside this program first, then in PATH
+    #[arg(long, value_name = "SHIM", default_value = "containerd-shim")]
+    pub(crate) shim: String,
+
+    /// How long a container may take to start before it is killed
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
+    pub(crate) start_timeout: Duration,
+
+    /// Events kept in the journal, 0 for all
+    #[arg(long, value_name = "N", default_value_t = 500)]
+    pub(crate) retain_count: usize,
+
+    /// Group that owns the socket, name or number
+    #[arg(long, value_name = "GROUP")]
+    pub(crate) group: Option<String>,
+
+    /// Log everything; the same as --log-level debug
+    #[arg(long)]
+    pub(crate) debug: bool,
+
+    /// What to log
+    #[arg(long, value_name = "LEVEL", value_enum, default_value_t = LogLevel::Info)]
+    pub(crate) log_level: LogLevel,
+
+    /// How to log
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    pub(crate) log_format: LogFormat,
+}
+
+/// The least important messages that are logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogLevel {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+/// The form of log lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    Text,
+    Json,
+}
+
+/// `300ms`, `15s`, `1m30s`; `0` needs no unit and means off.
+fn duration(text: &str) -> Result<Duration, String> {
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    humantime::parse_duration(text).map_err(|e| format!("{e}; durations are written as 300ms, 15s or 1m30s"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Flags::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_are_read_as_they_are_written() {
+        let ms = |text| duration(text).map(|d| d.as_millis());
+        assert_eq!(ms("300ms"), Ok(300));
+        assert_eq!(ms("15s"), Ok(15_000));
+        assert_eq!(ms("1m30s"), Ok(90_000));
+        assert_eq!(ms("5m0s"), Ok(300_000));
+        assert_eq!(ms("0"), Ok(0));
+        for bad in ["", "5", "-1s", "x"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn runtime_arguments_may_begin_with_dashes() {
+        let flags = Flags::parse_from(["containerd", "--runtime-args=--root=/r", "--runtime-args", "--debug"]);
+        assert_eq!(flags.runtime_args, ["--root=/r", "--debug"]);
+        assert!(!flags.debug);
+    }
+}
