@@ -12,10 +12,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         for message in &file.message_type {
             for field in &message.field {
                 let path = format!(".types.{}.{}", message.name(), field.name());
-                let mut attribute = format!(
-                    r#"#[serde(rename = "{}", skip_serializing_if = "crate::json::is_default""#,
-                    field.name()
-                );
+                let mut attribute =
+                    format!(r#"#[serde(rename = "{}", skip_serializing_if = "crate::json::is_default""#, field.name());
                 if field.r#type() == Type::Message && field.type_name() == ".google.protobuf.Timestamp" {
                     attribute.push_str(r#", serialize_with = "crate::json::timestamp""#);
                 }

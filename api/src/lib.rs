@@ -23,7 +23,12 @@ mod tests {
         let container = Container {
             id: "a".into(),
             bundle_path: "/b".into(),
-            processes: vec![Process { pid: "init".into(), system_pid: 7, no_new_privileges: true, ..Default::default() }],
+            processes: vec![Process {
+                pid: "init".into(),
+                system_pid: 7,
+                no_new_privileges: true,
+                ..Default::default()
+            }],
             pids: vec![7, 8],
             ..Default::default()
         };

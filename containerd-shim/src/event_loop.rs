@@ -89,7 +89,8 @@ impl Shim {
         let _ = std::fs::write("/proc/self/oom_score_adj", "0");
         let request = Request::read()?;
         let poller = Poller::new().context(|| "make an epoll instance".into())?;
-        let children = SignalFd::new(&[rustix::process::Signal::CHILD.as_raw()]).context(|| "make a signalfd".into())?;
+        let children =
+            SignalFd::new(&[rustix::process::Signal::CHILD.as_raw()]).context(|| "make a signalfd".into())?;
         poller.watch(&children, Token::Children).context(|| "watch children".into())?;
         poller.watch(&control, Token::Control).context(|| "watch control".into())?;
         let mut shim = Shim {
@@ -265,7 +266,9 @@ impl Shim {
         }
         if let (Some(ended), ContainerInit::Gone(since)) = (ended, &self.init) {
             if ended.now.duration_since(*since) >= READER_WAIT {
-                self.outputs.iter_mut().for_each(|output| output.give_up("the container has ended and it was not taken"));
+                self.outputs
+                    .iter_mut()
+                    .for_each(|output| output.give_up("the container has ended and it was not taken"));
             }
         }
         more | self.wait_for_readers()

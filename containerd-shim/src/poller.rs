@@ -1,8 +1,8 @@
 //! The epoll instance. Everything that moves bytes is registered edge-triggered: an edge only says "try all
 //! again", and each mover tries until it would block.
 
-use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::event::Timespec;
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::io::Errno;
 use std::io;
 use std::mem::MaybeUninit;

@@ -60,11 +60,7 @@ fn process(info: ProcessInfo) -> api::Process {
     api::Process {
         pid: info.name,
         terminal: spec.terminal,
-        user: Some(api::User {
-            uid: spec.user.uid,
-            gid: spec.user.gid,
-            additional_gids: spec.user.additional_gids,
-        }),
+        user: Some(api::User { uid: spec.user.uid, gid: spec.user.gid, additional_gids: spec.user.additional_gids }),
         args: spec.args,
         env: spec.env,
         cwd: spec.cwd,

@@ -16,11 +16,9 @@ pub(crate) fn status(error: Error) -> Status {
         }
         Error::ContainerExists { id } => (Code::AlreadyExists, format!("containerd: container {id} already exists")),
         Error::ProcessExists { .. } => (Code::AlreadyExists, format!("containerd: {error}")),
-        Error::Name { .. }
-        | Error::Argument { .. }
-        | Error::Bundle(_)
-        | Error::Stdio(_)
-        | Error::StdioOpen(_) => (Code::InvalidArgument, format!("containerd: invalid argument: {error}")),
+        Error::Name { .. } | Error::Argument { .. } | Error::Bundle(_) | Error::Stdio(_) | Error::StdioOpen(_) => {
+            (Code::InvalidArgument, format!("containerd: invalid argument: {error}"))
+        }
         Error::State { .. } => (Code::FailedPrecondition, format!("containerd: {error}")),
         Error::RuntimeMissing(name) => (Code::FailedPrecondition, format!("{name} not installed on system")),
         Error::Runtime(words) => (Code::Unknown, format!("oci runtime error: {words}")),

@@ -1,1 +1,62 @@
-fn main() {}
+//! `ctr`, the client.
+
+mod args;
+mod attach;
+mod client;
+mod containers;
+mod events;
+mod failure;
+mod session;
+mod table;
+mod terminal;
+
+use clap::{CommandFactory, Parser};
+use std::process::ExitCode;
+
+use args::{Args, Command};
+use failure::Failure;
+
+fn main() -> ExitCode {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(e) if e.use_stderr() => {
+            let text = e.render().to_string();
+            eprint!("[ctr] {}", text.strip_prefix("error: ").unwrap_or(&text));
+            return ExitCode::FAILURE;
+        }
+        Err(help) => {
+            let _ = help.print();
+            return ExitCode::SUCCESS;
+        }
+    };
+    match run(args) {
+        Ok(code) => code,
+        Err(failure) => {
+            eprintln!("[ctr] {failure}");
+            failure.exit_code()
+        }
+    }
+}
+
+fn run(args: Args) -> Result<ExitCode, Failure> {
+    if let Command::Completion { shell } = args.command {
+        clap_complete::generate(shell, &mut Args::command(), "ctr", &mut std::io::stdout());
+        return Ok(ExitCode::SUCCESS);
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let result = runtime.block_on(execute(args));
+    // A read of stdin that is under way does not keep the program.
+    runtime.shutdown_background();
+    result
+}
+
+async fn execute(args: Args) -> Result<ExitCode, Failure> {
+    let target = client::Target { address: args.address, timeout: args.conn_timeout };
+    match args.command {
+        Command::Containers { command } => containers::execute(&target, command.unwrap_or_default()).await,
+        Command::Events(options) => events::execute(&target, None, options).await,
+        Command::State => containers::state(&target).await,
+        Command::Version(options) => containers::version(&target, options.json).await,
+        Command::Completion { .. } => Ok(ExitCode::SUCCESS),
+    }
+}

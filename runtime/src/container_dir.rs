@@ -4,9 +4,9 @@ use serde::{Deserialize, Serialize};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use crate::PathError;
 use crate::json::{null_as_default, write_whole};
 use crate::process_dir::ProcessDir;
-use crate::PathError;
 
 /// The name of a container's first process.
 pub const INIT: &str = "init";

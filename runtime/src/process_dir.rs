@@ -7,11 +7,11 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use crate::PathError;
 use crate::container_dir::remove_all;
 use crate::json::{null_as_default, write_whole};
 use crate::spec::ProcessSpec;
 use crate::stdio::Stdio;
-use crate::PathError;
 
 /// What is written to `process.json` beside the OCI process object.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]

@@ -81,10 +81,7 @@ impl ProcessSpec {
         // Absent means the container's own capabilities to the runtime; empty sets would mean none.
         if !self.capabilities.is_empty() {
             let list = json!(self.capabilities);
-            set(
-                "capabilities",
-                json!({"bounding": list, "effective": list, "inheritable": list, "permitted": list}),
-            );
+            set("capabilities", json!({"bounding": list, "effective": list, "inheritable": list, "permitted": list}));
         }
         if !self.apparmor_profile.is_empty() {
             set("apparmorProfile", json!(self.apparmor_profile));

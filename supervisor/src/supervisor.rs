@@ -42,7 +42,8 @@ impl Supervisor {
         made.map_err(Error::system("create the state directory"))?;
         let shim = Shim::find(&config.shim).map_err(|e| Error::Shim(e.to_string()))?;
         let journal = Journal::open(&config.state_dir, config.retain)?;
-        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(Error::system("read boot_id"))?;
+        let boot_id =
+            std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(Error::system("read boot_id"))?;
         let (recovered, _) = watch::channel(false);
         Ok(Supervisor(Arc::new(Shared {
             shim,
@@ -130,7 +131,8 @@ impl Shared {
 
     /// Hands on what a shim warned of, before its directory goes.
     pub(crate) fn log_shim_warnings(container: &str, process: &str, dir: &ProcessDir) {
-        for line in dir.shim_log() {
+        // Its errors have been given to whoever asked for the process.
+        for line in dir.shim_log().into_iter().filter(|line| line.level != "error") {
             tracing::warn!(container, process, "shim: {}", line.msg);
         }
     }

@@ -63,6 +63,7 @@ fn reap(pid: Option<Pid>) -> io::Result<Option<(Pid, ExitStatus)>> {
 mod tests {
     use super::*;
 
+    #[allow(clippy::zombie_processes)] // reaped by what is tested
     fn run(script: &str) -> ExitStatus {
         let child = Command::new("/bin/sh").args(["-c", script]).spawn().expect("sh starts");
         let pid = Pid::from_raw(child.id() as i32).expect("a pid is not zero");

@@ -66,7 +66,8 @@ mod tests {
 
     #[test]
     fn a_zombie_is_not_alive() {
-        let mut child = std::process::Command::new("/bin/cat").stdin(std::process::Stdio::piped()).spawn().expect("cat");
+        let mut child =
+            std::process::Command::new("/bin/cat").stdin(std::process::Stdio::piped()).spawn().expect("cat");
         let stat = procfs::stat(child.id()).expect("proc").expect("alive");
         let before = PidFd::open(child.id(), stat.starttime).expect("opens").expect("alive");
         before.send(9).expect("a live child takes signals");

@@ -34,6 +34,29 @@ pub fn block_all() -> io::Result<()> {
     mask(libc::SIG_SETMASK, &full_set())
 }
 
+/// Blocks some signals in this thread and the threads it starts later.
+pub fn block(signals: &[i32]) -> io::Result<()> {
+    mask(libc::SIG_BLOCK, &set_of(signals))
+}
+
+/// The signals that end a process unless it handles them, and that can be handled (signal(7)). Those that tell of a
+/// fault of the process's own are not among them.
+pub fn deadly() -> Vec<i32> {
+    let faults = [libc::SIGKILL, libc::SIGSTOP, libc::SIGILL, libc::SIGFPE, libc::SIGSEGV, libc::SIGBUS, libc::SIGTRAP];
+    let harmless = [
+        libc::SIGCHLD,
+        libc::SIGCONT,
+        libc::SIGTSTP,
+        libc::SIGTTIN,
+        libc::SIGTTOU,
+        libc::SIGURG,
+        libc::SIGWINCH,
+        libc::SIGPIPE,
+    ];
+    let standard = (1..32).filter(|signal| !faults.contains(signal) && !harmless.contains(signal));
+    standard.chain(libc::SIGRTMIN()..=libc::SIGRTMAX()).collect()
+}
+
 /// Lets `signal` reach this thread again.
 pub fn unblock(signal: i32) -> io::Result<()> {
     mask(libc::SIG_UNBLOCK, &set_of(&[signal]))
@@ -62,19 +85,29 @@ impl SignalFd {
 
     /// Takes one pending signal's number; `None` if there is none.
     pub fn take(&self) -> io::Result<Option<u32>> {
-        let mut info = MaybeUninit::<libc::signalfd_siginfo>::uninit();
-        let size = size_of::<libc::signalfd_siginfo>();
-        // SAFETY: the buffer is as large as said, and the kernel writes whole structures or nothing
-        // (signalfd(2)).
-        let read = unsafe { libc::read(self.0.as_raw_fd(), info.as_mut_ptr().cast(), size) };
-        if read == size as isize {
-            // SAFETY: a whole structure was written.
-            return Ok(Some(unsafe { info.assume_init() }.ssi_signo));
-        }
-        match io::Error::last_os_error() {
-            e if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
-            e => Err(e),
-        }
+        take_from(&self.0)
+    }
+}
+
+/// As [`SignalFd::take`], from the descriptor of one.
+pub fn take_from(fd: &impl AsRawFd) -> io::Result<Option<u32>> {
+    let mut info = MaybeUninit::<libc::signalfd_siginfo>::uninit();
+    let size = size_of::<libc::signalfd_siginfo>();
+    // SAFETY: the buffer is as large as said, and the kernel writes whole structures or nothing (signalfd(2)).
+    let read = unsafe { libc::read(fd.as_raw_fd(), info.as_mut_ptr().cast(), size) };
+    if read == size as isize {
+        // SAFETY: a whole structure was written.
+        return Ok(Some(unsafe { info.assume_init() }.ssi_signo));
+    }
+    match io::Error::last_os_error() {
+        e if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        e => Err(e),
+    }
+}
+
+impl From<SignalFd> for OwnedFd {
+    fn from(fd: SignalFd) -> OwnedFd {
+        fd.0
     }
 }
 

@@ -1,1 +1,20 @@
+//! What the tests stand on: a daemon of one's own with a real runtime, bundles, FIFOs, and a look at what is left
+//! behind.
+//!
+//! Each [`Host`] has its own state directory, socket, runtime root and cgroup, so that tests run side by side, and
+//! checks when it is finished that no process, mount, cgroup or directory is left. Nothing here sleeps: whoever
+//! waits, waits for the event, or asks again until a deadline that only a failure reaches.
 
+mod bundle;
+mod fifo;
+mod host;
+mod leaks;
+mod process;
+
+pub use bundle::{Bundle, rootfs};
+pub use fifo::{Fifo, Pipe};
+pub use host::{Client, Host, Options, bin};
+pub use process::{Usage, children_of, eventually, usage};
+
+/// Far longer than anything takes, so that only a failure gets there.
+pub const LIMIT: std::time::Duration = std::time::Duration::from_secs(60);

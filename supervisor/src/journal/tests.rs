@@ -76,7 +76,8 @@ fn timestamps_increase_over_a_clock_that_went_back() {
 fn damaged_lines_are_passed_over_and_the_rest_is_kept() {
     let directory = tempfile::tempdir().expect("tempdir");
     let good = serde_json::to_string(&event(EventKind::Oom, "a")).expect("plain data");
-    std::fs::write(directory.path().join(FILE), format!("{good}\nxx\n{{\"id\":\n{good}\n{{\"id\":\"cut")).expect("writes");
+    std::fs::write(directory.path().join(FILE), format!("{good}\nxx\n{{\"id\":\n{good}\n{{\"id\":\"cut"))
+        .expect("writes");
     let journal = Journal::open(directory.path(), 0).expect("opens");
     journal.append(event(EventKind::Oom, "b")).expect("appends");
     let text = std::fs::read_to_string(directory.path().join(FILE)).expect("reads");

@@ -1,0 +1,41 @@
+# `make demo` and `make test` are all that a newcomer needs; `make help` lists the rest.
+
+CARGO ?= cargo
+BIN := target/release
+
+.PHONY: build demo test lint format setup install clean help
+
+build: ## build containerd, containerd-shim and ctr into target/release
+	$(CARGO) build --locked --release
+	$(CARGO) rustc --locked --profile shim -p containerd-shim -- -C target-feature=+crt-static
+	install -m 0755 target/shim/containerd-shim $(BIN)/.containerd-shim.new
+	mv -f $(BIN)/.containerd-shim.new $(BIN)/containerd-shim
+
+setup: ## install what the demo and the tests need (Debian: runc, crun, a static busybox)
+	scripts/setup.sh
+
+demo: ## run a real container under a daemon of its own, and show how
+	scripts/setup.sh --demo
+	$(MAKE) --no-print-directory build
+	scripts/demo.sh
+
+test: setup build ## run every test, with the real daemon and the real runtimes
+	$(CARGO) test --locked --release --workspace
+
+lint: ## check the format, and lint with warnings as errors
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+format: ## format the code
+	$(CARGO) fmt --all
+
+PREFIX ?= /usr/local
+install: build ## install into PREFIX (default /usr/local)
+	install -d $(DESTDIR)$(PREFIX)/bin
+	install -m 0755 $(BIN)/containerd $(BIN)/containerd-shim $(BIN)/ctr $(DESTDIR)$(PREFIX)/bin
+
+clean: ## remove what was built
+	$(CARGO) clean
+
+help: ## show this
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)

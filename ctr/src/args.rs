@@ -1,0 +1,204 @@
+//! The command line.
+
+use clap::{Args as Group, Parser, Subcommand};
+use std::time::Duration;
+
+/// Starts, watches and enters containers that containerd supervises.
+#[derive(Debug, Parser)]
+#[command(name = "ctr", version, max_term_width = 100)]
+pub(crate) struct Args {
+    /// Where the daemon listens
+    #[arg(long, global = true, value_name = "ADDRESS", default_value = "unix:///run/containerd/containerd.sock")]
+    pub(crate) address: String,
+
+    /// How long to wait for the connection
+    #[arg(long, global = true, value_name = "DURATION", default_value = "1s", value_parser = duration)]
+    pub(crate) conn_timeout: Duration,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Containers: list them, start, enter, signal, pause and watch them
+    Containers {
+        #[command(subcommand)]
+        command: Option<Containers>,
+    },
+    /// Show events, those that come or all since a moment
+    Events(EventOptions),
+    /// Show all containers, their processes and the machine, as JSON
+    State,
+    /// Show the daemon's version and revision
+    Version(TableOptions),
+    /// Write a completion script for a shell
+    Completion { shell: clap_complete::Shell },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Containers {
+    /// List containers (what `ctr containers` does by itself)
+    List(TableOptions),
+    /// Start a container from a bundle
+    Start(Start),
+    /// Run a further process in a container
+    Exec(Exec),
+    /// Send a signal to a process of a container
+    Kill(Kill),
+    /// Freeze all processes of a container
+    Pause { id: String },
+    /// Let a paused container go on
+    Resume { id: String },
+    /// Show events as they come, of one container or of all
+    Watch {
+        id: Option<String>,
+        #[command(flatten)]
+        options: TableOptions,
+    },
+    /// Show all containers, their processes and the machine, as JSON
+    State,
+}
+
+impl Default for Containers {
+    fn default() -> Containers {
+        Containers::List(TableOptions { json: false })
+    }
+}
+
+#[derive(Debug, Clone, Copy, Group)]
+pub(crate) struct TableOptions {
+    /// JSON instead of a table
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Group)]
+pub(crate) struct EventOptions {
+    /// Begin with the stored events that are newer than this (RFC 3339, as 2026-01-31T12:00:00Z)
+    #[arg(long, short, value_name = "TIME")]
+    pub(crate) timestamp: Option<jiff::Timestamp>,
+
+    #[command(flatten)]
+    pub(crate) options: TableOptions,
+}
+
+#[derive(Debug, Group)]
+pub(crate) struct Start {
+    /// The container's name
+    pub(crate) id: String,
+
+    /// The OCI bundle: a directory with a config.json and a root file system
+    pub(crate) bundle: String,
+
+    /// Connect this terminal or pipe to the container, and exit as it does
+    #[arg(long, short)]
+    pub(crate) attach: bool,
+
+    /// Keep a label with the container; repeatable
+    #[arg(long, short, value_name = "LABEL")]
+    pub(crate) label: Vec<String>,
+
+    /// Ask the runtime not to use pivot_root
+    #[arg(long)]
+    pub(crate) no_pivot: bool,
+
+    /// OCI runtime in place of the daemon's, name or path
+    #[arg(long, short, value_name = "RUNTIME")]
+    pub(crate) runtime: Option<String>,
+
+    /// Put in front of the runtime's subcommand; repeatable
+    #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
+    pub(crate) runtime_args: Vec<String>,
+}
+
+#[derive(Debug, Group)]
+pub(crate) struct Exec {
+    /// The container
+    #[arg(long)]
+    pub(crate) id: String,
+
+    /// A name for the process
+    #[arg(long, value_name = "NAME")]
+    pub(crate) pid: String,
+
+    /// Connect this terminal or pipe to the process, and exit as it does
+    #[arg(long, short)]
+    pub(crate) attach: bool,
+
+    /// Give the process a terminal
+    #[arg(long, short)]
+    pub(crate) tty: bool,
+
+    /// Its working directory
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    pub(crate) cwd: String,
+
+    /// NAME=VALUE, beside the environment of the container; repeatable
+    #[arg(long, short, value_name = "VARIABLE")]
+    pub(crate) env: Vec<String>,
+
+    /// User id to run as
+    #[arg(long, short, default_value_t = 0)]
+    pub(crate) uid: u32,
+
+    /// Group id to run as
+    #[arg(long, short, default_value_t = 0)]
+    pub(crate) gid: u32,
+
+    /// The program and its arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
+    pub(crate) command: Vec<String>,
+}
+
+#[derive(Debug, Group)]
+pub(crate) struct Kill {
+    /// The container
+    pub(crate) id: String,
+
+    /// The process's name
+    #[arg(long, short, value_name = "NAME", default_value = "init")]
+    pub(crate) pid: String,
+
+    /// Signal number or name
+    #[arg(long, short, default_value = "15", value_parser = signal)]
+    pub(crate) signal: u32,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|e| format!("{e}; durations are written as 300ms, 15s or 1m30s"))
+}
+
+fn signal(text: &str) -> Result<u32, String> {
+    let number = text.parse().ok().or_else(|| sys::signal::by_name(text));
+    number.ok_or_else(|| format!("there is no signal {text}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn a_command_keeps_its_own_flags() {
+        let line = "ctr containers exec --id a --pid b -e X=1 sh -c -t";
+        let args = Args::try_parse_from(line.split(' ')).expect("parses");
+        let Command::Containers { command: Some(Containers::Exec(exec)) } = args.command else { panic!("not exec") };
+        assert_eq!(exec.command, ["sh", "-c", "-t"]);
+        assert!(!exec.tty);
+        let line = "ctr containers exec --id a --pid b -- -x";
+        assert!(Args::try_parse_from(line.split(' ')).is_ok());
+    }
+
+    #[test]
+    fn signals_have_numbers_and_names() {
+        assert_eq!(signal("9"), Ok(9));
+        assert_eq!(signal("SIGUSR1"), Ok(10));
+        assert!(signal("NOPE").is_err());
+    }
+}

@@ -1,0 +1,47 @@
+//! `events` and `watch`: one line an event, as it comes.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use crate::args::EventOptions;
+use crate::client::Target;
+use crate::failure::Failure;
+use crate::table::write_row;
+
+const HEAD: [&str; 5] = ["TIME", "TYPE", "ID", "PID", "STATUS"];
+/// A line is written before the next one is known: what is longer pushes the rest of its line to the right.
+const WIDTHS: [usize; 5] = [30, 15, 20, 10, 6];
+
+pub(crate) async fn execute(target: &Target, id: Option<String>, options: EventOptions) -> Result<ExitCode, Failure> {
+    let timestamp =
+        options.timestamp.map(|time| api::Timestamp { seconds: time.as_second(), nanos: time.subsec_nanosecond() });
+    let request = api::EventsRequest { timestamp, stored_only: false, id: id.unwrap_or_default() };
+    let mut events = target.connect().await?.events(request).await?.into_inner();
+    let mut out = std::io::stdout().lock();
+    if !options.options.json {
+        write_row(&mut out, &WIDTHS, &HEAD)?;
+    }
+    while let Some(event) = events.message().await? {
+        if options.options.json {
+            let line = serde_json::to_string(&event).map_err(anyhow::Error::from)?;
+            writeln!(out, "{line}")?;
+        } else {
+            write_row(&mut out, &WIDTHS, &row(&event))?;
+        }
+        out.flush()?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn row(event: &api::Event) -> [String; 5] {
+    let timestamp = event.timestamp.unwrap_or_default();
+    let time = jiff::Timestamp::new(timestamp.seconds, timestamp.nanos);
+    let status = if event.r#type == "exit" { event.status.to_string() } else { String::new() };
+    [
+        time.map(|time| format!("{time:.9}")).unwrap_or_default(),
+        event.r#type.clone(),
+        event.id.clone(),
+        event.pid.clone(),
+        status,
+    ]
+}

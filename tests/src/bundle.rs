@@ -1,0 +1,144 @@
+//! Bundles with a busybox in them.
+
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+/// An OCI bundle that is being put together.
+#[derive(Debug, Clone)]
+pub struct Bundle {
+    path: PathBuf,
+    /// What its `config.json` will be.
+    pub config: Value,
+}
+
+impl Bundle {
+    /// A bundle in `path` that runs `args`; its containers' cgroups are below `cgroup`.
+    pub(crate) fn new(path: PathBuf, cgroup: &str, args: &[&str]) -> Bundle {
+        let mount = |destination: &str, kind: &str, options: &[&str]| json!({"destination": destination, "type": kind, "source": kind, "options": options});
+        let capabilities = json!(["CAP_KILL", "CAP_CHOWN", "CAP_SETUID", "CAP_SETGID", "CAP_DAC_OVERRIDE"]);
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let config = json!({
+            "ociVersion": "1.0.2",
+            "process": {
+                "terminal": false,
+                "user": {"uid": 0, "gid": 0},
+                "args": args,
+                "env": ["PATH=/bin", "TERM=xterm"],
+                "cwd": "/",
+                "capabilities": {
+                    "bounding": capabilities, "effective": capabilities,
+                    "inheritable": capabilities, "permitted": capabilities
+                },
+                "noNewPrivileges": true,
+            },
+            "root": {"path": rootfs(), "readonly": true},
+            "hostname": "test",
+            "mounts": [
+                mount("/proc", "proc", &[]),
+                mount("/dev", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
+                mount("/dev/pts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]),
+                mount("/tmp", "tmpfs", &["nosuid", "nodev"]),
+            ],
+            "linux": {
+                "cgroupsPath": format!("/{cgroup}/{name}"),
+                "namespaces": [{"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"}, {"type": "network"}],
+                "maskedPaths": ["/proc/kcore"],
+            },
+        });
+        Bundle { path, config }
+    }
+
+    /// Its directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Changes the process.
+    #[must_use]
+    pub fn process(mut self, name: &str, value: Value) -> Bundle {
+        self.config["process"][name] = value;
+        self
+    }
+
+    /// Gives the process a terminal.
+    #[must_use]
+    pub fn terminal(self) -> Bundle {
+        self.process("terminal", true.into())
+    }
+
+    /// Takes a namespace away.
+    ///
+    /// # Panics
+    /// Never: the namespaces are a list.
+    #[must_use]
+    pub fn without_namespace(mut self, name: &str) -> Bundle {
+        let namespaces = self.config["linux"]["namespaces"].as_array_mut().expect("a list");
+        namespaces.retain(|namespace| namespace["type"] != name);
+        self
+    }
+
+    /// Writes it down; its path.
+    ///
+    /// # Panics
+    /// When it cannot be written.
+    pub fn write(&self) -> String {
+        self.write_config(&self.config.to_string())
+    }
+
+    /// Writes something else as its `config.json`; its path.
+    ///
+    /// # Panics
+    /// When it cannot be written.
+    pub fn write_config(&self, config: &str) -> String {
+        std::fs::create_dir_all(&self.path).expect("makes the bundle");
+        std::fs::write(self.path.join("config.json"), config).expect("writes config.json");
+        self.path.to_str().expect("test paths are UTF-8").to_string()
+    }
+}
+
+/// A root file system with a static busybox, and files of letters in `/data` named after their sizes. Made once.
+///
+/// # Panics
+/// When there is no busybox.
+pub fn rootfs() -> &'static Path {
+    static ROOTFS: OnceLock<PathBuf> = OnceLock::new();
+    ROOTFS.get_or_init(|| {
+        let target = crate::bin("containerd").parent().and_then(Path::parent).expect("target/release").to_path_buf();
+        let ready = target.join("tmp/rootfs-1");
+        if ready.exists() {
+            return ready;
+        }
+        std::fs::create_dir_all(target.join("tmp")).expect("makes target/tmp");
+        let making = tempfile::tempdir_in(target.join("tmp")).expect("makes a directory");
+        for directory in ["bin", "proc", "dev", "sys", "tmp", "data", "etc"] {
+            std::fs::create_dir(making.path().join(directory)).expect("makes a directory");
+        }
+        let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| Path::new(path).exists());
+        let busybox = busybox.expect("a static busybox is installed (scripts/setup.sh)");
+        std::fs::copy(busybox, making.path().join("bin/busybox")).expect("copies busybox");
+        let mut install = std::process::Command::new("chroot");
+        install.arg(making.path()).args(["/bin/busybox", "--install", "-s", "/bin"]);
+        assert!(install.status().expect("chroot runs").success(), "busybox is static");
+        for size in [1, 4095, 4096, 65_537, 1 << 20, 16 << 20, 64 << 20] {
+            std::fs::write(making.path().join(format!("data/{size}")), letters(size)).expect("writes");
+        }
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::set_permissions(making.path(), std::fs::Permissions::from_mode(0o755)).expect("chmod");
+        // Another test process may have been faster.
+        let _ = std::fs::rename(making.path(), &ready);
+        ready
+    })
+}
+
+/// Letters in no order that repeats soon, and no line ends, which terminals change.
+fn letters(size: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_u32;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        b'a' + (state % 26) as u8
+    };
+    (0..size).map(|_| next()).collect()
+}

@@ -1,0 +1,275 @@
+//! A daemon of one's own.
+
+use api::api_client::ApiClient;
+use hyper_util::rt::TokioIo;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Instant;
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::bundle::Bundle;
+use crate::fifo::Fifo;
+use crate::leaks;
+use crate::process::eventually;
+
+/// A client of the API.
+pub type Client = ApiClient<Channel>;
+
+/// How a daemon is started.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Further flags.
+    pub flags: Vec<String>,
+    /// A script in place of the runtime, which `$RUNTIME` names.
+    pub fake_runtime: Option<&'static str>,
+    /// Environment variables.
+    pub env: Vec<(&'static str, &'static str)>,
+}
+
+/// A daemon with everything that belongs to it.
+#[derive(Debug)]
+pub struct Host {
+    directory: tempfile::TempDir,
+    cgroup: String,
+    options: Options,
+    daemon: Option<Child>,
+    counter: AtomicU32,
+}
+
+/// A built binary.
+///
+/// # Panics
+/// When it has not been built.
+pub fn bin(name: &str) -> PathBuf {
+    let directory = std::env::var_os("CONTAINERD_BIN_DIR")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/release"), PathBuf::from);
+    let path = directory.join(name).canonicalize();
+    path.unwrap_or_else(|e| panic!("{name} is not built ({}: {e}); `make test` builds it", directory.display()))
+}
+
+/// The runtime that the tests use: `CONTAINERD_TEST_RUNTIME`, or runc.
+fn runtime() -> String {
+    std::env::var("CONTAINERD_TEST_RUNTIME").unwrap_or_else(|_| "runc".into())
+}
+
+impl Host {
+    /// Starts a daemon and waits until it serves.
+    pub async fn new() -> Host {
+        Host::with(Options::default()).await
+    }
+
+    /// The same, with options.
+    pub async fn with(options: Options) -> Host {
+        let mut host = Host::prepare(options);
+        host.start().await;
+        host
+    }
+
+    /// Everything but the daemon.
+    ///
+    /// # Panics
+    /// When its directories cannot be made.
+    pub fn prepare(options: Options) -> Host {
+        let directory = tempfile::Builder::new().prefix("ctd-").tempdir().expect("makes a directory");
+        let cgroup = directory.path().file_name().expect("has a name").to_string_lossy().replace('.', "-");
+        for name in ["bundles", "fifos", "root"] {
+            std::fs::create_dir(directory.path().join(name)).expect("makes a directory");
+        }
+        if let Some(script) = options.fake_runtime {
+            use std::os::unix::fs::PermissionsExt;
+            let path = directory.path().join("fake-runtime");
+            std::fs::write(&path, format!("#!/bin/sh\nRUNTIME={}\n{script}\n", runtime())).expect("writes");
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("chmod");
+        }
+        Host { directory, cgroup, options, daemon: None, counter: AtomicU32::new(0) }
+    }
+
+    /// Its directory.
+    pub fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// A path in its directory.
+    ///
+    /// # Panics
+    /// Never: test paths are UTF-8.
+    pub fn join(&self, name: &str) -> String {
+        self.path().join(name).to_str().expect("test paths are UTF-8").to_string()
+    }
+
+    /// The daemon's state directory.
+    pub fn state_dir(&self) -> PathBuf {
+        self.path().join("state")
+    }
+
+    /// The daemon's address, as flags have it.
+    pub fn address(&self) -> String {
+        format!("unix://{}", self.join("socket"))
+    }
+
+    /// The daemon's command line.
+    ///
+    /// # Panics
+    /// When the log cannot be opened.
+    pub fn command(&self) -> Command {
+        let runtime = match self.options.fake_runtime {
+            Some(_) => self.join("fake-runtime"),
+            None => runtime(),
+        };
+        let mut command = Command::new(bin("containerd"));
+        command.arg("--state-dir").arg(self.state_dir()).arg("--listen").arg(self.address());
+        command.args(["--runtime", &runtime, &format!("--runtime-args=--root={}", self.join("root")), "--debug"]);
+        command.args(&self.options.flags).envs(self.options.env.iter().copied());
+        let log = std::fs::File::options().append(true).create(true).open(self.path().join("log"));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log.expect("opens the log"));
+        command
+    }
+
+    /// Starts the daemon and waits until it serves.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub async fn start(&mut self) {
+        assert!(self.daemon.is_none(), "one daemon at a time");
+        self.daemon = Some(self.command().spawn().expect("containerd starts"));
+        let deadline = Instant::now() + crate::LIMIT;
+        while UnixStream::connect(self.path().join("socket")).await.is_err() {
+            let ended = self.daemon.as_mut().and_then(|daemon| daemon.try_wait().expect("our child"));
+            assert!(ended.is_none() && Instant::now() < deadline, "the daemon does not serve: {}", self.log());
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+    }
+
+    /// The daemon's pid.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn pid(&self) -> u32 {
+        self.daemon.as_ref().expect("a daemon").id()
+    }
+
+    /// Sends the daemon a signal and waits for its end.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn stop(&mut self, signal: rustix::process::Signal) -> std::process::ExitStatus {
+        let mut daemon = self.daemon.take().expect("a daemon");
+        let pid = rustix::process::Pid::from_child(&daemon);
+        rustix::process::kill_process(pid, signal).expect("our child");
+        let mut status = None;
+        eventually("the daemon has ended", || {
+            status = daemon.try_wait().expect("our child");
+            status.is_some()
+        });
+        status.expect("it has ended")
+    }
+
+    /// Kills the daemon and starts another one.
+    pub async fn restart(&mut self, signal: rustix::process::Signal) {
+        self.stop(signal);
+        self.start().await;
+    }
+
+    /// What the daemon has logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.path().join("log")).unwrap_or_default()
+    }
+
+    /// Connects a client.
+    ///
+    /// # Panics
+    /// When it cannot.
+    pub async fn client(&self) -> Client {
+        ApiClient::new(self.channel().await).max_decoding_message_size(usize::MAX)
+    }
+
+    /// Connects a client that takes at most so many bytes before it reads them.
+    ///
+    /// # Panics
+    /// When it cannot.
+    pub async fn client_with_window(&self, bytes: u32) -> Client {
+        let endpoint = Endpoint::from_static("http://localhost");
+        let endpoint = endpoint.initial_connection_window_size(bytes).initial_stream_window_size(bytes);
+        ApiClient::new(self.connect(endpoint).await)
+    }
+
+    /// Connects.
+    ///
+    /// # Panics
+    /// When it cannot.
+    pub async fn channel(&self) -> Channel {
+        self.connect(Endpoint::from_static("http://localhost")).await
+    }
+
+    async fn connect(&self, endpoint: Endpoint) -> Channel {
+        let path = self.path().join("socket");
+        let connector = tower::service_fn(move |_| {
+            let path = path.clone();
+            async move { UnixStream::connect(path).await.map(TokioIo::new) }
+        });
+        endpoint.connect_with_connector(connector).await.expect("connects")
+    }
+
+    /// A name that nothing else on this host has.
+    pub fn name(&self, prefix: &str) -> String {
+        format!("{prefix}-{}", self.counter.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// A bundle that runs `args`; not yet written.
+    pub fn bundle(&self, args: &[&str]) -> Bundle {
+        Bundle::new(self.path().join("bundles").join(self.name("bundle")), &self.cgroup, args)
+    }
+
+    /// A FIFO.
+    pub fn fifo(&self) -> Fifo {
+        Fifo::new(self.path().join("fifos").join(self.name("fifo")))
+    }
+
+    /// `ctr` with this daemon's address.
+    pub fn ctr(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(bin("ctr"));
+        command.arg("--address").arg(self.address()).args(arguments);
+        command
+    }
+
+    /// Stops the daemon, and checks that it leaves nothing behind.
+    ///
+    /// # Panics
+    /// When it does.
+    pub fn finish(mut self) {
+        let status = self.stop(rustix::process::Signal::TERM);
+        assert!(status.success(), "the daemon ends cleanly: {status}\n{}", self.log());
+        let log = self.log();
+        assert!(!log.contains("panicked"), "nothing panics:\n{log}");
+        // The kernel takes a moment to take a dead process out of its lists.
+        let mut left = Vec::new();
+        let deadline = Instant::now() + std::time::Duration::from_secs(10);
+        while Instant::now() < deadline {
+            left = leaks::find(self.path(), &self.cgroup);
+            if left.is_empty() {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        assert!(left.is_empty(), "left behind: {left:#?}\n{log}");
+        leaks::remove_cgroups(&self.cgroup);
+    }
+}
+
+impl Drop for Host {
+    /// After a failure: the daemon and what it started go, so that other tests are not disturbed.
+    fn drop(&mut self) {
+        let Some(mut daemon) = self.daemon.take() else { return };
+        if std::thread::panicking() {
+            eprintln!("--- log of the daemon in {} ---\n{}", self.path().display(), self.log());
+        }
+        let _ = daemon.kill();
+        let _ = daemon.wait();
+        for container in std::fs::read_dir(self.path().join("root")).into_iter().flatten().flatten() {
+            let root = format!("--root={}", self.join("root"));
+            let _ = Command::new(runtime()).args([&root, "delete", "--force"]).arg(container.file_name()).status();
+        }
+    }
+}

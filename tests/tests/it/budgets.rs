@@ -1,0 +1,139 @@
+//! The budgets of `SPECIFICATION.md` that do not depend on a quiet machine.
+
+use crate::support::*;
+use rustix::process::Signal;
+use std::time::{Duration, Instant};
+use tests::{Host, Options, children_of, eventually, usage};
+
+#[tokio::test]
+async fn five_hundred_containers_leave_the_daemon_as_fifty_did() {
+    // Few events, so that the journal is full from the start.
+    let host = Host::with(Options { flags: vec!["--retain-count=50".into()], ..Options::default() }).await;
+    let mut client = host.client().await;
+    let mut watch = Watch::new(&mut client).await;
+    let bundle = host.bundle(&["true"]).write();
+    let mut after_fifty = None;
+    for n in 1..=500 {
+        let id = format!("c{n}");
+        start(&mut client, &id, &bundle).await;
+        if n % 5 == 0 {
+            client.add_process(process(&id, "p", &["true"])).await.err();
+        }
+        assert_eq!(watch.exit(&id, "init").await, 0);
+        if n == 50 {
+            after_fifty = Some(settled(host.pid()));
+        }
+    }
+    let (before, after) = (after_fifty.unwrap(), settled(host.pid()));
+    println!("after 50: {before:?}; after 500: {after:?}");
+    assert_eq!(after.descriptors, before.descriptors);
+    assert_eq!(after.threads, before.threads);
+    assert!(after.private * 10 <= before.private * 11, "memory grows: {before:?} {after:?}");
+    host.finish();
+}
+
+/// What a daemon uses once its idle threads have gone and its descriptors have settled.
+fn settled(pid: u32) -> tests::Usage {
+    let mut last = usage(pid);
+    let mut since = Instant::now();
+    eventually("the daemon settles", || {
+        let now = usage(pid);
+        if (now.descriptors, now.threads) != (last.descriptors, last.threads) {
+            since = Instant::now();
+        }
+        last = now;
+        since.elapsed() > Duration::from_secs(11)
+    });
+    last
+}
+
+#[tokio::test]
+async fn an_idle_shim_is_small() {
+    let host = Host::new().await;
+    let mut client = host.client().await;
+    let mut fifos = Vec::new();
+    for n in 0..3 {
+        let (out, err, input) = (host.fifo(), host.fifo(), host.fifo());
+        let mut request =
+            container(&format!("c{n}"), &host.bundle(&["sh", "-c", "cat /data/1048576; exec sleep 10000"]).write());
+        (request.stdin, request.stdout, request.stderr) = (input.path(), out.path(), err.path());
+        // It has worked before it is idle.
+        let mut reader = out.reader_now();
+        client.create_container(request).await.unwrap();
+        let mut taken = 0;
+        let mut buffer = vec![0; 1 << 20];
+        while taken < 1 << 20 {
+            match std::io::Read::read(&mut reader, &mut buffer) {
+                Ok(n) => taken += n,
+                Err(_) => tokio::task::yield_now().await,
+            }
+        }
+        fifos.push((reader, err, input));
+    }
+    client.add_process(process("c0", "p", &["sleep", "10000"])).await.unwrap();
+    let shims = children_of(host.pid());
+    assert_eq!(shims.len(), 4);
+    for shim in shims {
+        let usage = usage(shim);
+        println!("idle shim: {usage:?}");
+        assert_eq!(usage.threads, 1);
+        assert!(usage.private <= 150, "{usage:?}");
+        let exe = std::fs::read(format!("/proc/{shim}/exe")).unwrap();
+        assert!(!exe.windows(14).any(|bytes| bytes == b"ld-linux-x86-6"), "it is static");
+        for fd in 0..3 {
+            let target = std::fs::read_link(format!("/proc/{shim}/fd/{fd}")).unwrap();
+            assert_eq!(target.to_str(), Some("/dev/null"));
+        }
+    }
+    for n in 0..3 {
+        kill(&mut client, &format!("c{n}")).await;
+    }
+    host.finish();
+}
+
+#[tokio::test]
+async fn an_idle_daemon_is_small_and_starts_quickly() {
+    let mut host = Host::prepare(Options::default());
+    let mut best = Duration::MAX;
+    // The machine is busy with other tests: the best of a few is the daemon's own time.
+    for _ in 0..10 {
+        let begun = Instant::now();
+        host.start().await;
+        state(&mut host.client().await).await;
+        best = best.min(begun.elapsed());
+        let usage = usage(host.pid());
+        assert!(usage.pss < 8 << 10, "{usage:?}");
+        println!("daemon without containers: {usage:?}");
+        host.stop(Signal::TERM);
+    }
+    println!("from exec to the first answer: {best:?}");
+    assert!(best < Duration::from_millis(50), "{best:?}");
+    host.start().await;
+    host.finish();
+}
+
+#[tokio::test]
+async fn state_and_signals_start_no_process() {
+    let host = Host::new().await;
+    let mut client = host.client().await;
+    sleeper(&host, &mut client, "c").await;
+    let before = children_of(host.pid());
+    // Every fork that the kernel has made, over all processes: other tests make them too, so that only the daemon's
+    // own descendants count. A child that came and went has a pid that its parent's `children` would show.
+    let status = || {
+        let text = std::fs::read_to_string(format!("/proc/{}/stat", host.pid())).unwrap();
+        let after_name = text[text.rfind(')').unwrap() + 2..].to_string();
+        // cminflt and cutime, cstime: what reaped children have used.
+        let fields: Vec<&str> = after_name.split(' ').collect();
+        (fields[8].to_string(), fields[13].to_string(), fields[14].to_string())
+    };
+    let used = status();
+    for _ in 0..50 {
+        state(&mut client).await;
+        signal(&mut client, "c", "init", 28).await.unwrap();
+    }
+    assert_eq!(status(), used, "no child has come and gone");
+    assert_eq!(children_of(host.pid()), before);
+    kill(&mut client, "c").await;
+    host.finish();
+}

@@ -1,0 +1,249 @@
+//! Bad input: the right code and text, nothing left behind, and the daemon goes on.
+
+use crate::support::*;
+use tests::{Host, Options};
+use tonic::Code;
+
+const BAD_NAMES: [&str; 8] = ["../x", "a/b", "-x", "", ".", "..", "a b", "x\n"];
+
+/// Nothing has been made, and the daemon still works.
+async fn unharmed(host: &Host) {
+    let mut client = host.client().await;
+    let left: Vec<_> = std::fs::read_dir(host.state_dir()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert!(left.iter().all(|name| name == "events.log" || name == ".lock"), "{left:?}");
+    assert_eq!(std::fs::read_dir(host.path().join("root")).unwrap().count(), 0, "nothing is left with the runtime");
+    let mut watch = Watch::new(&mut client).await;
+    start(&mut client, "fine", &host.bundle(&["true"]).write()).await;
+    assert_eq!(watch.exit("fine", "init").await, 0);
+}
+
+#[tokio::test]
+async fn a_program_that_does_not_exist() {
+    let host = Host::new().await;
+    let mut client = host.client().await;
+    let bundle = host.bundle(&["/does/not/exist"]).write();
+    // The id is free again each time.
+    for _ in 0..3 {
+        let result = client.create_container(container("c", &bundle)).await;
+        refused(result, Code::Unknown, &["oci runtime error: ", "/does/not/exist"]);
+    }
+    unharmed(&host).await;
+    sleeper(&host, &mut client, "c").await;
+    let result = client.add_process(process("c", "p", &["/does/not/exist"])).await;
+    refused(result, Code::Unknown, &["oci runtime error: ", "/does/not/exist"]);
+    let result = client.add_process(process("c", "p", &[])).await;
+    refused(result, Code::InvalidArgument, &["args"]);
+    let mut watch = Watch::new(&mut client).await;
+    client.add_process(process("c", "p", &["true"])).await.unwrap();
+    assert_eq!(watch.exit("c", "p").await, 0);
+    kill(&mut client, "c").await;
+    host.finish();
+}
+
+#[tokio::test]
+async fn bundles_that_cannot_be_used() {
+    let host = Host::new().await;
+    let mut client = host.client().await;
+    for (bundle, texts) in [
+        ("/does/not/exist".to_string(), vec!["/does/not/exist", "No such file"]),
+        (String::new(), vec!["bundlePath"]),
+        ("/etc/passwd".to_string(), vec!["/etc/passwd", "directory"]),
+        (host.join("bundles"), vec!["config.json", "No such file"]),
+        (host.bundle(&[]).write_config("{\n \"process\": }"), vec!["config.json", "line 2 column 13"]),
+        (host.bundle(&[]).write_config(""), vec!["config.json", "line 1"]),
+        (host.bundle(&[]).write_config("{}"), vec!["config.json", "process"]),
+        (host.bundle(&[]).write_config("null"), vec!["config.json"]),
+        (host.bundle(&[]).write_config("{\"process\": {\"args\": null}}"), vec!["config.json", "args"]),
+        (host.bundle(&[]).write_config(&"[".repeat(100_000)), vec!["config.json"]),
+        (host.bundle(&[]).write_config("\u{0}\u{1}"), vec!["config.json"]),
+        ("a\0b".to_string(), vec!["nul"]),
+        ("x".repeat(5000), vec!["too long"]),
+    ] {
+        refused(client.create_container(container("c", &bundle)).await, Code::InvalidArgument, &texts);
+    }
+    // Valid to us, refused by the runtime, in its words.
+    let broken = host.bundle(&[]).write_config(r#"{"ociVersion":"1.0.2","process":{"args":["x"],"cwd":"/"}}"#);
+    refused(client.create_container(container("c", &broken)).await, Code::Unknown, &["oci runtime error: "]);
+    unharmed(&host).await;
+    host.finish();
+}
+
+#[tokio::test]
+async fn stdio_paths_that_cannot_be_opened() {
+    let host = Host::new().await;
+    let mut client = host.client().await;
+    let bundle = host.bundle(&["true"]).write();
+    sleeper(&host, &mut client, "other").await;
+    let socket = host.join("socket");
+    for (path, reason) in [
+        ("/does/not/exist", "No such file"),
+        ("/etc", "directory"),
+        (socket.as_str(), "socket"),
+        ("/etc/passwd/x", "Not a directory"),
+    ] {
+        for field in 0..3 {
+            let mut request = container("c", &bundle);
+            let mut added = process("other", "p", &["true"]);
+            *[&mut request.stdin, &mut request.stdout, &mut request.stderr][field] = path.into();
+            *[&mut added.stdin, &mut added.stdout, &mut added.stderr][field] = path.into();
+            let name = ["stdin", "stdout", "stderr"][field];
+            refused(client.create_container(request).await, Code::InvalidArgument, &[name, path, reason]);
+            refused(client.add_process(added).await, Code::InvalidArgument, &[name, path, reason]);
+        }
+    }
+    kill(&mut client, "other").await;
+    unharmed(&host).await;
+    host.finish();
+}
+
+#[tokio::test]
+async fn ids_and_names_never_leave_their_place() {
+    let host = Host::new().await;
+    let mut client = host.client().await;
+    let bundle = host.bundle(&["true"]).write();
+    sleeper(&host, &mut client, "c").await;
+    let long = "x".repeat(5000);
+    for bad in BAD_NAMES.into_iter().chain([long.as_str(), "events.log"]) {
+        refused(client.create_container(container(bad, &bundle)).await, Code::InvalidArgument, &["id"]);
+        refused(signal(&mut client, bad, "init", 15).await, Code::InvalidArgument, &["id"]);
+        refused(client.add_process(process(bad, "p", &["true"])).await, Code::InvalidArgument, &["id"]);
+        refused(set_status(&mut client, bad, "paused").await, Code::InvalidArgument, &["id"]);
+        if !bad.is_empty() {
+            let request = api::StateRequest { id: bad.into() };
+            refused(client.state(request).await, Code::InvalidArgument, &["id"]);
+        }
+    }
+    for bad in BAD_NAMES.into_iter().chain([long.as_str(), "state.json"]) {
+        refused(client.add_process(process("c", bad, &["true"])).await, Code::InvalidArgument, &["pid"]);
+        refused(signal(&mut client, "c", bad, 15).await, Code::InvalidArgument, &["pid"]);
+    }
+    kill(&mut client, "c").await;
+    unharmed(&host).await;
+    host.finish();
+}
+
+#[tokio::test]
+async fn names_that_are_taken_or_not_there() {
+    let host = Host::new().await;
+    let mut client = host.client().await;
+    sleeper(&host, &mut client, "c").await;
+    let bundle = host.bundle(&["true"]).write();
+    refused(client.create_container(container("c", &bundle)).await, Code::AlreadyExists, &["c"]);
+    refused(client.add_process(process("c", "init", &["true"])).await, Code::AlreadyExists, &["init"]);
+    client.add_process(process("c", "p", &["sleep", "1000"])).await.unwrap();
+    refused(client.add_process(process("c", "p", &["true"])).await, Code::AlreadyExists, &["p"]);
+    let none = ["containerd: container not found"];
+    refused(signal(&mut client, "none", "init", 9).await, Code::NotFound, &none);
+    refused(client.add_process(process("none", "p", &["true"])).await, Code::NotFound, &none);
+    refused(set_status(&mut client, "none", "paused").await, Code::NotFound, &none);
+    refused(set_status(&mut client, "none", "").await, Code::NotFound, &none);
+    refused(client.state(api::StateRequest { id: "none".into() }).await, Code::NotFound, &none);
+    let none = ["containerd: process not found for container"];
+    refused(signal(&mut client, "c", "none", 9).await, Code::NotFound, &none);
+    let update = |pid: &str| api::UpdateProcessRequest {
+        id: "c".into(),
+        pid: pid.into(),
+        close_stdin: true,
+        ..Default::default()
+    };
+    refused(client.update_process(update("none")).await, Code::NotFound, &none);
+    for number in [0, 65, 4096, u32::MAX] {
+        refused(
+            signal(&mut client, "c", "init", number).await,
+            Code::InvalidArgument,
+            &["signal", &number.to_string()],
+        );
+    }
+    refused(set_status(&mut client, "c", "frozen").await, Code::InvalidArgument, &["status", "frozen"]);
+    kill(&mut client, "c").await;
+    unharmed(&host).await;
+    host.finish();
+}
+
+#[tokio::test]
+async fn a_signal_to_a_process_that_has_ended() {
+    let host = Host::new().await;
+    let mut client = host.client().await;
+    let mut watch = Watch::new(&mut client).await;
+    sleeper(&host, &mut client, "c").await;
+    // It has ended, and its exit is held back by a reader that does not read.
+    let out = host.fifo();
+    let reader = out.reader_now();
+    let mut request = process("c", "p", &["sh", "-c", "cat /data/1048576 & sleep 0.1; kill $!"]);
+    request.stdout = out.path();
+    let pid = client.add_process(request).await.unwrap().into_inner().system_pid;
+    tests::eventually("the process has been reaped", || sys::procfs::stat(pid).unwrap().is_none());
+    let text = "containerd: process not found for container: no such process";
+    refused(signal(&mut client, "c", "p", 9).await, Code::NotFound, &[text]);
+    drop(reader);
+    kill(&mut client, "c").await;
+    assert_eq!(watch.exit("c", "init").await, 137);
+    host.finish();
+}
+
+#[tokio::test]
+async fn a_runtime_that_is_not_there() {
+    let host = Host::new().await;
+    let mut client = host.client().await;
+    let mut request = container("c", &host.bundle(&["true"]).write());
+    request.runtime = "no-such-runtime".into();
+    let result = client.create_container(request).await;
+    refused(result, Code::FailedPrecondition, &["no-such-runtime not installed on system"]);
+    unharmed(&host).await;
+    host.finish();
+}
+
+#[tokio::test]
+async fn a_shim_that_fails() {
+    let mut host = Host::prepare(Options::default());
+    host.start().await;
+    host.stop(rustix::process::Signal::TERM);
+    let mut broken = host.command().args(["--shim", "/bin/false"]).spawn().unwrap();
+    tests::eventually("it serves", || std::os::unix::net::UnixStream::connect(host.path().join("socket")).is_ok());
+    let mut client = host.client().await;
+    let result = client.create_container(container("c", &host.bundle(&["true"]).write())).await;
+    refused(result, Code::Unknown, &["shim error: "]);
+    broken.kill().unwrap();
+    broken.wait().unwrap();
+    host.start().await;
+    unharmed(&host).await;
+    host.finish();
+}
+
+/// The arguments after the runtime's own ones: `create`, the flags, the id last.
+const HANG_IN_START: &str = r#"case "$*" in *" start "*slow*) exec sleep 100000;; esac; exec $RUNTIME "$@""#;
+const HANG_IN_CREATE: &str = r#"case "$*" in *" create "*slow*) exec sleep 100000;; esac; exec $RUNTIME "$@""#;
+const KILLED_IN_CREATE: &str = r#"case "$*" in *" create "*) kill -9 $$;; esac; exec $RUNTIME "$@""#;
+const SILENT_CREATE: &str = r#"case "$*" in *" create "*) exit 0;; esac; exec $RUNTIME "$@""#;
+const GARBAGE: &str =
+    r#"case "$*" in *" create "*) head -c 100000 /dev/urandom > "$5"; exit 5;; esac; exec $RUNTIME "$@""#;
+
+#[tokio::test]
+async fn a_start_that_hangs_ends_at_its_timeout() {
+    for script in [HANG_IN_START, HANG_IN_CREATE] {
+        let flags = vec!["--start-timeout=700ms".into()];
+        let host = Host::with(Options { flags, fake_runtime: Some(script), ..Options::default() }).await;
+        let mut client = host.client().await;
+        let result = client.create_container(container("slow", &host.bundle(&["sleep", "1000"]).write())).await;
+        let text = "containerd: container did not start before the specified timeout";
+        refused(result, Code::DeadlineExceeded, &[text]);
+        unharmed(&host).await;
+        host.finish();
+    }
+}
+
+#[tokio::test]
+async fn a_runtime_that_misbehaves() {
+    for (script, texts) in [
+        (KILLED_IN_CREATE, ["shim error: ", "signal 9"]),
+        (SILENT_CREATE, ["shim error: ", "pid"]),
+        (GARBAGE, ["shim error: ", "status 5"]),
+    ] {
+        let host = Host::with(Options { fake_runtime: Some(script), ..Options::default() }).await;
+        let mut client = host.client().await;
+        let result = client.create_container(container("c", &host.bundle(&["sleep", "1000"]).write())).await;
+        refused(result, Code::Unknown, &texts);
+        assert!(!host.state_dir().join("c").exists());
+        host.finish();
+    }
+}

@@ -1,0 +1,19 @@
+//! Integration and fault tests, one module a feature. All start the built daemon with a real runtime.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod budgets;
+mod calls;
+mod concurrency;
+mod ctr;
+mod errors;
+mod events;
+mod exits;
+mod hostile;
+mod output;
+mod restart;
+mod shim;
+mod socket;
+mod stdin;
+mod steps;
+mod support;
+mod terminal;

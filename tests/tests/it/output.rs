@@ -1,0 +1,306 @@
+//! What a process wrote is delivered whole, in order, before its exit is told.
+
+use crate::support::*;
+use sha2::{Digest, Sha256};
+use std::io::{Read, Write};
+use std::time::{Duration, Instant};
+use tests::{Fifo, Host, eventually};
+
+fn digest(bytes: &[u8]) -> [u8; 32] {
+    Sha256::digest(bytes).into()
+}
+
+fn expected(size: usize) -> [u8; 32] {
+    digest(&std::fs::read(tests::rootfs().join(format!("data/{size}"))).unwrap())
+}
+
+/// Runs a process that writes `size` bytes to both outputs and ends at once, `times` times.
+async fn flood(host: &Host, size: usize, times: usize) {
+    let mut client = host.client().await;
+    let mut watch = Watch::new(&mut client).await;
+    let expected = expected(size);
+    let script = format!("cat /data/{size} >&2 & cat /data/{size}; wait");
+    for n in 0..times {
+        let (out, err) = (host.fifo(), host.fifo());
+        let (out_reader, err_reader) = (out.collect(), err.collect());
+        let name = format!("p{size}-{n}");
+        let mut request = process("c", &name, &["sh", "-c", &script]);
+        (request.stdout, request.stderr) = (out.path(), err.path());
+        client.add_process(request).await.unwrap();
+        assert_eq!(watch.exit("c", &name).await, 0);
+        assert_eq!(digest(&out_reader.bytes()), expected, "stdout, {size} bytes, round {n}");
+        assert_eq!(digest(&err_reader.bytes()), expected, "stderr, {size} bytes, round {n}");
+        for fifo in [out, err] {
+            std::fs::remove_file(fifo.path()).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn up_to_1_mib_on_both_outputs_200_times_each() {
+    let host = Host::new().await;
+    let mut client = host.client().await;
+    sleeper(&host, &mut client, "c").await;
+    for size in [1, 4095, 4096, 65_537, 1 << 20] {
+        flood(&host, size, 200).await;
+    }
+    kill(&mut client, "c").await;
+    host.finish();
+}
+
+#[tokio::test]
+async fn up_to_64_mib_on_both_outputs_20_times_each() {
+    let host = Host::new().await;
+    let mut client = host.client().await;
+    sleeper(&host, &mut client, "c").await;
+    for size in [16 << 20, 64 << 20] {
+        flood(&host, size, 20).await;
+    }
+    kill(&mut client, "c").await;
+    host.finish();
+}
+
+#[tokio::test]
+async fn an_inits_output_is_whole_200_times() {
+    let host = Host::new().await;
+    let mut client = host.client().await;
+    let mut watch = Watch::new(&mut client).await;
+    for size in [1, 1 << 20] {
+        let script = format!("cat /data/{size} >&2 & cat /data/{size}; wait");
+        let bundle = host.bundle(&["sh", "-c", &script]).write();
+        for _ in 0..200 {
+            let (out, err) = (host.fifo(), host.fifo());
+            let (out_reader, err_reader) = (out.collect(), err.collect());
+            let mut request = container("c", &bundle);
+            (request.stdout, request.stderr) = (out.path(), err.path());
+            client.create_container(request).await.unwrap();
+            assert_eq!(watch.exit("c", "init").await, 0);
+            assert_eq!(digest(&out_reader.bytes()), expected(size));
+            assert_eq!(digest(&err_reader.bytes()), expected(size));
+        }
+    }
+    host.finish();
+}
+
+#[tokio::test]
+async fn a_terminals_output_is_whole() {
+    let host = Host::new().await;
+    let mut client = host.client().await;
+    sleeper(&host, &mut client, "c").await;
+    let mut watch = Watch::new(&mut client).await;
+    for (size, times) in [(1, 200), (4096, 200), (1 << 20, 200)] {
+        let expected = expected(size);
+        for n in 0..times {
+            let out = host.fifo();
+            let reader = out.collect();
+            let name = format!("t{size}-{n}");
+            let mut request = process("c", &name, &["cat", &format!("/data/{size}")]);
+            request.terminal = true;
+            request.stdout = out.path();
+            client.add_process(request).await.unwrap();
+            assert_eq!(watch.exit("c", &name).await, 0);
+            assert_eq!(digest(&reader.bytes()), expected, "{size} bytes, round {n}");
+            std::fs::remove_file(out.path()).unwrap();
+        }
+    }
+    kill(&mut client, "c").await;
+    host.finish();
+}
+
+/// A process `p` in a new container `c` that runs `script` with its stdout in `out`.
+async fn run(host: &Host, script: &str, out: &Fifo) {
+    let mut client = host.client().await;
+    sleeper(host, &mut client, "c").await;
+    let mut request = process("c", "p", &["sh", "-c", script]);
+    request.stdout = out.path();
+    client.add_process(request).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_grandchild_that_keeps_stdout_delays_only_that_exit() {
+    let host = Host::new().await;
+    let mut client = host.client().await;
+    let mut watch = Watch::new(&mut client).await;
+    let out = host.fifo();
+    let reader = out.collect();
+    run(&host, "(while [ ! -e /tmp/go ]; do sleep 0.05; done; echo last) & echo first", &out).await;
+    // Others are told meanwhile.
+    client.add_process(process("c", "q", &["true"])).await.unwrap();
+    assert_eq!(watch.exit("c", "q").await, 0);
+    client.add_process(process("c", "go", &["touch", "/tmp/go"])).await.unwrap();
+    let mut seen = Vec::new();
+    while !seen.iter().any(|event| event == "c exit p 0") {
+        seen.push(short(&watch.next().await));
+    }
+    assert!(seen.contains(&"c exit go 0".to_string()), "the grandchild waits for it: {seen:?}");
+    assert_eq!(reader.text(), "first\nlast\n");
+    kill(&mut client, "c").await;
+    host.finish();
+}
+
+#[tokio::test]
+async fn a_grandchild_never_delays_init() {
+    let host = Host::new().await;
+    let mut client = host.client().await;
+    let mut watch = Watch::new(&mut client).await;
+    let out = host.fifo();
+    let reader = out.collect();
+    let mut request = container("c", &host.bundle(&["sh", "-c", "sleep 100000 & echo first"]).write());
+    request.stdout = out.path();
+    client.create_container(request).await.unwrap();
+    assert_eq!(watch.exit("c", "init").await, 0);
+    assert_eq!(reader.text(), "first\n");
+    host.finish();
+}
+
+#[tokio::test]
+async fn a_process_outside_that_holds_stdout_delays_nothing_after_init() {
+    let host = Host::new().await;
+    let mut client = host.client().await;
+    let mut watch = Watch::new(&mut client).await;
+    let out = host.fifo();
+    let reader = out.collect();
+    let mut request = container("c", &host.bundle(&["sh", "-c", "echo first; sleep 100000"]).write());
+    request.stdout = out.path();
+    let started = client.create_container(request).await.unwrap().into_inner().container.unwrap();
+    let pid = started.processes[0].system_pid;
+    let outside = std::fs::File::options().write(true).open(format!("/proc/{pid}/fd/1")).unwrap();
+    signal(&mut client, "c", "init", 9).await.unwrap();
+    assert_eq!(watch.exit("c", "init").await, 137);
+    assert_eq!(reader.text(), "first\n");
+    drop(outside);
+    host.finish();
+}
+
+#[tokio::test]
+async fn a_reader_may_go_and_another_may_come() {
+    let host = Host::new().await;
+    let mut client = host.client().await;
+    let out = host.fifo();
+    let first = {
+        let out = out.clone();
+        std::thread::spawn(move || {
+            let mut line = [0; 6];
+            out.reader().read_exact(&mut line).unwrap();
+            line
+        })
+    };
+    let mut watch = Watch::new(&mut client).await;
+    run(&host, "echo first; while [ ! -e /tmp/go ]; do sleep 0.05; done; cat /data/1048576", &out).await;
+    assert_eq!(&first.join().unwrap(), b"first\n");
+    client.add_process(process("c", "go", &["touch", "/tmp/go"])).await.unwrap();
+    assert_eq!(watch.exit("c", "go").await, 0);
+    // The process is blocked now, or soon.
+    let second = out.collect();
+    assert_eq!(watch.exit("c", "p").await, 0);
+    assert_eq!(digest(&second.bytes()), expected(1 << 20));
+    kill(&mut client, "c").await;
+    host.finish();
+}
+
+#[tokio::test]
+async fn a_slow_reader_delays_the_exit_and_state_says_stopped() {
+    let host = Host::new().await;
+    let mut client = host.client().await;
+    let mut watch = Watch::new(&mut client).await;
+    let out = host.fifo();
+    let mut reader = out.reader_now();
+    let mut request =
+        container("c", &host.bundle(&["sh", "-c", "cat /data/1048576 & sleep 0.2; kill $!; exit 3"]).write());
+    request.stdout = out.path();
+    client.create_container(request).await.unwrap();
+    assert_eq!(watch.next().await.r#type, "start-container");
+    let deadline = Instant::now() + tests::LIMIT;
+    while state(&mut client).await[0].status != "stopped" {
+        assert!(Instant::now() < deadline);
+    }
+    assert!(watch.silent_for(Duration::from_millis(300)).await, "what it wrote has not been taken");
+    let mut taken = 0;
+    let mut buffer = vec![0; 65536];
+    loop {
+        match reader.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(n) => taken += n,
+            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => tokio::task::yield_now().await,
+            Err(e) => panic!("{e}"),
+        }
+    }
+    assert!(taken > 65536, "{taken}");
+    assert_eq!(watch.exit("c", "init").await, 3);
+    host.finish();
+}
+
+#[tokio::test]
+async fn output_that_nobody_reads_is_dropped_after_15_seconds() {
+    let host = Host::new().await;
+    let mut client = host.client().await;
+    let mut watch = Watch::new(&mut client).await;
+    let out = host.fifo();
+    let mut request = container("c", &host.bundle(&["echo", "hello"]).write());
+    request.stdout = out.path();
+    client.create_container(request).await.unwrap();
+    let ended = Instant::now();
+    assert_eq!(watch.exit("c", "init").await, 0);
+    let waited = ended.elapsed();
+    assert!(waited > Duration::from_secs(14) && waited < Duration::from_secs(20), "{waited:?}");
+    assert!(host.log().contains("nobody has read it"), "{}", host.log());
+    host.finish();
+}
+
+#[tokio::test]
+async fn a_reader_that_comes_late_gets_everything() {
+    let host = Host::new().await;
+    let mut client = host.client().await;
+    let mut watch = Watch::new(&mut client).await;
+    let out = host.fifo();
+    let mut request = container("c", &host.bundle(&["cat", "/data/65537"]).write());
+    request.stdout = out.path();
+    client.create_container(request).await.unwrap();
+    assert_eq!(watch.next().await.r#type, "start-container");
+    assert!(watch.silent_for(Duration::from_millis(500)).await);
+    let reader = out.collect();
+    assert_eq!(watch.exit("c", "init").await, 0);
+    assert_eq!(digest(&reader.bytes()), expected(65_537));
+    host.finish();
+}
+
+#[tokio::test]
+async fn a_plain_file_is_appended_to_by_both_outputs() {
+    let host = Host::new().await;
+    let mut client = host.client().await;
+    let mut watch = Watch::new(&mut client).await;
+    let path = host.join("output");
+    std::fs::File::create(&path).unwrap().write_all(b"before\n").unwrap();
+    let mut request = container("c", &host.bundle(&["sh", "-c", "echo out; echo err >&2; cat /data/1048576"]).write());
+    (request.stdout, request.stderr) = (path.clone(), path.clone());
+    client.create_container(request).await.unwrap();
+    assert_eq!(watch.exit("c", "init").await, 0);
+    let bytes = std::fs::read(&path).unwrap();
+    assert_eq!(bytes.len(), 7 + 4 + 4 + (1 << 20));
+    assert!(bytes.starts_with(b"before\n"));
+    let text = String::from_utf8_lossy(&bytes);
+    assert!(text.contains("out\n") && text.contains("err\n"));
+    host.finish();
+}
+
+#[tokio::test]
+async fn a_killed_exec_whose_output_nobody_takes_delays_init_15_seconds_at_most() {
+    let host = Host::new().await;
+    let mut client = host.client().await;
+    let mut watch = Watch::new(&mut client).await;
+    let out = host.fifo();
+    // A reader that never reads: an exec's exit waits for it, until init has ended.
+    let reader = out.reader_now();
+    run(&host, "cat /data/1048576", &out).await;
+    let pid = state(&mut client).await[0].processes[1].system_pid;
+    eventually("the process is blocked in its full pipe", || {
+        sys::procfs::read(pid, "wchan").unwrap().is_some_and(|wchan| wchan.contains("pipe"))
+    });
+    let killed = Instant::now();
+    signal(&mut client, "c", "init", 9).await.unwrap();
+    assert_eq!(watch.exit("c", "p").await, 137);
+    assert_eq!(watch.exit("c", "init").await, 137);
+    assert!(killed.elapsed() < Duration::from_secs(20), "{:?}", killed.elapsed());
+    drop(reader);
+    host.finish();
+}

@@ -1,0 +1,102 @@
+//! The socket and the state directory: whose they are.
+
+use crate::support::*;
+use rustix::process::Signal;
+use std::os::unix::fs::PermissionsExt;
+use tests::{Host, Options};
+
+fn mode(path: &std::path::Path) -> u32 {
+    std::fs::metadata(path).unwrap().permissions().mode() & 0o7777
+}
+
+#[tokio::test]
+async fn modes_keep_others_out() {
+    let host = Host::new().await;
+    let mut client = host.client().await;
+    assert_eq!(mode(&host.path().join("socket")), 0o660);
+    assert_eq!(mode(&host.state_dir()), 0o711);
+    sleeper(&host, &mut client, "c").await;
+    assert_eq!(mode(&host.state_dir().join("c/init/process.json")), 0o600);
+    kill(&mut client, "c").await;
+    host.finish();
+}
+
+#[tokio::test]
+async fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
+    let mut host = Host::new().await;
+    host.stop(Signal::KILL);
+    assert!(host.path().join("socket").exists(), "a killed daemon leaves its socket");
+    host.start().await;
+    // The same socket, another state directory.
+    let mut second = host.command();
+    let output = second.args(["--state-dir", &host.join("other-state")]).stderr(std::process::Stdio::piped()).output();
+    let output = output.unwrap();
+    assert!(!output.status.success());
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("another process listens there"), "{said}");
+    state(&mut host.client().await).await;
+    host.finish();
+}
+
+#[tokio::test]
+async fn a_second_daemon_on_the_same_state_directory_is_refused() {
+    let host = Host::new().await;
+    let mut second = host.command();
+    let address = format!("unix://{}", host.join("other-socket"));
+    let output = second.args(["--listen", &address]).stderr(std::process::Stdio::piped()).output().unwrap();
+    assert!(!output.status.success());
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("is in use by another daemon"), "{said}");
+    state(&mut host.client().await).await;
+    host.finish();
+}
+
+#[tokio::test]
+async fn the_socket_goes_with_its_daemon() {
+    let mut host = Host::new().await;
+    assert!(host.stop(Signal::TERM).success());
+    assert!(!host.path().join("socket").exists());
+    host.start().await;
+    host.finish();
+}
+
+#[tokio::test]
+async fn a_subscriber_does_not_keep_the_daemon_from_stopping() {
+    let mut host = Host::new().await;
+    let mut watch = Watch::new(&mut host.client().await).await;
+    assert!(host.stop(Signal::TERM).success());
+    let status = watch.try_next().await.expect_err("the stream ends with an error");
+    assert!(status.message().contains("stopping"), "{status:?}");
+    host.start().await;
+    host.finish();
+}
+
+#[tokio::test]
+async fn addresses_that_cannot_be_listened_at() {
+    let host = Host::prepare(Options::default());
+    std::fs::write(host.path().join("socket"), "a file").unwrap();
+    let listen = |address: &str| {
+        let output = host.command().args(["--listen", address]).stderr(std::process::Stdio::piped()).output().unwrap();
+        assert!(!output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    assert!(listen(&host.address()).contains("no socket"));
+    assert!(listen("tcp://127.0.0.1:1").contains("not supported yet"));
+    assert!(listen("nonsense").contains("unix:///path"));
+    assert!(listen(&format!("unix://{}", host.join(&"x".repeat(200)))).contains("cannot listen at"));
+    assert_eq!(std::fs::read(host.path().join("socket")).unwrap(), b"a file");
+}
+
+#[tokio::test]
+async fn what_systemd_means_for_the_daemon_does_not_reach_containers_or_shims() {
+    let env = vec![("NOTIFY_SOCKET", "/nowhere"), ("LISTEN_FDS", "1"), ("LISTEN_PID", "1")];
+    let host = Host::with(Options { env, ..Options::default() }).await;
+    let mut client = host.client().await;
+    sleeper(&host, &mut client, "c").await;
+    let [shim] = tests::children_of(host.pid())[..] else { panic!("one shim") };
+    let environment = std::fs::read(format!("/proc/{shim}/environ")).unwrap();
+    let environment = String::from_utf8_lossy(&environment).into_owned();
+    assert!(!environment.contains("NOTIFY_SOCKET") && !environment.contains("LISTEN_"), "{environment}");
+    kill(&mut client, "c").await;
+    host.finish();
+}

@@ -1,0 +1,113 @@
+//! Processes with a terminal.
+
+use crate::support::*;
+use std::io::{Read, Write};
+use tests::{Host, LIMIT};
+
+/// Reads until the text has come.
+fn read_until(reader: &mut std::fs::File, text: &str) -> String {
+    let mut got = Vec::new();
+    let mut byte = [0; 1];
+    while !String::from_utf8_lossy(&got).contains(text) {
+        assert_eq!(reader.read(&mut byte).unwrap(), 1, "{:?} ended without {text:?}", String::from_utf8_lossy(&got));
+        got.push(byte[0]);
+    }
+    String::from_utf8(got).unwrap()
+}
+
+async fn resize(client: &mut tests::Client, id: &str, pid: &str, width: u32, height: u32) {
+    let (id, pid) = (id.into(), pid.into());
+    let request = api::UpdateProcessRequest { id, pid, width, height, close_stdin: false };
+    client.update_process(request).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_resize_reaches_the_process_with_its_signal() {
+    let host = Host::new().await;
+    let mut client = host.client().await;
+    let mut watch = Watch::new(&mut client).await;
+    let stdout = host.fifo();
+    let script = "trap 'stty size < /dev/tty; exit 4' WINCH; tty; echo ready; while :; do sleep 0.05; done";
+    let bundle = host.bundle(&["sh", "-c", script]).terminal().write();
+    let reading = {
+        let stdout = stdout.clone();
+        tokio::task::spawn_blocking(move || {
+            let mut reader = stdout.reader();
+            let head = read_until(&mut reader, "ready");
+            (reader, head)
+        })
+    };
+    let mut request = container("c", &bundle);
+    request.stdout = stdout.path();
+    let started = client.create_container(request).await.unwrap().into_inner().container.unwrap();
+    assert!(started.processes[0].terminal);
+    let (mut reader, head) = tokio::time::timeout(LIMIT, reading).await.unwrap().unwrap();
+    assert!(head.starts_with("/dev/pts/"), "{head}");
+    resize(&mut client, "c", "init", 132, 43).await;
+    assert_eq!(watch.exit("c", "init").await, 4);
+    let mut rest = String::new();
+    reader.read_to_string(&mut rest).unwrap();
+    assert!(rest.contains("43 132"), "{rest}");
+    host.finish();
+}
+
+#[tokio::test]
+async fn a_shell_on_a_terminal_answers_and_ends_with_its_input() {
+    let host = Host::new().await;
+    let mut client = host.client().await;
+    let mut watch = Watch::new(&mut client).await;
+    sleeper(&host, &mut client, "c").await;
+    let (stdin, stdout) = (host.fifo(), host.fifo());
+    let reader = stdout.collect();
+    let mut request = process("c", "p", &["cat"]);
+    request.terminal = true;
+    (request.stdin, request.stdout) = (stdin.path(), stdout.path());
+    client.add_process(request).await.unwrap();
+    stdin.writer().write_all(b"hello\n").unwrap();
+    close_stdin(&mut client, "c", "p").await;
+    assert_eq!(watch.exit("c", "p").await, 0);
+    // Once as the echo, once as cat's.
+    assert_eq!(reader.text(), "hello\r\nhello\r\n");
+    kill(&mut client, "c").await;
+    host.finish();
+}
+
+#[tokio::test]
+async fn a_long_state_directory_is_no_obstacle_for_the_console_socket() {
+    // A socket's path may have 107 bytes; the id alone has 120.
+    let host = Host::new().await;
+    let mut client = host.client().await;
+    let mut watch = Watch::new(&mut client).await;
+    let id = "x".repeat(120);
+    let stdout = host.fifo();
+    let reader = stdout.collect();
+    let mut request = container(&id, &host.bundle(&["echo", "hello"]).terminal().write());
+    request.stdout = stdout.path();
+    client.create_container(request).await.unwrap();
+    assert_eq!(watch.exit(&id, "init").await, 0);
+    assert_eq!(reader.text(), "hello\r\n");
+    host.finish();
+}
+
+#[tokio::test]
+async fn a_background_process_that_keeps_the_terminal_is_waited_for() {
+    let host = Host::new().await;
+    let mut client = host.client().await;
+    let mut watch = Watch::new(&mut client).await;
+    sleeper(&host, &mut client, "c").await;
+    let stdout = host.fifo();
+    let reader = stdout.collect();
+    let script = "(trap '' HUP; while [ ! -e /tmp/go ]; do sleep 0.05; done; echo last) & echo first";
+    let mut request = process("c", "p", &["sh", "-c", script]);
+    request.terminal = true;
+    request.stdout = stdout.path();
+    client.add_process(request).await.unwrap();
+    client.add_process(process("c", "go", &["touch", "/tmp/go"])).await.unwrap();
+    let mut seen = Vec::new();
+    while !seen.iter().any(|event| event == "c exit p 0") {
+        seen.push(short(&watch.next().await));
+    }
+    assert_eq!(reader.text(), "first\r\nlast\r\n");
+    kill(&mut client, "c").await;
+    host.finish();
+}
