@@ -67,6 +67,7 @@ pub(crate) fn start_kill_all(target: &Target, request: &Request) -> Result<Child
 
 fn base(target: &Target, request: &Request) -> Result<Command, Failure> {
     let mut command = Command::new(&target.runtime);
+    sys::child::with_all_signals(&mut command);
     command.args(&request.runtime_args);
     command.arg("--log").arg(working_directory()?.join("log.json")).args(["--log-format", "json"]);
     Ok(command)

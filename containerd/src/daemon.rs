@@ -28,6 +28,8 @@ const SERVICE: &str = "types.API";
 /// Runs until a signal says to stop.
 pub(crate) fn run(flags: Flags) -> Result<()> {
     sys::allocator::limit_heaps(2);
+    // Whoever started this process may have blocked some; threads and children would inherit that.
+    sys::signal::unblock_all().context("unblock signals")?;
     // What this process was started with is not the containers' business.
     sys::descriptors::close_on_exec_from(3).context("set close-on-exec")?;
     if let Err(e) = sys::descriptors::raise_limit() {

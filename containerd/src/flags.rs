@@ -10,7 +10,7 @@ const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("CONTAINERD_
 
 /// Supervises containers: drives an OCI runtime, over a gRPC API on a socket.
 #[derive(Debug, Parser)]
-#[command(name = "containerd", version = VERSION, max_term_width = 100)]
+#[command(name = "containerd", version = VERSION, max_term_width = 100, args_override_self = true)]
 pub(crate) struct Flags {
     /// Where state lives
     #[arg(long, value_name = "DIR", default_value = "/run/containerd")]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 /// Starts, watches and enters containers that containerd supervises.
 #[derive(Debug, Parser)]
-#[command(name = "ctr", version, max_term_width = 100)]
+#[command(name = "ctr", version, max_term_width = 100, args_override_self = true)]
 pub(crate) struct Args {
     /// Where the daemon listens
     #[arg(long, global = true, value_name = "ADDRESS", default_value = "unix:///run/containerd/containerd.sock")]
@@ -78,6 +78,10 @@ pub(crate) struct EventOptions {
     /// Begin with the stored events that are newer than this (RFC 3339, as 2026-01-31T12:00:00Z)
     #[arg(long, short, value_name = "TIME")]
     pub(crate) timestamp: Option<jiff::Timestamp>,
+
+    /// End after the stored events
+    #[arg(long, requires = "timestamp")]
+    pub(crate) stored_only: bool,
 
     #[command(flatten)]
     pub(crate) options: TableOptions,

@@ -61,6 +61,8 @@ struct Attached {
     events: tonic::Streaming<api::Event>,
     /// All up to here has been seen.
     seen: api::Timestamp,
+    /// The end of our stdin is still to be passed on.
+    stdin_ended: bool,
 }
 
 impl Attached {
@@ -82,7 +84,7 @@ impl Attached {
         let request = api::EventsRequest { id: id.into(), ..Default::default() };
         let events = client.events(request).await?.into_inner();
         let (target, id, process) = (target.clone(), id.to_string(), process.to_string());
-        Ok(Attached { target, client, id, process, terminal, session, signals, events, seen })
+        Ok(Attached { target, client, id, process, terminal, session, signals, events, seen, stdin_ended: false })
     }
 
     /// Goes on until the process is over and all that it wrote has been passed on.
@@ -137,7 +139,10 @@ impl Attached {
                     SIGWINCH => self.resize().await,
                     signal => return Ok(End::Signal(signal)),
                 },
-                Some(()) = self.session.stdin_ended.recv() => self.close_stdin().await,
+                Some(()) = self.session.stdin_ended.recv() => {
+                    self.stdin_ended = true;
+                    self.close_stdin().await;
+                }
                 Some(end) = broken_output(&mut self.session.outputs) => return Ok(end),
             }
         }
@@ -187,6 +192,7 @@ impl Attached {
         };
         if known {
             self.resize().await;
+            self.close_stdin().await;
             return Ok(None);
         }
         // It may have ended since the stored events were read; then its exit is in the live ones already.
@@ -209,20 +215,17 @@ impl Attached {
         }
     }
 
-    /// Passes on the end of our stdin. A process that has just ended needs it no more.
+    /// Passes on the end of our stdin, if it has come. A process that has just ended needs it no more; a daemon that
+    /// is away gets to know it when it is found again.
     async fn close_stdin(&mut self) {
-        loop {
-            let (id, pid) = (self.id.clone(), self.process.clone());
-            let request = api::UpdateProcessRequest { id, pid, close_stdin: true, ..Default::default() };
-            match self.client.update_process(request).await {
-                Err(status) if status.code() == tonic::Code::Unavailable => {
-                    tokio::time::sleep(RETRY).await;
-                    if let Ok(client) = self.target.connect().await {
-                        self.client = client;
-                    }
-                }
-                _ => return,
-            }
+        if !self.stdin_ended {
+            return;
+        }
+        let (id, pid) = (self.id.clone(), self.process.clone());
+        let request = api::UpdateProcessRequest { id, pid, close_stdin: true, ..Default::default() };
+        match self.client.update_process(request).await {
+            Err(status) if Failure::from(status.clone()).is_passing() => {}
+            _ => self.stdin_ended = false,
         }
     }
 }

@@ -20,7 +20,7 @@ pub(crate) async fn execute(target: &Target, command: Containers) -> Result<Exit
         Containers::Pause { id } => set_status(target, id, "paused").await,
         Containers::Resume { id } => set_status(target, id, "running").await,
         Containers::Watch { id, options } => {
-            events::execute(target, id, EventOptions { timestamp: None, options }).await
+            events::execute(target, id, EventOptions { timestamp: None, stored_only: false, options }).await
         }
         Containers::State => state(target).await,
     }

@@ -15,7 +15,7 @@ const WIDTHS: [usize; 5] = [30, 15, 20, 10, 6];
 pub(crate) async fn execute(target: &Target, id: Option<String>, options: EventOptions) -> Result<ExitCode, Failure> {
     let timestamp =
         options.timestamp.map(|time| api::Timestamp { seconds: time.as_second(), nanos: time.subsec_nanosecond() });
-    let request = api::EventsRequest { timestamp, stored_only: false, id: id.unwrap_or_default() };
+    let request = api::EventsRequest { timestamp, stored_only: options.stored_only, id: id.unwrap_or_default() };
     let mut events = target.connect().await?.events(request).await?.into_inner();
     let mut out = std::io::stdout().lock();
     if !options.options.json {

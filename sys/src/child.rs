@@ -9,6 +9,15 @@ use std::process::Command;
 /// How a process ended, as shells and this API count: its exit code, or 128 and the signal's number.
 pub type ExitStatus = u32;
 
+/// Lets every signal reach the child: std's `Command` hands on the mask of this thread, in which all may be blocked.
+pub fn with_all_signals(command: &mut Command) {
+    // SAFETY: between fork and exec only one system call is made, which is async-signal-safe, and nothing is
+    // allocated.
+    unsafe {
+        command.pre_exec(crate::signal::unblock_all);
+    }
+}
+
 /// Makes the child be killed when the thread that starts it dies (prctl(2), `PR_SET_PDEATHSIG`). The setting
 /// outlives the exec and is not passed on to the child's own children.
 pub fn die_with_parent(command: &mut Command) {

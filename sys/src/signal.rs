@@ -28,10 +28,15 @@ fn set_of(signals: &[i32]) -> libc::sigset_t {
     }
 }
 
-/// Blocks every signal in this thread and the threads it starts later. std's `Command` gives its children an
-/// empty mask, so that they are not concerned.
+/// Blocks every signal in this thread, the threads it starts later, and its children
+/// ([`crate::child::with_all_signals`] frees these).
 pub fn block_all() -> io::Result<()> {
     mask(libc::SIG_SETMASK, &full_set())
+}
+
+/// Blocks no signal in this thread any more.
+pub fn unblock_all() -> io::Result<()> {
+    mask(libc::SIG_SETMASK, &set_of(&[]))
 }
 
 /// Blocks some signals in this thread and the threads it starts later.

@@ -61,7 +61,7 @@ async fn state_shows_what_was_asked_for() {
     let started = client.create_container(request).await.unwrap().into_inner().container.unwrap();
     assert_eq!(started.status, "running");
     let mut added = process("c", "p", &["sleep", "100000"]);
-    added.env = vec!["X=1".into()];
+    added.env = vec!["X=1".into(), "PATH=/bin".into()];
     added.user = Some(api::User { uid: 1000, gid: 1001, additional_gids: vec![5, 6] });
     let pid = client.add_process(added).await.unwrap().into_inner().system_pid;
     let answer = client.state(api::StateRequest { id: "c".into() }).await.unwrap().into_inner();

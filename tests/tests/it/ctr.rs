@@ -130,9 +130,9 @@ async fn a_session_outlives_its_daemon() {
         stdout.read_exact(&mut line).unwrap();
         host.stop(signal);
         child.stdin.take().unwrap().write_all(b"second\n").unwrap();
-        let mut rest = String::new();
-        stdout.read_to_string(&mut rest).unwrap();
-        assert_eq!(rest, "second\n");
+        let mut line = [0; 7];
+        stdout.read_exact(&mut line).unwrap();
+        assert_eq!(&line, b"second\n");
         assert!(child.try_wait().unwrap().is_none(), "its exit status is not known yet");
         host.start().await;
         eventually("ctr has ended", || child.try_wait().unwrap().is_some());
@@ -241,9 +241,9 @@ impl Session {
 async fn attached_with_a_terminal() {
     let host = Host::new().await;
     sleeper(&host, &mut host.client().await, "c").await;
+    // The signal interrupts the shell's read.
     let script =
-        "trap 'stty size' WINCH; echo ready; while read x; do echo got:$x; [ $x = end ] && exit 6; done; exit 1";
-    // A trap does not interrupt a read of this shell: the size is shown with the next line.
+        "trap 'stty size' WINCH; echo ready; while :; do read x && echo got:$x; [ \"$x\" = end ] && exit 6; done";
     let command = host.ctr(&["containers", "exec", "--id", "c", "--pid", "p", "-at", "sh", "-c", script]);
     let mut session = Session::start(command);
     session.read_until("ready\r\n");
@@ -295,7 +295,7 @@ async fn a_terminal_for_the_process_without_one_of_ones_own() {
     let output = run(host.ctr(&["containers", "start", "-a", "c", &bundle]), b"hello\n");
     assert_eq!(output.status.code(), Some(2));
     let said = text(&output.stdout);
-    assert!(said.starts_with("/dev/pts/") && said.ends_with("hello\r\n"), "{said:?}");
+    assert!(said.contains("/dev/pts/") && said.ends_with("hello\r\n"), "{said:?}");
     host.finish();
 }
 

@@ -56,7 +56,7 @@ async fn bundles_that_cannot_be_used() {
         (host.bundle(&[]).write_config("{\"process\": {\"args\": null}}"), vec!["config.json", "args"]),
         (host.bundle(&[]).write_config(&"[".repeat(100_000)), vec!["config.json"]),
         (host.bundle(&[]).write_config("\u{0}\u{1}"), vec!["config.json"]),
-        ("a\0b".to_string(), vec!["nul"]),
+        ("a\0b".to_string(), vec!["NUL"]),
         ("x".repeat(5000), vec!["too long"]),
     ] {
         refused(client.create_container(container("c", &bundle)).await, Code::InvalidArgument, &texts);

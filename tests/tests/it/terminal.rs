@@ -97,7 +97,9 @@ async fn a_background_process_that_keeps_the_terminal_is_waited_for() {
     sleeper(&host, &mut client, "c").await;
     let stdout = host.fifo();
     let reader = stdout.collect();
-    let script = "(trap '' HUP; while [ ! -e /tmp/go ]; do sleep 0.05; done; echo last) & echo first";
+    // The shell's end is a hang-up for the others, which this one must have learnt to ignore by then.
+    let script = "(trap '' HUP; touch /tmp/trap; while [ ! -e /tmp/go ]; do sleep 0.05; done; echo last) & \
+                  while [ ! -e /tmp/trap ]; do sleep 0.01; done; echo first";
     let mut request = process("c", "p", &["sh", "-c", script]);
     request.terminal = true;
     request.stdout = stdout.path();

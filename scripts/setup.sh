@@ -1,0 +1,64 @@
+#!/bin/sh
+# Installs what the demo and the tests need, where it is missing: an OCI runtime, a static busybox, and what
+# building takes. On Debian; elsewhere it says what to install.
+#
+#   setup.sh --demo   only what `make demo` needs
+set -eu
+
+what=${1:-}
+missing=
+
+need() { # PROGRAM PACKAGE
+    command -v "$1" >/dev/null 2>&1 || missing="$missing $2"
+}
+
+need cc gcc
+need runc runc
+need busybox busybox-static
+if [ "$what" != --demo ]; then
+    need crun crun
+fi
+# A busybox that needs libraries is of no use in a root file system without any.
+if command -v busybox >/dev/null 2>&1 && ldd "$(command -v busybox)" >/dev/null 2>&1; then
+    missing="$missing busybox-static"
+fi
+command -v "${CARGO:-cargo}" >/dev/null 2>&1 || {
+    echo "setup: there is no cargo: install a Rust toolchain of at least 1.85 (Debian 13: apt-get install cargo)" >&2
+    exit 1
+}
+
+if [ -n "$missing" ]; then
+    if [ "$(id -u)" != 0 ]; then
+        echo "setup: missing:$missing; containers need root as well: run this as root" >&2
+        exit 1
+    fi
+    if ! command -v apt-get >/dev/null 2>&1; then
+        echo "setup: missing:$missing; install them with this system's package manager" >&2
+        exit 1
+    fi
+    echo "setup: installing$missing"
+    export DEBIAN_FRONTEND=noninteractive
+    # shellcheck disable=SC2086 # a list of packages
+    apt-get install -y -q --no-install-recommends $missing >/dev/null 2>&1 || {
+        apt-get update -q
+        apt-get install -y -q --no-install-recommends $missing
+    }
+fi
+
+if [ "$(id -u)" != 0 ]; then
+    echo "setup: containers are started by root: run this as root" >&2
+    exit 1
+fi
+
+# A daemon can be tested only where there are control groups.
+if [ ! -e /sys/fs/cgroup/cgroup.controllers ] && ! grep -q ' cgroup ' /proc/self/mountinfo; then
+    echo "setup: no control groups are mounted on /sys/fs/cgroup" >&2
+    exit 1
+fi
+
+# crun does without a hierarchy of v1 only if all that the kernel has are mounted.
+if [ "$what" != --demo ] && [ ! -e /sys/fs/cgroup/cgroup.controllers ] &&
+    grep -q '^hugetlb' /proc/cgroups && ! grep -q 'cgroup rw.*hugetlb' /proc/self/mountinfo; then
+    mkdir -p /sys/fs/cgroup/hugetlb
+    mount -t cgroup -o hugetlb cgroup /sys/fs/cgroup/hugetlb || echo "setup: crun needs hugetlb, which cannot be mounted" >&2
+fi
