@@ -19,6 +19,9 @@ use crate::service::Service;
 /// How long calls that are under way may take when the daemon is stopped.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 
+/// How long clients may take to receive the last answers.
+const FLUSH_LIMIT: Duration = Duration::from_millis(200);
+
 /// Requests that one connection may have under way. Each subscriber to events is one for as long as it is there.
 const STREAMS_PER_CONNECTION: u32 = 4096;
 
@@ -78,7 +81,8 @@ async fn serve(flags: &Flags, state_dir: std::path::PathBuf) -> Result<()> {
     let (stopping, stopped) = watch::channel(false);
     let (health, health_server) = tonic_health::server::health_reporter();
     set_health(&health, ServingStatus::NotServing).await;
-    let service = Service::new(supervisor.clone(), flags.start_timeout, stopped.clone());
+    let (calls, mut under_way) = watch::channel(0);
+    let service = Service::new(supervisor.clone(), flags.start_timeout, stopped.clone(), calls);
     let mut until = stopped;
     let server = tonic::transport::Server::builder()
         .max_concurrent_streams(STREAMS_PER_CONNECTION)
@@ -106,7 +110,12 @@ async fn serve(flags: &Flags, state_dir: std::path::PathBuf) -> Result<()> {
     }
     set_health(&health, ServingStatus::NotServing).await;
     stopping.send_replace(true);
-    if tokio::time::timeout(STOP_LIMIT, &mut server).await.is_err() {
+    // The server ends when every client has gone, which one that hangs never does; what counts are calls.
+    let finished = async {
+        let _ = under_way.wait_for(|calls| *calls == 0).await;
+        let _ = tokio::time::timeout(FLUSH_LIMIT, &mut server).await;
+    };
+    if tokio::time::timeout(STOP_LIMIT, finished).await.is_err() {
         tracing::warn!("calls are still under way after {} s; the next daemon takes them up", STOP_LIMIT.as_secs());
     }
     Ok(())

@@ -21,19 +21,48 @@ pub(crate) struct Service {
     supervisor: Supervisor,
     start_timeout: Duration,
     stopping: watch::Receiver<bool>,
+    calls: watch::Sender<usize>,
+}
+
+/// A call that is under way.
+struct Busy {
+    supervisor: Supervisor,
+    calls: watch::Sender<usize>,
+}
+
+impl std::ops::Deref for Busy {
+    type Target = Supervisor;
+
+    fn deref(&self) -> &Supervisor {
+        &self.supervisor
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.calls.send_modify(|calls| *calls -= 1);
+    }
 }
 
 type Answer<T> = Result<Response<T>, Status>;
 
 impl Service {
-    pub(crate) fn new(supervisor: Supervisor, start_timeout: Duration, stopping: watch::Receiver<bool>) -> Service {
-        Service { supervisor, start_timeout, stopping }
+    /// `calls` tells how many are under way, streams not counted.
+    pub(crate) fn new(
+        supervisor: Supervisor,
+        start_timeout: Duration,
+        stopping: watch::Receiver<bool>,
+        calls: watch::Sender<usize>,
+    ) -> Service {
+        Service { supervisor, start_timeout, stopping, calls }
     }
 
     /// The supervisor, once it knows what there is.
-    async fn supervisor(&self) -> &Supervisor {
-        self.supervisor.recovered().await;
-        &self.supervisor
+    async fn supervisor(&self) -> Busy {
+        let busy = Busy { supervisor: self.supervisor.clone(), calls: self.calls.clone() };
+        busy.calls.send_modify(|calls| *calls += 1);
+        busy.supervisor.recovered().await;
+        busy
     }
 
     fn deadline(&self) -> Instant {
@@ -42,7 +71,7 @@ impl Service {
 }
 
 /// Creates and starts; what cannot be started is removed again.
-async fn run(supervisor: Supervisor, request: CreateContainer, deadline: Instant) -> Result<ContainerInfo, Error> {
+async fn run(supervisor: Busy, request: CreateContainer, deadline: Instant) -> Result<ContainerInfo, Error> {
     let id = request.id.clone();
     supervisor.create(request, deadline).await?;
     let started = supervisor.start(&id, deadline).await;
@@ -76,7 +105,7 @@ impl Api for Service {
         &self,
         request: Request<api::CreateContainerRequest>,
     ) -> Answer<api::CreateContainerResponse> {
-        let supervisor = self.supervisor().await.clone();
+        let busy = self.supervisor().await;
         let request = request.into_inner();
         if !request.checkpoint.is_empty() {
             return unsupported("restoring a checkpoint");
@@ -92,7 +121,7 @@ impl Api for Service {
             on_exit: OnExit::Delete,
         };
         // In a task of its own: a client that goes away does not leave a container half-made.
-        let task = tokio::spawn(run(supervisor, request, self.deadline()));
+        let task = tokio::spawn(run(busy, request, self.deadline()));
         let info = task.await.map_err(|e| Status::internal(format!("containerd: {e}")))?.map_err(status)?;
         Ok(Response::new(api::CreateContainerResponse { container: Some(convert::container(info)) }))
     }
@@ -135,7 +164,7 @@ impl Api for Service {
     }
 
     async fn add_process(&self, request: Request<api::AddProcessRequest>) -> Answer<api::AddProcessResponse> {
-        let supervisor = self.supervisor().await.clone();
+        let supervisor = self.supervisor().await;
         let mut request = request.into_inner();
         let spec = convert::process_spec(&mut request);
         let stdio = Stdio { stdin: request.stdin, stdout: request.stdout, stderr: request.stderr };

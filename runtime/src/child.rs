@@ -8,14 +8,15 @@ use std::process::{ChildStderr, Command};
 use sys::child::ExitStatus;
 use tokio::io::unix::AsyncFd;
 
-/// A child in a process group of its own. Dropped before it has been reaped, it is killed with its group and
-/// reaped in the background.
+/// A child in a process group of its own. Dropped before it has been reaped, it is killed with its group, unless it
+/// has been [set free](Child::set_free), and reaped in the background.
 #[derive(Debug)]
 pub struct Child {
     pid: Pid,
     pidfd: Option<AsyncFd<OwnedFd>>,
     stderr: Option<ChildStderr>,
     reaped: bool,
+    free: bool,
 }
 
 impl Child {
@@ -27,7 +28,7 @@ impl Child {
         }
         let mut child = command.spawn()?;
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidData)?;
-        Ok(Child { pid, pidfd: None, stderr: child.stderr.take(), reaped: false })
+        Ok(Child { pid, pidfd: None, stderr: child.stderr.take(), reaped: false, free: false })
     }
 
     /// The child's pid, which stays its own until it is reaped.
@@ -47,9 +48,11 @@ impl Child {
         Ok(status)
     }
 
-    /// Gives back the descriptor that [`Child::wait`] used, for a child that lives long and is watched otherwise.
-    pub fn unwatch(&mut self) {
+    /// Lets it outlive this value and this process. The descriptor that [`Child::wait`] used is given back, as such a
+    /// child lives long and is watched otherwise.
+    pub fn set_free(&mut self) {
         self.pidfd = None;
+        self.free = true;
     }
 
     /// Kills it and all of its process group.
@@ -59,15 +62,7 @@ impl Child {
         }
     }
 
-    /// Lets it go on without us; it is still reaped when it ends, if we are there then.
-    pub fn release(mut self) {
-        self.reap_in_background();
-    }
-
     fn reap_in_background(&mut self) {
-        if self.reaped {
-            return;
-        }
         self.reaped = true;
         let (pid, mut pidfd) = (self.pid, self.pidfd.take());
         // Without a runtime this process is about to end, and its children get another parent.
@@ -98,8 +93,33 @@ async fn reap(pid: Pid, pidfd: &mut Option<AsyncFd<OwnedFd>>) -> io::Result<Exit
 impl Drop for Child {
     fn drop(&mut self) {
         if !self.reaped {
-            self.kill();
+            if !self.free {
+                self.kill();
+            }
             self.reap_in_background();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn only_one_that_was_set_free_outlives_its_value() {
+        for free in [true, false] {
+            let mut child = Child::spawn(Command::new("sleep").arg("1000")).expect("sleep starts");
+            let pid = child.pid();
+            if free {
+                child.set_free();
+            }
+            let watched = pidfd_open(pid, PidfdFlags::empty()).expect("our child");
+            drop(child);
+            let alive = rustix::process::pidfd_send_signal(&watched, Signal::CONT).is_ok();
+            assert!(alive || !free);
+            let _ = rustix::process::pidfd_send_signal(&watched, Signal::KILL);
+            let ended = sys::watched::readable(watched).expect("watches");
+            ended.readable().await.expect("it ends").clear_ready();
         }
     }
 }

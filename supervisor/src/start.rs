@@ -190,7 +190,7 @@ impl Shared {
             // Also if the process and its shim are over by now.
             Some(identity) => {
                 process.set_identity(identity);
-                shim.unwatch();
+                shim.set_free();
                 process.keep_shim(shim);
                 ExitFifo::new(exit).map_err(Error::system("watch the exit fifo"))
             }
