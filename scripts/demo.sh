@@ -43,7 +43,7 @@ run chroot bundle/rootfs /bin/busybox --install -s /bin
 printf '$ (cd bundle && runc spec)\n'
 (cd bundle && runc spec)
 printf '$ sed -i ... bundle/config.json     # no terminal; a program that counts\n'
-sed -i -e 's/"terminal": true/"terminal": false/' -e '/"rlimits": \[/,/\],/d' \
+sed -i -e 's/"terminal": true/"terminal": false/' \
     -e 's|"sh"$|"sh", "-c", "for i in 1 2 3; do echo count $i; sleep 0.3; done; exit 3"|' bundle/config.json
 
 say "The daemon, with a state directory, a socket and a runtime root of its own"
@@ -75,7 +75,7 @@ run ctr containers start --label demo=yes redis bundle
 run ctr containers list
 
 say "A further process in it"
-run ctr containers exec --id redis --pid look --attach -- sh -c 'echo "I am $(id -un 2>/dev/null || id -u) in $(hostname)"; ps'
+run ctr containers exec --id redis --pid look --attach -- sh -c 'echo "user $(id -u) in $(hostname)"; ps'
 
 say "Frozen, and thawed"
 run ctr containers pause redis

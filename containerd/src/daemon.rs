@@ -43,6 +43,8 @@ pub(crate) fn run(flags: Flags) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .max_blocking_threads(64)
+        // Threads that wait for file systems: none while there is nothing to do.
+        .thread_keep_alive(Duration::from_secs(1))
         .enable_all()
         .build()
         .context("start the threads")?;

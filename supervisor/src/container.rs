@@ -2,6 +2,7 @@
 
 use cgroup::Cgroup;
 use runtime::{ContainerDir, ContainerRecord, INIT, Oci, Stdio};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use tokio::sync::{RwLock, watch};
 
@@ -55,6 +56,8 @@ pub(crate) struct Container {
     pub(crate) order: RwLock<()>,
     inner: Mutex<Inner>,
     cgroup: OnceLock<Option<Cgroup>>,
+    /// Its directory has been removed, and whatever has that path now belongs to another one.
+    pub(crate) removed: AtomicBool,
     /// Init has ended: whatever is being started in the container will not.
     pub(crate) init_ended: watch::Sender<bool>,
 }
@@ -86,6 +89,7 @@ impl Container {
             order: RwLock::new(()),
             inner: Mutex::new(Inner { state, init: None, added: Vec::new() }),
             cgroup: OnceLock::new(),
+            removed: AtomicBool::new(false),
             init_ended,
         }
     }
@@ -128,9 +132,13 @@ impl Container {
         self.lock().init.clone()
     }
 
-    /// Adds a process whose name nobody has.
+    /// Adds a process whose name nobody has. Once the container has stopped none is added any more.
     pub(crate) fn add(&self, process: &Arc<Process>) -> Result<(), Error> {
         let mut inner = self.lock();
+        if inner.state == State::Stopped {
+            let (operation, state) = (Request::Exec.name(), inner.state.name());
+            return Err(Error::State { id: self.id.clone(), operation, state });
+        }
         if process.name == INIT || inner.added.iter().any(|other| other.name == process.name) {
             return Err(Error::ProcessExists { id: self.id.clone(), process: process.name.clone() });
         }

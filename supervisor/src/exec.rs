@@ -3,6 +3,7 @@
 
 use runtime::{ProcessRecord, ProcessSpec, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use tokio::time::Instant;
 
 use crate::container::Container;
@@ -92,7 +93,8 @@ impl Shared {
 
     /// Removes the directory of an added process and frees its name.
     pub(crate) fn remove_process(self: &Arc<Self>, container: &Container, process: &Arc<Process>) {
-        if let Err(e) = process.dir.remove() {
+        let removed = container.removed.load(Ordering::Acquire);
+        if let Err(e) = if removed { Ok(()) } else { process.dir.remove() } {
             tracing::error!(container = %container.id, process = %process.name, "{e}; remove it by hand");
         }
         container.remove(process);

@@ -34,6 +34,10 @@ impl Supervisor {
             if container.happened(Happened::Failed).is_some() {
                 shared.discard(&container).await;
             } else {
+                if let Some(init) = container.init() {
+                    // Its exit is told first. The sender lives as long as `init`.
+                    let _ = init.over.subscribe().wait_for(|over| *over).await;
+                }
                 delete(&container.oci, &container, Operation::Delete, shared.config.call_timeout).await;
                 shared.remove(&container);
             }
@@ -49,13 +53,15 @@ impl Shared {
         let status = self.ended(&container, &init, exit).await;
         container.init_ended.send_replace(true);
         // Whatever is under way on this container comes to its end first, a start in any case.
-        let _order = container.order.write().await;
+        let order = container.order.write().await;
         let Some(action) = container.happened(Happened::Ended) else { return };
         if action == Some(Action::Discard) && !container.keeps() {
             tracing::info!(container = %container.id, status, "ended before it was started");
             self.discard(&container).await;
             return;
         }
+        // From here on the state refuses what waits, so that it must be let go on.
+        drop(order);
         self.end_added(&container).await;
         Shared::log_shim_warnings(&container.id, INIT, &init.dir);
         let announced = action == Some(Action::AnnounceExit);

@@ -3,6 +3,7 @@
 use runtime::{Bundle, Child, INIT, Oci, Operation, ProcessDir, ProcessRecord};
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -247,6 +248,7 @@ impl Shared {
 
     /// Removes the directory and frees the id.
     pub(crate) fn remove(self: &Arc<Self>, container: &Container) {
+        container.removed.store(true, Ordering::Release);
         if let Err(e) = container.dir.remove() {
             tracing::error!(container = %container.id, "{e}; remove it by hand");
         }

@@ -23,8 +23,12 @@ pub struct Usage {
     pub threads: usize,
     /// Proportional set size, kB.
     pub pss: u64,
-    /// Memory of its own, kB.
+    /// Memory of its own, kB: what no other process maps at the moment.
     pub private: u64,
+    /// Resident set size, kB.
+    pub rss: u64,
+    /// Memory that is no file's, kB: heap and stacks.
+    pub anonymous: u64,
 }
 
 /// Looks at process `pid`.
@@ -42,6 +46,8 @@ pub fn usage(pid: u32) -> Usage {
         descriptors: count("fd"),
         threads: count("task"),
         pss: field("Pss:"),
+        rss: field("Rss:"),
+        anonymous: field("Anonymous:"),
         private: field("Private_Clean:") + field("Private_Dirty:"),
     }
 }

@@ -28,7 +28,9 @@ async fn five_hundred_containers_leave_the_daemon_as_fifty_did() {
     println!("after 50: {before:?}; after 500: {after:?}");
     assert_eq!(after.descriptors, before.descriptors);
     assert_eq!(after.threads, before.threads);
-    assert!(after.private * 10 <= before.private * 11, "memory grows: {before:?} {after:?}");
+    assert!(after.rss * 10 <= before.rss * 11, "memory grows: {before:?} {after:?}");
+    // Without the program's own pages, which may hide a leak: what 450 containers may have left, at a kilobyte each.
+    assert!(after.anonymous <= before.anonymous + 450, "memory leaks: {before:?} {after:?}");
     host.finish();
 }
 
@@ -42,7 +44,7 @@ fn settled(pid: u32) -> tests::Usage {
             since = Instant::now();
         }
         last = now;
-        since.elapsed() > Duration::from_secs(11)
+        since.elapsed() > Duration::from_secs(3)
     });
     last
 }
@@ -78,8 +80,8 @@ async fn an_idle_shim_is_small() {
         println!("idle shim: {usage:?}");
         assert_eq!(usage.threads, 1);
         assert!(usage.private <= 150, "{usage:?}");
-        let exe = std::fs::read(format!("/proc/{shim}/exe")).unwrap();
-        assert!(!exe.windows(14).any(|bytes| bytes == b"ld-linux-x86-6"), "it is static");
+        let maps = std::fs::read_to_string(format!("/proc/{shim}/maps")).unwrap();
+        assert!(!maps.contains(".so"), "it is static: {maps}");
         for fd in 0..3 {
             let target = std::fs::read_link(format!("/proc/{shim}/fd/{fd}")).unwrap();
             assert_eq!(target.to_str(), Some("/dev/null"));

@@ -118,3 +118,24 @@ async fn a_container_without_a_pid_namespace_takes_all_its_processes_with_it() {
     assert_eq!(reader.text(), "ready\n");
     host.finish();
 }
+
+#[tokio::test]
+async fn an_exec_that_meets_the_containers_end_delays_it_by_nothing() {
+    let host = Host::new().await;
+    let mut client = host.client().await;
+    let bundle = host.bundle(&["true"]).write();
+    let mut watch = Watch::new(&mut client).await;
+    let mut late = 0;
+    for _ in 0..100 {
+        start(&mut client, "c", &bundle).await;
+        let mut added = client.clone();
+        let exec = tokio::spawn(async move { added.add_process(process("c", "p", &["true"])).await });
+        let begun = std::time::Instant::now();
+        assert_eq!(watch.exit("c", "init").await, 0);
+        late += usize::from(begun.elapsed() > std::time::Duration::from_secs(10));
+        // It ran or it did not; its name is free in any case.
+        let _ = exec.await.unwrap();
+    }
+    assert_eq!(late, 0);
+    host.finish();
+}
