@@ -185,13 +185,12 @@ impl Host {
         ApiClient::new(self.channel().await).max_decoding_message_size(usize::MAX)
     }
 
-    /// Connects a client that takes at most so many bytes before it reads them.
+    /// Connects a client whose streams take at most so many bytes before they are read.
     ///
     /// # Panics
     /// When it cannot.
     pub async fn client_with_window(&self, bytes: u32) -> Client {
-        let endpoint = Endpoint::from_static("http://localhost");
-        let endpoint = endpoint.initial_connection_window_size(bytes).initial_stream_window_size(bytes);
+        let endpoint = Endpoint::from_static("http://localhost").initial_stream_window_size(bytes);
         ApiClient::new(self.connect(endpoint).await)
     }
 
