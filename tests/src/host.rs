@@ -50,7 +50,7 @@ pub fn bin(name: &str) -> PathBuf {
 }
 
 /// The runtime that the tests use: `CONTAINERD_TEST_RUNTIME`, or runc.
-fn runtime() -> String {
+pub fn runtime() -> String {
     std::env::var("CONTAINERD_TEST_RUNTIME").unwrap_or_else(|_| "runc".into())
 }
 

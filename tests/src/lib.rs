@@ -13,7 +13,7 @@ mod process;
 
 pub use bundle::{Bundle, rootfs};
 pub use fifo::{Fifo, Pipe};
-pub use host::{Client, Host, Options, bin};
+pub use host::{Client, Host, Options, bin, runtime};
 pub use process::{Usage, children_of, eventually, usage};
 
 /// Far longer than anything takes, so that only a failure gets there.

@@ -186,7 +186,7 @@ async fn a_containers_own_runtime_and_arguments_are_used_throughout() {
     // Notes every call, and hands it on.
     let log = host.join("calls");
     let script = host.join("noting-runtime");
-    std::fs::write(&script, format!("#!/bin/sh\necho \"$@\" >> {log}\nexec {} \"$@\"\n", runtime())).unwrap();
+    std::fs::write(&script, format!("#!/bin/sh\necho \"$@\" >> {log}\nexec {} \"$@\"\n", tests::runtime())).unwrap();
     std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let root = format!("--root={}", host.join("root"));
     let mut request = container("c", &host.bundle(&["sleep", "1000"]).write());
@@ -205,10 +205,6 @@ async fn a_containers_own_runtime_and_arguments_are_used_throughout() {
     }
     assert!(calls.lines().all(|line| line.starts_with(&root)), "in front of every subcommand: {calls}");
     host.finish();
-}
-
-fn runtime() -> String {
-    std::env::var("CONTAINERD_TEST_RUNTIME").unwrap_or_else(|_| "runc".into())
 }
 
 #[tokio::test]

@@ -80,7 +80,7 @@ async fn a_call_that_hangs_delays_nobody_and_ends_at_its_timeout() {
     others_go_on(&host, limit).await;
     assert_eq!(watch.exit("slow", "init").await, 137, "in spite of a delete that failed");
     let root = format!("--root={}", host.join("root"));
-    std::process::Command::new("runc").args([&root, "delete", "--force", "slow"]).status().unwrap();
+    std::process::Command::new(tests::runtime()).args([&root, "delete", "--force", "slow"]).status().unwrap();
     host.finish();
 }
 

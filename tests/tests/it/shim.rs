@@ -45,7 +45,7 @@ impl Directory {
 
     fn start(&self, bundle: &str) -> Child {
         let mut command = Command::new(bin("containerd-shim"));
-        command.args(["c", bundle, "runc"]).current_dir(&self.path).process_group(0);
+        command.args(["c", bundle, &tests::runtime()]).current_dir(&self.path).process_group(0);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         command.spawn().unwrap()
     }
@@ -67,11 +67,11 @@ fn it_keeps_the_contract_of_its_directory() {
     assert_eq!(sys::procfs::stat(pid).unwrap().unwrap().starttime, starttime);
     assert!(directory.exit.read(&mut [0; 1]).is_err(), "the shim holds exit open and writes nothing");
     let root = format!("--root={}", host.join("root"));
-    assert!(Command::new("runc").args([&root, "start", "c"]).status().unwrap().success());
+    assert!(Command::new(tests::runtime()).args([&root, "start", "c"]).status().unwrap().success());
     assert!(shim.wait().unwrap().success());
     assert_eq!(directory.read("exitStatus"), "9");
     assert_eq!(directory.exit.read(&mut [0; 1]).unwrap(), 0, "exit is closed");
-    assert!(Command::new("runc").args([&root, "delete", "c"]).status().unwrap().success());
+    assert!(Command::new(tests::runtime()).args([&root, "delete", "c"]).status().unwrap().success());
 }
 
 #[test]
@@ -81,7 +81,7 @@ fn without_a_daemon_it_gives_up_at_once() {
     let Directory { path, exit } = Directory::new(&host, &bundle);
     drop(exit);
     let mut shim = Command::new(bin("containerd-shim"));
-    let status = shim.args(["c", &bundle, "runc"]).current_dir(&path).status().unwrap();
+    let status = shim.args(["c", &bundle, &tests::runtime()]).current_dir(&path).status().unwrap();
     assert!(!status.success());
     assert!(!path.join("pid").exists() && !path.join("log.json").exists(), "no runtime has been run");
 }

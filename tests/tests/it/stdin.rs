@@ -84,10 +84,13 @@ async fn a_writer_that_never_stops_does_not_put_the_end_off() {
     let mut request = container("c", &host.bundle(&["sh", "-c", "cat >/dev/null"]).write());
     request.stdin = stdin.path();
     client.create_container(request).await.unwrap();
+    let (opened, is_open) = std::sync::mpsc::channel();
     let writer = std::thread::spawn(move || {
         let mut fifo = stdin.writer();
+        opened.send(()).unwrap();
         while fifo.write_all(&[b'x'; 4096]).is_ok() {}
     });
+    is_open.recv().unwrap();
     close_stdin(&mut client, "c", "init").await;
     assert_eq!(watch.exit("c", "init").await, 0);
     writer.join().unwrap();

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 fn config(host: &Host) -> Config {
     Config {
         state_dir: host.state_dir(),
-        runtime: "runc".into(),
+        runtime: tests::runtime(),
         runtime_args: vec![format!("--root={}", host.join("root"))],
         shim: tests::bin("containerd-shim").to_str().unwrap().into(),
         call_timeout: Duration::from_secs(30),
