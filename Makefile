@@ -20,7 +20,10 @@ demo: ## run a real container under a daemon of its own, and show how
 	scripts/demo.sh
 
 test: setup build ## run every test, with the real daemon and the real runtimes
-	$(CARGO) test --locked --release --workspace
+	RUST_TEST_THREADS=$(TEST_THREADS) $(CARGO) test --locked --release --workspace
+
+# Tests wait for processes more than they compute.
+TEST_THREADS ?= 4
 
 lint: ## check the format, and lint with warnings as errors
 	$(CARGO) fmt --all --check

@@ -362,6 +362,8 @@ impl Shim {
         let Some(console) = &mut self.console else { return };
         match console.advance() {
             Ok(Some(master)) => {
+                // The runtime's hanging up is not to wake anybody.
+                self.console = None;
                 if let Err(e) = self.take_terminal(master) {
                     warn(&format!("take the terminal: {e}"));
                 }

@@ -30,6 +30,10 @@ const SERVICE: &str = "types.API";
 
 /// Runs until a signal says to stop.
 pub(crate) fn run(flags: Flags) -> Result<()> {
+    if !flags.metrics_interval.is_zero() {
+        // Scripts say that they want none, which they get.
+        bail!("--metrics-interval: metrics are not supported yet, only 0 can be given");
+    }
     sys::allocator::limit_heaps(2);
     // Whoever started this process may have blocked some; threads and children would inherit that.
     sys::signal::unblock_all().context("unblock signals")?;
@@ -70,6 +74,7 @@ fn lock(state_dir: &Path) -> Result<OwnedFd> {
 
 async fn serve(flags: &Flags, state_dir: std::path::PathBuf) -> Result<()> {
     let mut stop = Stop::new()?;
+    let mut dump = signal(SignalKind::user_defined1()).context("listen for signals")?;
     let (listener, _socket) = listen::listen(&flags.listen, flags.group.as_deref())?;
     let supervisor = Supervisor::open(Config {
         state_dir,
@@ -96,6 +101,12 @@ async fn serve(flags: &Flags, state_dir: std::path::PathBuf) -> Result<()> {
     let mut server = tokio::spawn(server);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), listen = %flags.listen, "serving");
 
+    let watched = supervisor.clone();
+    tokio::spawn(async move {
+        while dump.recv().await.is_some() {
+            log_containers(&watched).await;
+        }
+    });
     let recovering = supervisor.clone();
     let recovery = async {
         recovering.recover().await.context("recover the containers")?;
@@ -121,6 +132,21 @@ async fn serve(flags: &Flags, state_dir: std::path::PathBuf) -> Result<()> {
         tracing::warn!("calls are still under way after {} s; the next daemon takes them up", STOP_LIMIT.as_secs());
     }
     Ok(())
+}
+
+/// Writes what is supervised to the log.
+async fn log_containers(supervisor: &Supervisor) {
+    match supervisor.state(None).await {
+        Ok(containers) => {
+            tracing::info!(containers = containers.len(), "dump");
+            for container in containers {
+                let processes = container.processes.len();
+                let pids = container.pids.len();
+                tracing::info!(container = %container.id, state = container.state.name(), processes, pids, "dump");
+            }
+        }
+        Err(e) => tracing::warn!("cannot look at the containers: {e}"),
+    }
 }
 
 async fn set_health(health: &tonic_health::server::HealthReporter, status: ServingStatus) {

@@ -40,6 +40,10 @@ pub(crate) struct Flags {
     #[arg(long, value_name = "N", default_value_t = 500)]
     pub(crate) retain_count: usize,
 
+    /// How often metrics are printed or sent; this version has none, so that it must be 0
+    #[arg(long, value_name = "DURATION", default_value = "0", value_parser = duration)]
+    pub(crate) metrics_interval: Duration,
+
     /// Group that owns the socket, name or number
     #[arg(long, value_name = "GROUP")]
     pub(crate) group: Option<String>,

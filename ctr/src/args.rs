@@ -15,6 +15,10 @@ pub(crate) struct Args {
     #[arg(long, global = true, value_name = "DURATION", default_value = "1s", value_parser = duration)]
     pub(crate) conn_timeout: Duration,
 
+    /// Show all that is known of a failure
+    #[arg(long, global = true)]
+    pub(crate) debug: bool,
+
     #[command(subcommand)]
     pub(crate) command: Command,
 }

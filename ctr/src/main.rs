@@ -29,10 +29,14 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
     };
+    let debug = args.debug;
     match run(args) {
         Ok(code) => code,
         Err(failure) => {
             eprintln!("[ctr] {failure}");
+            if debug {
+                eprintln!("[ctr] {failure:#?}");
+            }
             failure.exit_code()
         }
     }

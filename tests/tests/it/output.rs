@@ -126,13 +126,13 @@ async fn a_grandchild_that_keeps_stdout_delays_only_that_exit() {
     run(&host, "(while [ ! -e /tmp/go ]; do sleep 0.05; done; echo last) & echo first", &out).await;
     // Others are told meanwhile.
     client.add_process(process("c", "q", &["true"])).await.unwrap();
-    assert_eq!(watch.exit("c", "q").await, 0);
-    client.add_process(process("c", "go", &["touch", "/tmp/go"])).await.unwrap();
     let mut seen = Vec::new();
-    while !seen.iter().any(|event| event == "c exit p 0") {
+    while !seen.iter().any(|event| event == "c exit q 0") {
         seen.push(short(&watch.next().await));
     }
-    assert!(seen.contains(&"c exit go 0".to_string()), "the grandchild waits for it: {seen:?}");
+    assert_eq!(seen, ["c start-container", "c start-process p", "c start-process q", "c exit q 0"]);
+    client.add_process(process("c", "go", &["touch", "/tmp/go"])).await.unwrap();
+    assert_eq!(watch.exit("c", "p").await, 0);
     assert_eq!(reader.text(), "first\nlast\n");
     kill(&mut client, "c").await;
     host.finish();
