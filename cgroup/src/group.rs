@@ -40,6 +40,11 @@ impl Cgroup {
         }
     }
 
+    /// Whether a process that is frozen does not die: so with v1's freezer.
+    pub fn holds_killed(&self) -> bool {
+        self.freezer.is_some()
+    }
+
     /// Thaws what a v1 freezer holds: its processes would not even die. v2 lets frozen processes be killed.
     pub fn thaw_for_kill(&self) -> io::Result<()> {
         match &self.freezer {
@@ -57,6 +62,7 @@ impl Cgroup {
             }
         }
         self.thaw_for_kill()?;
+        let mut failed = Ok(());
         // A process that forks meanwhile is seen in the next round; what is killed forks no more.
         for _ in 0..100 {
             let pids = self.pids()?;
@@ -64,10 +70,11 @@ impl Cgroup {
                 break;
             }
             for pid in pids {
-                self.kill_member(pid)?;
+                // One that cannot be killed does not protect the others.
+                failed = self.kill_member(pid);
             }
         }
-        Ok(())
+        failed
     }
 
     /// The number may be somebody else's by now: opened first, then looked up once more, then signalled.

@@ -172,13 +172,16 @@ impl Shim {
         let socket = self.console.as_ref().map(ConsoleSocket::path);
         let runtime = oci::start(&self.target, &self.request, socket.as_deref(), stdio)?;
         let pid = pid_of(&runtime)?;
+        let mut more = false;
         let status = loop {
+            while self.children.take().context(|| "read signals".into())?.is_some() {}
             // Only the runtime is reaped here: the process may end before it is known which one it is.
             if let Some(status) = sys::child::try_reap(pid).context(|| "wait for the runtime".into())? {
                 break status;
             }
-            let ready = self.poller.wait(None).context(|| "wait for events".into())?;
-            self.attend(ready);
+            let timeout = more.then_some(std::time::Duration::ZERO);
+            let ready = self.poller.wait(timeout).context(|| "wait for events".into())?;
+            more = self.attend(ready);
         };
         self.attend_console();
         if status != 0 {

@@ -63,7 +63,8 @@ impl Input {
         let Some((Some(source), _)) = &self.ends else { return };
         // A plain file passes its end on by itself; what is left of it is not cut off.
         self.closing = if source.keeper.is_some() {
-            Some(rustix::io::ioctl_fionread(&source.fd).unwrap_or(0))
+            // What has been taken and not yet passed on comes first.
+            Some(rustix::io::ioctl_fionread(&source.fd).unwrap_or(0) + self.mover.pending() as u64)
         } else {
             Some(u64::MAX)
         };

@@ -12,7 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tonic_health::ServingStatus;
 
-use crate::flags::Flags;
+use crate::flags::{Flags, limit};
 use crate::listen;
 use crate::service::Service;
 
@@ -81,7 +81,7 @@ async fn serve(flags: &Flags, state_dir: std::path::PathBuf) -> Result<()> {
         runtime: flags.runtime.clone(),
         runtime_args: flags.runtime_args.clone(),
         shim: flags.shim.clone(),
-        call_timeout: flags.start_timeout,
+        call_timeout: limit(flags.start_timeout),
         retain: flags.retain_count,
     })?;
 
@@ -89,7 +89,7 @@ async fn serve(flags: &Flags, state_dir: std::path::PathBuf) -> Result<()> {
     let (health, health_server) = tonic_health::server::health_reporter();
     set_health(&health, ServingStatus::NotServing).await;
     let (calls, mut under_way) = watch::channel(0);
-    let service = Service::new(supervisor.clone(), flags.start_timeout, stopped.clone(), calls);
+    let service = Service::new(supervisor.clone(), limit(flags.start_timeout), stopped.clone(), calls);
     let mut until = stopped;
     let server = tonic::transport::Server::builder()
         .max_concurrent_streams(STREAMS_PER_CONNECTION)

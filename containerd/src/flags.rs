@@ -86,6 +86,12 @@ fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|e| format!("{e}; durations are written as 300ms, 15s or 1m30s"))
 }
 
+/// A time limit; 0 means that there is none, which is as long as no machine runs.
+pub(crate) fn limit(given: Duration) -> Duration {
+    const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+    if given.is_zero() { LONGEST } else { given.min(LONGEST) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -107,6 +113,13 @@ mod tests {
         for bad in ["", "5", "-1s", "x"] {
             assert!(duration(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn no_limit_is_a_long_one() {
+        assert!(limit(Duration::ZERO) > Duration::from_secs(1 << 20));
+        assert_eq!(limit(Duration::from_secs(1)), Duration::from_secs(1));
+        let _ = std::time::Instant::now() + limit(Duration::MAX);
     }
 
     #[test]

@@ -61,6 +61,8 @@ struct Attached {
     events: tonic::Streaming<api::Event>,
     /// All up to here has been seen.
     seen: api::Timestamp,
+    /// Its start has been seen: an exit before that is an earlier one's of the same name.
+    started: bool,
     /// The end of our stdin is still to be passed on.
     stdin_ended: bool,
 }
@@ -84,7 +86,19 @@ impl Attached {
         let request = api::EventsRequest { id: id.into(), ..Default::default() };
         let events = client.events(request).await?.into_inner();
         let (target, id, process) = (target.clone(), id.to_string(), process.to_string());
-        Ok(Attached { target, client, id, process, terminal, session, signals, events, seen, stdin_ended: false })
+        Ok(Attached {
+            target,
+            client,
+            id,
+            process,
+            terminal,
+            session,
+            signals,
+            events,
+            seen,
+            started: false,
+            stdin_ended: false,
+        })
     }
 
     /// Goes on until the process is over and all that it wrote has been passed on.
@@ -150,7 +164,12 @@ impl Attached {
 
     fn exit_status(&mut self, event: &api::Event) -> Option<u32> {
         self.seen = event.timestamp.unwrap_or(self.seen);
-        (event.r#type == "exit" && event.id == self.id && event.pid == self.process).then_some(event.status)
+        let name = if event.r#type == "start-container" { "init" } else { event.pid.as_str() };
+        if event.id != self.id || name != self.process {
+            return None;
+        }
+        self.started |= event.r#type.starts_with("start-");
+        (event.r#type == "exit" && self.started).then_some(event.status)
     }
 
     /// Looks for the daemon until it is there, and takes up the events where they were left.
@@ -173,15 +192,17 @@ impl Attached {
 
     async fn resume(&mut self) -> Result<Option<End>, Failure> {
         self.client = self.target.connect().await?;
-        let request = |stored_only| api::EventsRequest { timestamp: Some(self.seen), stored_only, id: self.id.clone() };
-        let live = self.client.clone().events(request(false)).await?.into_inner();
-        let mut stored = self.client.clone().events(request(true)).await?.into_inner();
+        let request = api::EventsRequest { timestamp: Some(self.seen), stored_only: true, id: self.id.clone() };
+        let mut stored = self.client.events(request).await?.into_inner();
         while let Some(event) = stored.message().await? {
-            if event.r#type == "exit" && event.pid == self.process {
-                return Ok(Some(End::Exit(event.status)));
+            if let Some(status) = self.exit_status(&event) {
+                return Ok(Some(End::Exit(status)));
             }
         }
-        self.events = live;
+        // The call has returned, so that it has been started, seen or not.
+        self.started = true;
+        let request = api::EventsRequest { timestamp: Some(self.seen), stored_only: false, id: self.id.clone() };
+        self.events = self.client.events(request).await?.into_inner();
         let known = match self.client.state(api::StateRequest { id: self.id.clone() }).await {
             Ok(state) => {
                 let containers = state.into_inner().containers;
@@ -196,8 +217,7 @@ impl Attached {
             return Ok(None);
         }
         // It may have ended since the stored events were read; then its exit is in the live ones already.
-        let next = tokio::time::timeout(RETRY, self.events.message()).await;
-        if let Ok(Ok(Some(event))) = next {
+        while let Ok(Ok(Some(event))) = tokio::time::timeout(RETRY, self.events.message()).await {
             if let Some(status) = self.exit_status(&event) {
                 return Ok(Some(End::Exit(status)));
             }

@@ -102,7 +102,13 @@ impl ContainerDir {
     }
 
     /// Removes the directory with all that is in it; it not being there is no error.
+    /// `state.json` goes last, so that whatever is left of an interrupted removal is recognised.
     pub fn remove(&self) -> Result<(), PathError> {
+        if self.0.is_dir() {
+            for name in self.processes()? {
+                remove_all(&self.0.join(name))?;
+            }
+        }
         remove_all(&self.0)
     }
 }

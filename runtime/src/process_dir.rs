@@ -165,6 +165,11 @@ impl ProcessDir {
         Some((self.number("pid")?.try_into().ok()?, self.number("starttime")?))
     }
 
+    /// The pid that the runtime has written and the shim has not taken over.
+    pub fn unrecorded_pid(&self) -> Option<u32> {
+        self.number(".runtime-pid")?.try_into().ok()
+    }
+
     /// How the process ended, once the shim has written it.
     pub fn exit_status(&self) -> Option<u32> {
         self.number("exitStatus")?.try_into().ok()

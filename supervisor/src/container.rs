@@ -56,6 +56,8 @@ pub(crate) struct Container {
     pub(crate) order: RwLock<()>,
     inner: Mutex<Inner>,
     cgroup: OnceLock<Option<Cgroup>>,
+    /// Its init has been sent SIGKILL: nothing may hold it frozen.
+    pub(crate) killed: AtomicBool,
     /// Its directory has been removed, and whatever has that path now belongs to another one.
     pub(crate) removed: AtomicBool,
     /// Init has ended: whatever is being started in the container will not.
@@ -89,6 +91,7 @@ impl Container {
             order: RwLock::new(()),
             inner: Mutex::new(Inner { state, init: None, added: Vec::new() }),
             cgroup: OnceLock::new(),
+            killed: AtomicBool::new(false),
             removed: AtomicBool::new(false),
             init_ended,
         }

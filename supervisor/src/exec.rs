@@ -128,13 +128,9 @@ impl Created {
 
     /// Kills what there may be of it.
     async fn give_up(&self) {
-        if let Some(identity) = self.process.dir.process() {
-            self.process.set_identity(identity);
-        }
-        if let Err(e) = self.process.kill().await {
+        if let Err(e) = self.process.kill_half_made(self.container.cgroup()).await {
             tracing::warn!(container = %self.container.id, process = %self.process.name, "cannot kill it: {e}");
         }
-        self.process.kill_shim().await;
     }
 }
 

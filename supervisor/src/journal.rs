@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 
-use crate::event::{Event, Timestamp};
+use crate::event::{Event, EventKind, Timestamp};
 
 /// The journal's name in the state directory.
 pub(crate) const FILE: &str = "events.log";
@@ -66,6 +66,8 @@ pub(crate) struct Inner {
     pub(crate) trimmed: Option<Timestamp>,
     /// The file will be brought down soon.
     trim_planned: bool,
+    /// Recovery has protected what it needs; before that nothing may be trimmed.
+    recovered: bool,
 }
 
 /// An event that is in the journal and that nobody sees before this is dropped.
@@ -113,6 +115,7 @@ impl Journal {
             held: BTreeSet::new(),
             trimmed: None,
             trim_planned: false,
+            recovered: false,
         };
         let (visible, _) = watch::channel(last);
         let journal = Journal { path, retain, inner: Mutex::new(inner), visible };
@@ -135,13 +138,16 @@ impl Journal {
     pub(crate) fn told(&self) -> Told {
         let mut told = Told::default();
         for event in self.lock().events.values() {
+            let name = if event.pid.is_empty() { runtime::INIT } else { &event.pid };
+            let key = key_or_name(event.key(), &event.id, name);
             match event.kind {
-                crate::EventKind::Exit => told.exited.insert(event.key().to_string()),
-                crate::EventKind::StartContainer | crate::EventKind::StartProcess => {
-                    told.started.insert(event.key().to_string())
+                EventKind::Exit => drop(told.exited.insert(key)),
+                EventKind::StartContainer | EventKind::StartProcess => {
+                    told.exited.remove(&key);
+                    told.started.insert(key);
                 }
-                _ => false,
-            };
+                _ => {}
+            }
         }
         told
     }
@@ -174,7 +180,9 @@ impl Journal {
 
     /// Recovery has protected all that it found.
     pub(crate) fn recovered(self: &Arc<Self>) {
-        self.trim(&mut self.lock());
+        let mut inner = self.lock();
+        inner.recovered = true;
+        self.trim(&mut inner);
     }
 
     /// Writes an event, whose timestamp is given here, and shows it.
@@ -222,11 +230,14 @@ impl Journal {
 
     /// Forgets what is too much, and plans to bring the file down, off the path of whoever appends.
     fn trim(self: &Arc<Self>, inner: &mut Inner) {
-        if self.retain == 0 {
+        if self.retain == 0 || !inner.recovered {
             return;
         }
-        while inner.events.len() > self.retain {
-            let Some(oldest) = inner.trimmable.pop_first() else { break };
+        // What is protected does not count: many live processes leave subscribers as much time as few.
+        let visible = inner.visible();
+        while inner.trimmable.len() > self.retain {
+            let Some(oldest) = inner.trimmable.first().copied().filter(|oldest| *oldest <= visible) else { break };
+            inner.trimmable.remove(&oldest);
             inner.events.remove(&oldest);
             inner.trimmed = inner.trimmed.max(Some(oldest));
         }
@@ -290,6 +301,11 @@ impl Drop for Held {
         inner.held.remove(&self.timestamp);
         self.journal.show(&inner);
     }
+}
+
+/// The key of a process; for what an older daemon left, which wrote none, its names, which no key looks like.
+pub(crate) fn key_or_name(key: &str, id: &str, process: &str) -> String {
+    if key.is_empty() { format!("{id}/{process}") } else { key.to_string() }
 }
 
 fn open_for_appending(path: &Path) -> io::Result<File> {

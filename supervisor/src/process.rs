@@ -1,9 +1,11 @@
 //! One process of a container, with its shim.
 
+use cgroup::Cgroup;
 use runtime::{Child, ProcessDir, ProcessSpec, Stdio};
 use rustix::io::Errno;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use sys::pidfd::PidFd;
@@ -28,6 +30,8 @@ pub(crate) struct Process {
     shim: Mutex<Option<Child>>,
     /// Another supervisor started its shim.
     adopted: bool,
+    /// A shim has been started for it.
+    pub(crate) begun: AtomicBool,
     /// Its exit has been dealt with.
     pub(crate) over: watch::Sender<bool>,
 }
@@ -44,6 +48,7 @@ impl Process {
             identity: OnceLock::new(),
             shim: Mutex::new(None),
             adopted: false,
+            begun: AtomicBool::new(false),
             over,
         }
     }
@@ -112,10 +117,31 @@ impl Process {
             return;
         }
         for shim in runtime::Shim::running_in(&self.dir) {
-            if let Err(e) = shim.send(9) {
-                tracing::warn!(process = %self.name, "cannot kill a shim: {e}");
+            let killed = shim.send(9).and_then(|()| sys::watched::readable(shim.into_fd()));
+            match killed {
+                Ok(ended) => drop(tokio::time::timeout(DEATH_LIMIT, ended.readable()).await),
+                Err(e) => tracing::warn!(process = %self.name, "cannot kill a shim: {e}"),
             }
         }
+    }
+
+    /// Kills an added process whose start nobody will be told of, with its shim: the shim first, so that it writes
+    /// nothing after it has been looked.
+    pub(crate) async fn kill_half_made(&self, cgroup: Option<&Cgroup>) -> io::Result<()> {
+        self.kill_shim().await;
+        // The runtime may have started it before the shim could write its pid; then it is one of the container's.
+        let unrecorded = || {
+            let pid = self.dir.unrecorded_pid()?;
+            let members = cgroup?.pids().ok()?;
+            if !members.contains(&pid) {
+                return None;
+            }
+            Some((pid, sys::procfs::stat(pid).ok()??.starttime))
+        };
+        if let Some(identity) = self.dir.process().or_else(unrecorded) {
+            self.set_identity(identity);
+        }
+        self.kill().await.map(|_| ())
     }
 }
 

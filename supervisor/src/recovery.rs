@@ -10,7 +10,7 @@ use crate::container::Container;
 use crate::error::Error;
 use crate::event::EventKind;
 use crate::exit::UNKNOWN;
-use crate::journal::Told;
+use crate::journal::{Told, key_or_name};
 use crate::lifecycle::State;
 use crate::process::{ExitFifo, Process};
 use crate::start::delete;
@@ -57,9 +57,10 @@ struct Left {
 }
 
 impl Left {
-    fn read(container: &ContainerDir, name: String) -> Result<Left, Error> {
+    fn read(container: &ContainerDir, id: &str, name: String) -> Result<Left, Error> {
         let dir = container.process(&name);
-        let (spec, record) = dir.read()?;
+        let (spec, mut record) = dir.read()?;
+        record.instance = key_or_name(&record.instance, id, &name);
         let exit = ExitFifo::new(dir.open_exit()?).map_err(Error::system("watch the exit fifo"))?;
         Ok(Left { name, dir, spec, record, exit })
     }
@@ -78,7 +79,7 @@ impl Shared {
 
     async fn take_up(self: &Arc<Self>, id: &str, told: &Told) -> Result<(), Error> {
         let dir = self.container_dir(id);
-        let Ok(record) = dir.read() else {
+        let Ok(mut record) = dir.read() else {
             // Written first of all, and whole: without it nothing else has been begun.
             if dir.processes()?.is_empty() {
                 tracing::info!(container = %id, "removing what was hardly begun");
@@ -88,13 +89,22 @@ impl Shared {
             }
             return dir.read().map(|_| ()).map_err(Error::from);
         };
-        let key = record.instance.clone();
         // An older daemon wrote no keys; what it left had been started.
-        let started = key.is_empty() || record.keep || told.started.contains(&key);
+        let keyed = !record.instance.is_empty();
+        record.instance = key_or_name(&record.instance, id, INIT);
+        let key = record.instance.clone();
+        let started = !keyed || record.keep || told.started.contains(&key);
+        if told.exited.contains(&key) && !record.keep {
+            tracing::info!(container = %id, "its exit has been told; cleaning up");
+            self.journal.protect(&key);
+            dir.remove()?;
+            self.map().remove(id);
+            self.journal.release_key(&key);
+            return Ok(());
+        }
         let oci = Oci::at(record.runtime.clone(), record.runtime_args.clone());
-        let keep = record.keep;
         let same_boot = record.boot_id.is_empty() || record.boot_id == self.boot_id;
-        let init = match Left::read(&dir, INIT.to_string()) {
+        let init = match Left::read(&dir, id, INIT.to_string()) {
             Ok(init) => init,
             Err(_) if !started => {
                 dir.remove()?;
@@ -112,12 +122,7 @@ impl Shared {
             container.set_cgroup(self.hierarchies.of_process(pid).unwrap_or_default());
         }
         if !same_boot {
-            return self.bury(&container, &init, told.exited.contains(&key)).await;
-        }
-        if told.exited.contains(&key) && !keep {
-            tracing::info!(container = %id, "its exit has been told; cleaning up");
-            self.remove(&container);
-            return Ok(());
+            return self.bury(&container, &init, told).await;
         }
         if !started {
             tracing::info!(container = %id, "was being made when its daemon ended; removing it");
@@ -137,7 +142,7 @@ impl Shared {
     ) -> Result<(), Error> {
         let mut added = Vec::new();
         for name in container.dir.processes()?.into_iter().filter(|name| name != INIT) {
-            match Left::read(&container.dir, name.clone()) {
+            match Left::read(&container.dir, &container.id, name.clone()) {
                 Ok(left) => added.push(left.into_process()),
                 Err(e) => {
                     tracing::warn!(container = %container.id, process = %name, "removing what was hardly begun: {e}");
@@ -175,12 +180,11 @@ impl Shared {
             self.remove_process(container, &process);
             return Ok(());
         }
-        if !process.key.is_empty() && !told.started.contains(&process.key) {
+        if !process.key.contains('/') && !told.started.contains(&process.key) {
             tracing::info!(container = %container.id, process = %process.name, "was being made; removing it");
-            if let Err(e) = process.kill().await {
+            if let Err(e) = process.kill_half_made(container.cgroup()).await {
                 tracing::warn!(container = %container.id, process = %process.name, "cannot kill it: {e}");
             }
-            process.kill_shim().await;
             self.remove_process(container, &process);
             return Ok(());
         }
@@ -215,15 +219,22 @@ impl Shared {
     }
 
     /// For what an earlier boot left: nothing is signalled, since no number means what it meant.
-    async fn bury(self: &Arc<Self>, container: &Arc<Container>, init: &Process, told: bool) -> Result<(), Error> {
+    async fn bury(self: &Arc<Self>, container: &Arc<Container>, init: &Process, told: &Told) -> Result<(), Error> {
         tracing::info!(container = %container.id, "is of an earlier boot; its exit is told as unknown");
-        let held = match told {
-            true => None,
-            false => {
-                let event = Shared::event(EventKind::Exit, container, Some(init), UNKNOWN);
-                Some(self.record_exit(event).await)
+        let mut held = Vec::new();
+        let key = &container.record.instance;
+        if (key.contains('/') || told.started.contains(key)) && !told.exited.contains(key) {
+            for name in container.dir.processes()?.into_iter().filter(|name| name != INIT) {
+                let Ok(left) = Left::read(&container.dir, &container.id, name) else { continue };
+                let (process, _) = left.into_process();
+                if told.started.contains(&process.key) && !told.exited.contains(&process.key) {
+                    let event = Shared::event(EventKind::Exit, container, Some(&process), UNKNOWN);
+                    held.push(self.record_exit(event).await);
+                }
             }
-        };
+            let event = Shared::event(EventKind::Exit, container, Some(init), UNKNOWN);
+            held.push(self.record_exit(event).await);
+        }
         self.remove(container);
         drop(held);
         Ok(())

@@ -1,13 +1,15 @@
 //! What clients ask of containers that run: signals, pausing, stdin, terminals.
 
+use cgroup::Cgroup;
 use runtime::{Command, INIT, Operation};
 use rustix::io::Errno;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use crate::container::Container;
 use crate::error::Error;
 use crate::event::EventKind;
-use crate::lifecycle::{Happened, Request, State};
+use crate::lifecycle::{Happened, Request};
 use crate::process::Process;
 use crate::start::carried_through;
 use crate::supervisor::{Shared, Supervisor};
@@ -28,10 +30,12 @@ impl Supervisor {
             Err(e) if Errno::from_io_error(&e) == Some(Errno::SRCH) => return Err(ended()),
             result => result.map_err(Error::system("send a signal"))?,
         }
-        if signal == SIGKILL && container.state() == State::Paused {
-            if let Some(cgroup) = container.cgroup() {
-                cgroup.thaw_for_kill().map_err(Error::system("thaw a container that is killed"))?;
+        if signal == SIGKILL {
+            // Set first: a pause that is under way looks at it when it is done.
+            if name == INIT {
+                container.killed.store(true, Ordering::SeqCst);
             }
+            self.0.thaw_for_kill(&container, name)?;
         }
         Ok(())
     }
@@ -56,11 +60,21 @@ impl Supervisor {
             let _order = container.order.write().await;
             container.check(request)?;
             let log = container.dir.process(INIT).runtime_log();
-            container.oci.run(operation, &container.id, &log, shared.config.call_timeout).await?;
-            container.happened(happened);
-            shared.journal.append(Shared::event(kind, &container, None, 0))?;
-            tracing::info!(container = %container.id, state = container.state().name(), "changed");
-            Ok(())
+            let result = container.oci.run(operation, &container.id, &log, shared.config.call_timeout).await;
+            if container.killed.load(Ordering::SeqCst) {
+                // It was killed meanwhile, and on v1 would not die frozen.
+                if let Some(Err(e)) = container.cgroup().map(Cgroup::thaw_for_kill) {
+                    tracing::warn!(container = %container.id, "cannot thaw it: {e}");
+                }
+            }
+            // One that failed may have done it all the same.
+            let frozen = container.cgroup().map(Cgroup::is_frozen);
+            if result.is_ok() || matches!(frozen, Some(Ok(is)) if is == (request == Request::Pause)) {
+                container.happened(happened);
+                shared.journal.append(Shared::event(kind, &container, None, 0))?;
+                tracing::info!(container = %container.id, state = container.state().name(), "changed");
+            }
+            Ok(result?)
         })
         .await
     }
@@ -82,6 +96,20 @@ impl Supervisor {
 }
 
 impl Shared {
+    /// Thaws a container of which a process has been sent SIGKILL, where it would not die frozen. If the container
+    /// itself goes on, it has been resumed by that.
+    fn thaw_for_kill(self: &Arc<Self>, container: &Container, name: &str) -> Result<(), Error> {
+        let Some(cgroup) = container.cgroup().filter(|cgroup| cgroup.holds_killed()) else { return Ok(()) };
+        if !cgroup.is_frozen().map_err(Error::system("look at the freezer"))? {
+            return Ok(());
+        }
+        cgroup.thaw_for_kill().map_err(Error::system("thaw a container that is killed"))?;
+        if name != INIT && container.happened(Happened::Resumed).is_some() {
+            self.journal.append(Shared::event(EventKind::Resume, container, None, 0))?;
+        }
+        Ok(())
+    }
+
     /// Looks up a process by the names that a client gave.
     fn process(&self, id: &str, name: &str) -> Result<(Arc<Container>, Arc<Process>), Error> {
         let container = self.container(id)?;

@@ -1,6 +1,6 @@
 //! Creating and starting: a container, and what both containers and added processes need of a shim.
 
-use runtime::{Bundle, Child, INIT, Oci, Operation, ProcessDir, ProcessRecord};
+use runtime::{Bundle, Child, INIT, NameError, Oci, Operation, ProcessDir, ProcessRecord};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -68,17 +68,16 @@ pub(crate) async fn on_disk<T: Send + 'static>(work: impl FnOnce() -> T + Send +
 impl Shared {
     async fn create(self: Arc<Self>, request: CreateContainer, deadline: Instant) -> Result<(), Error> {
         self.reserve(&request.id)?;
-        let id = request.id.clone();
-        let created = self.clone().create_reserved(request, deadline).await;
-        if created.is_err() {
-            self.map().remove(&id);
-        }
-        created
-    }
-
-    async fn create_reserved(self: Arc<Self>, request: CreateContainer, deadline: Instant) -> Result<(), Error> {
-        let shared = self.clone();
-        let container = Arc::new(on_disk(move || shared.prepare(request)).await??);
+        let (shared, id) = (self.clone(), request.id.clone());
+        let prepared = on_disk(move || shared.prepare(request)).await.and_then(|prepared| prepared);
+        let container = match prepared {
+            Ok(container) => Arc::new(container),
+            Err(e) => {
+                // From here on the id goes with the container's directory.
+                self.map().remove(&id);
+                return Err(e);
+            }
+        };
         let Some(init) = container.init() else { unreachable!("a prepared container has an init") };
         self.journal.protect_new(&container.record.instance);
         let exit = match self.run_shim(&container, &init, deadline).await {
@@ -127,8 +126,11 @@ impl Shared {
             keep: request.on_exit == OnExit::Keep,
         };
         let dir = self.container_dir(&request.id);
-        if dir.path().symlink_metadata().is_ok() {
-            return Err(Error::ContainerExists { id: request.id });
+        match dir.path().symlink_metadata() {
+            Ok(metadata) if metadata.is_dir() => return Err(Error::ContainerExists { id: request.id }),
+            // The socket, for example.
+            Ok(_) => return Err(Error::Name { field: "id", value: request.id, reason: NameError::Reserved }),
+            Err(_) => {}
         }
         let process = ProcessRecord {
             exec: false,
@@ -165,6 +167,7 @@ impl Shared {
         let mut watch = self.pids.watch(process.dir.path()).map_err(Error::system("watch a process directory"))?;
         let started = self.shim.start(&container.id, &container.record.bundle, &container.oci, &process.dir);
         let mut shim = started.map_err(|e| Error::Shim(format!("start {}: {e}", self.shim.path().display())))?;
+        process.begun.store(true, Ordering::Release);
         let mut init_ended = container.init_ended.subscribe();
         let gone_with_init = async {
             if init_ended.wait_for(|ended| *ended).await.is_err() {
@@ -236,7 +239,7 @@ impl Shared {
             if let Err(e) = init.kill().await {
                 tracing::warn!(container = %container.id, "cannot kill init: {e}");
             }
-            if created || interrupted(&init.dir) {
+            if created || (init.begun.load(Ordering::Acquire) && interrupted(&init.dir)) {
                 delete(&container.oci, container, Operation::ForceDelete, self.config.call_timeout).await;
             }
             container.kill_all();

@@ -27,10 +27,11 @@ pub fn stat(pid: u32) -> io::Result<Option<Stat>> {
 
 /// Reads the file `name` of a process; `None` if the process is gone.
 pub fn read(pid: u32, name: &str) -> io::Result<Option<String>> {
-    let mut text = String::new();
-    let read = fs::File::open(format!("/proc/{pid}/{name}")).and_then(|mut file| file.read_to_string(&mut text));
+    let mut bytes = Vec::new();
+    let read = fs::File::open(format!("/proc/{pid}/{name}")).and_then(|mut file| file.read_to_end(&mut bytes));
     match read {
-        Ok(_) => Ok(Some(text)),
+        // A process may give itself any bytes as its name.
+        Ok(_) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
         Err(e) if e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(libc::ESRCH) => Ok(None),
         Err(e) => Err(e),
     }
@@ -76,6 +77,17 @@ mod tests {
         assert!(!parse_nspid("NSpid:\t4242\n"));
         assert!(!parse_nspid("NSpid:\t4242\t17\n"));
         assert!(!parse_nspid("NSpid:\t1\n"), "the host's own init is not a container's");
+    }
+
+    #[test]
+    fn a_name_may_be_any_bytes() {
+        std::thread::spawn(|| {
+            std::fs::write("/proc/thread-self/comm", b"\xff\xfe)").expect("renames this thread");
+            let tid = rustix::thread::gettid().as_raw_nonzero().get() as u32;
+            assert!(stat(tid).expect("readable").is_some());
+        })
+        .join()
+        .expect("no panic");
     }
 
     #[test]

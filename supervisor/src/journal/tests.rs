@@ -1,7 +1,6 @@
 //! The journal against its promises: the file, the order, what is kept, what subscribers get.
 
 use super::*;
-use crate::EventKind;
 use crate::subscription::Subscription;
 
 fn event(kind: EventKind, id: &str) -> Event {
@@ -24,6 +23,7 @@ fn lines(directory: &Path) -> usize {
 async fn the_file_is_kept_to_its_count() {
     let directory = tempfile::tempdir().expect("tempdir");
     let journal = Journal::open(directory.path(), 10).expect("opens");
+    journal.recovered();
     for n in 0..1000 {
         journal.append(event(EventKind::Oom, &n.to_string())).expect("appends");
         assert!(lines(directory.path()) > 0, "never empty");
@@ -35,6 +35,7 @@ async fn the_file_is_kept_to_its_count() {
         tokio::time::sleep(TRIM_DELAY / 20).await;
     }
     let again = Journal::open(directory.path(), 10).expect("opens");
+    again.recovered();
     let kept: Vec<String> = again.lock().events.values().map(|e| e.id.clone()).collect();
     assert_eq!(kept, (990..1000).map(|n| n.to_string()).collect::<Vec<_>>());
 }
@@ -43,13 +44,14 @@ async fn the_file_is_kept_to_its_count() {
 async fn what_recovery_needs_is_not_trimmed() {
     let directory = tempfile::tempdir().expect("tempdir");
     let journal = Journal::open(directory.path(), 5).expect("opens");
+    journal.recovered();
     journal.protect_new("key-alive");
     journal.append(event(EventKind::StartContainer, "alive")).expect("appends");
     for _ in 0..50 {
         journal.append(event(EventKind::Pause, "alive")).expect("appends");
     }
     assert!(journal.told().started.contains("key-alive"));
-    assert_eq!(journal.lock().events.len(), 5);
+    assert_eq!(journal.lock().events.len(), 6, "five, and the start of what is alive");
     let again = Journal::open(directory.path(), 5).expect("opens");
     again.protect("key-alive");
     again.recovered();
@@ -110,6 +112,7 @@ async fn nothing_is_seen_before_what_is_held() {
 async fn who_falls_behind_is_told_where_to_go_on() {
     let directory = tempfile::tempdir().expect("tempdir");
     let journal = Journal::open(directory.path(), 10).expect("opens");
+    journal.recovered();
     let mut slow = Subscription::new(&journal, None, None, false);
     let mut other = Subscription::new(&journal, None, Some("5".into()), false);
     for n in 0..10 {
@@ -143,4 +146,39 @@ async fn a_replay_longer_than_any_queue_does_not_disturb_others() {
         seen += 1;
     }
     assert_eq!(seen, 5000);
+}
+
+#[tokio::test]
+async fn nothing_is_trimmed_before_recovery_has_said_what_it_needs() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let journal = Journal::open(directory.path(), 5).expect("opens");
+    journal.recovered();
+    journal.protect_new("key-old");
+    journal.append(event(EventKind::StartContainer, "old")).expect("appends");
+    for _ in 0..10 {
+        journal.append(event(EventKind::Oom, "other")).expect("appends");
+    }
+    let again = Journal::open(directory.path(), 5).expect("opens");
+    for _ in 0..10 {
+        again.append(event(EventKind::Exit, "other")).expect("appends");
+    }
+    again.protect("key-old");
+    again.recovered();
+    assert!(again.told().started.contains("key-old"));
+}
+
+#[tokio::test]
+async fn more_live_processes_than_are_retained_take_nothing_from_subscribers() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let journal = Journal::open(directory.path(), 5).expect("opens");
+    journal.recovered();
+    for n in 0..20 {
+        journal.protect_new(&format!("key-{n}"));
+        journal.append(event(EventKind::StartContainer, &n.to_string())).expect("appends");
+    }
+    let mut live = Subscription::new(&journal, None, None, false);
+    let held = journal.append_held(event(EventKind::Exit, "3")).expect("appends");
+    journal.release_key("key-3");
+    drop(held);
+    assert_eq!(live.next().await.expect("keeps up").expect("goes on").kind, EventKind::Exit);
 }

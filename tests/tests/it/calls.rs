@@ -179,6 +179,47 @@ async fn a_paused_container_can_be_killed() {
 }
 
 #[tokio::test]
+async fn an_added_process_of_a_paused_container_can_be_killed() {
+    let host = Host::new().await;
+    let mut client = host.client().await;
+    let mut watch = Watch::new(&mut client).await;
+    sleeper(&host, &mut client, "c").await;
+    client.add_process(process("c", "p", &["sleep", "1000"])).await.unwrap();
+    set_status(&mut client, "c", "paused").await.unwrap();
+    signal(&mut client, "c", "p", 9).await.unwrap();
+    assert_eq!(watch.exit("c", "p").await, 137);
+    // v1 has to thaw the container for that; what is told and what is so agree in any case.
+    let status = state(&mut client).await[0].status.clone();
+    let other = if status == "paused" { "running" } else { "paused" };
+    set_status(&mut client, "c", other).await.unwrap();
+    set_status(&mut client, "c", &status).await.unwrap();
+    kill(&mut client, "c").await;
+    host.finish();
+}
+
+#[tokio::test]
+async fn a_container_that_is_killed_while_it_is_being_paused_dies() {
+    // The signal comes after the runtime has frozen it, and before it has said so.
+    const SLOW: &str = r#"
+case " $* " in *" pause "*) $RUNTIME "$@"; s=$?; touch "$(dirname $0)/frozen"; sleep 1; exit $s;; esac
+exec $RUNTIME "$@""#;
+    let options = tests::Options { fake_runtime: Some(SLOW), ..Default::default() };
+    let host = Host::with(options).await;
+    let mut client = host.client().await;
+    let mut watch = Watch::new(&mut client).await;
+    sleeper(&host, &mut client, "c").await;
+    let mut pausing = client.clone();
+    let pause = tokio::spawn(async move { set_status(&mut pausing, "c", "paused").await });
+    let frozen = host.join("frozen");
+    let wait = move || tests::eventually("it is frozen", || std::fs::exists(&frozen).unwrap());
+    tokio::task::spawn_blocking(wait).await.unwrap();
+    signal(&mut client, "c", "init", 9).await.unwrap();
+    assert_eq!(watch.exit("c", "init").await, 137);
+    let _ = pause.await.unwrap();
+    host.finish();
+}
+
+#[tokio::test]
 async fn a_containers_own_runtime_and_arguments_are_used_throughout() {
     let host = Host::new().await;
     let mut client = host.client().await;

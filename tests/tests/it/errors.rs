@@ -233,6 +233,29 @@ async fn a_start_that_hangs_ends_at_its_timeout() {
 }
 
 #[tokio::test]
+async fn an_exec_that_hangs_after_its_process_has_started_leaves_no_process() {
+    const HANG_AFTER_EXEC: &str = r#"case " $* " in *" exec "*) $RUNTIME "$@"; touch "$(dirname $0)/started"; exec sleep 100000;; esac; exec $RUNTIME "$@""#;
+    let flags = vec!["--start-timeout=1500ms".into()];
+    let host = Host::with(Options { flags, fake_runtime: Some(HANG_AFTER_EXEC), ..Options::default() }).await;
+    let mut client = host.client().await;
+    sleeper(&host, &mut client, "c").await;
+    let result = client.add_process(process("c", "p", &["sleep", "99999"])).await;
+    refused(result, Code::DeadlineExceeded, &["did not start before the specified timeout"]);
+    assert!(std::fs::exists(host.join("started")).unwrap(), "the process had been started");
+    let pids = state(&mut client).await[0].pids.clone();
+    assert_eq!(pids.len(), 1, "only init is there: {pids:?}");
+    kill(&mut client, "c").await;
+    host.finish();
+}
+
+#[tokio::test]
+async fn no_start_timeout_is_none() {
+    let host = Host::with(Options { flags: vec!["--start-timeout=0".into()], ..Options::default() }).await;
+    unharmed(&host).await;
+    host.finish();
+}
+
+#[tokio::test]
 async fn a_runtime_that_misbehaves() {
     for (script, texts) in [
         (KILLED_IN_CREATE, ["shim error: ", "signal 9"]),

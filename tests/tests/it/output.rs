@@ -159,15 +159,24 @@ async fn a_process_outside_that_holds_stdout_delays_nothing_after_init() {
     let mut client = host.client().await;
     let mut watch = Watch::new(&mut client).await;
     let out = host.fifo();
-    let reader = out.collect();
+    let reading = {
+        let out = out.clone();
+        tokio::task::spawn_blocking(move || {
+            let mut reader = out.reader();
+            let mut line = [0; 6];
+            reader.read_exact(&mut line).unwrap();
+            reader
+        })
+    };
     let mut request = container("c", &host.bundle(&["sh", "-c", "echo first; sleep 100000"]).write());
     request.stdout = out.path();
     let started = client.create_container(request).await.unwrap().into_inner().container.unwrap();
     let pid = started.processes[0].system_pid;
     let outside = std::fs::File::options().write(true).open(format!("/proc/{pid}/fd/1")).unwrap();
+    let mut reader = reading.await.unwrap();
     signal(&mut client, "c", "init", 9).await.unwrap();
     assert_eq!(watch.exit("c", "init").await, 137);
-    assert_eq!(reader.text(), "first\n");
+    assert_eq!(reader.read_to_end(&mut Vec::new()).unwrap(), 0, "the shim has gone");
     drop(outside);
     host.finish();
 }

@@ -173,3 +173,63 @@ async fn shims_stay_when_their_daemon_goes() {
     kill(&mut host.client().await, "c").await;
     host.finish();
 }
+
+#[tokio::test]
+async fn a_removal_that_was_cut_off_is_finished() {
+    let mut host = Host::new().await;
+    let mut client = host.client().await;
+    let mut watch = Watch::new(&mut client).await;
+    start(&mut client, "c", &host.bundle(&["true"]).write()).await;
+    let told = watch.next().await;
+    assert_eq!(watch.exit("c", "init").await, 0);
+    host.stop(Signal::TERM);
+    // As if the daemon had died while it removed the directory: the journal has the exit.
+    let log = std::fs::read_to_string(host.state_dir().join("events.log")).unwrap();
+    let line: serde_json::Value = serde_json::from_str(log.lines().next().unwrap()).unwrap();
+    for missing in ["process.json", "exit", "init"] {
+        let directory = host.state_dir().join("c");
+        std::fs::create_dir_all(directory.join("init")).unwrap();
+        let state = serde_json::json!({"bundle": "/b", "runtime": "runc", "instance": line["instance"]});
+        std::fs::write(directory.join("state.json"), state.to_string()).unwrap();
+        if missing == "init" {
+            std::fs::remove_dir(directory.join("init")).unwrap();
+        }
+        host.start().await;
+        assert!(state_is_empty(&host).await);
+        assert!(!directory.exists(), "{missing}");
+        host.stop(Signal::TERM);
+    }
+    host.start().await;
+    let all: Vec<String> = stored(&mut host.client().await).await.iter().map(short).collect();
+    assert_eq!(all, ["c start-container", "c exit init 0"], "{told:?}");
+    host.finish();
+}
+
+async fn state_is_empty(host: &Host) -> bool {
+    state(&mut host.client().await).await.is_empty()
+}
+
+#[tokio::test]
+async fn what_an_earlier_boot_left_is_told_as_unknown_and_nothing_is_signalled() {
+    let mut host = Host::new().await;
+    let mut client = host.client().await;
+    let mut watch = Watch::new(&mut client).await;
+    let pid = sleeper(&host, &mut client, "c").await.processes[0].system_pid;
+    watch.next().await;
+    let [shim] = shims(&host, "c", "init")[..] else { panic!("one shim") };
+    host.stop(Signal::KILL);
+    let path = host.state_dir().join("c/state.json");
+    let mut record: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    record["boot_id"] = "another".into();
+    std::fs::write(&path, record.to_string()).unwrap();
+    host.start().await;
+    assert!(state_is_empty(&host).await);
+    let all: Vec<String> = stored(&mut host.client().await).await.iter().map(short).collect();
+    assert_eq!(all, ["c start-container", "c exit init 255"]);
+    assert!(sys::procfs::stat(pid).unwrap().is_some_and(|stat| !stat.is_dead()), "nobody has been signalled");
+    // In truth it is of this boot.
+    kill_process(shim, Signal::KILL).unwrap();
+    let root = format!("--root={}", host.join("root"));
+    std::process::Command::new(tests::runtime()).args([&root, "delete", "--force", "c"]).status().unwrap();
+    host.finish();
+}
