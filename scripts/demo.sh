@@ -32,6 +32,25 @@ run() {
     printf '$ %s\n' "$*"
     "$@"
 }
+# Asks until it is so; gives up when that takes far too long or the daemon is gone.
+wait_until() {
+    tries=0
+    until "$@" >/dev/null 2>&1; do
+        tries=$((tries + 1))
+        if [ $tries -gt 200 ] || ! kill -0 "$daemon" 2>/dev/null; then
+            echo "demo: still not so: $*" >&2
+            exit 1
+        fi
+        sleep 0.05
+    done
+}
+is_gone() { ! ctr containers list | grep -q "^$1 "; }
+start_daemon() {
+    containerd --state-dir "$dir/state" --listen "unix://$dir/containerd.sock" --runtime runc \
+        --runtime-args "--root=$dir/runc" 2>>"$dir/log" &
+    daemon=$!
+    wait_until ctr version
+}
 # The same address for each, left out of what is shown.
 ctr() { command ctr --address "unix://$dir/containerd.sock" "$@"; }
 
@@ -48,18 +67,7 @@ sed -i -e 's/"terminal": true/"terminal": false/' \
 
 say "The daemon, with a state directory, a socket and a runtime root of its own"
 printf '$ containerd --state-dir %s/state --listen unix://%s/containerd.sock &\n' "$dir" "$dir"
-containerd --state-dir "$dir/state" --listen "unix://$dir/containerd.sock" --runtime runc \
-    --runtime-args "--root=$dir/runc" 2>"$dir/log" &
-daemon=$!
-tries=0
-until ctr version >/dev/null 2>&1; do
-    tries=$((tries + 1))
-    if [ $tries -gt 200 ] || ! kill -0 "$daemon" 2>/dev/null; then
-        echo "demo: the daemon does not answer" >&2
-        exit 1
-    fi
-    sleep 0.05
-done
+start_daemon
 echo "(every ctr below has --address unix://$dir/containerd.sock)"
 run ctr version
 
@@ -86,25 +94,12 @@ say "The daemon is killed; the container does not notice, and the next daemon fi
 printf '$ kill -9 %s; containerd ... &\n' "$daemon"
 kill -9 "$daemon"
 wait "$daemon" 2>/dev/null || :
-containerd --state-dir "$dir/state" --listen "unix://$dir/containerd.sock" --runtime runc \
-    --runtime-args "--root=$dir/runc" 2>>"$dir/log" &
-daemon=$!
-tries=0
-until ctr version >/dev/null 2>&1; do
-    tries=$((tries + 1))
-    [ $tries -le 200 ] || exit 1
-    sleep 0.05
-done
+start_daemon
 run ctr containers list
 
 say "Its end"
 run ctr containers kill --signal KILL redis
-tries=0
-while ctr containers list | grep -q '^redis '; do
-    tries=$((tries + 1))
-    [ $tries -le 200 ] || exit 1
-    sleep 0.05
-done
+wait_until is_gone redis
 run ctr containers list
 
 say "All that has happened, from the journal"
