@@ -8,7 +8,9 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
+
+use crate::authority::Connection;
 
 /// How long to wait when no connection can be taken, for want of descriptors for example.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -87,11 +89,11 @@ impl Drop for Socket {
 }
 
 /// The connections that come, without end: one that cannot be taken is not the end of the others.
-pub(crate) fn connections(listener: UnixListener) -> impl Stream<Item = io::Result<UnixStream>> {
+pub(crate) fn connections(listener: UnixListener) -> impl Stream<Item = io::Result<Connection>> {
     futures_util::stream::unfold(listener, |listener| async {
         loop {
             match listener.accept().await {
-                Ok((stream, _)) => return Some((Ok(stream), listener)),
+                Ok((stream, _)) => return Some((Ok(Connection::new(stream)), listener)),
                 Err(e) => {
                     tracing::warn!("cannot take a connection: {e}");
                     tokio::time::sleep(ACCEPT_PAUSE).await;

@@ -3,6 +3,7 @@
 //! This program is thin: it reads its flags, opens its socket, maps the gRPC API onto the supervisor, and stops when
 //! it is told to. All that concerns containers is in the `supervisor` crate.
 
+mod authority;
 mod convert;
 mod daemon;
 mod errors;

@@ -79,7 +79,8 @@ async fn an_idle_shim_is_small() {
         let usage = usage(shim);
         println!("idle shim: {usage:?}");
         assert_eq!(usage.threads, 1);
-        assert!(usage.private <= 150, "{usage:?}");
+        // The program's own pages are one copy for all shims.
+        assert!(usage.anonymous <= 150, "{usage:?}");
         let maps = std::fs::read_to_string(format!("/proc/{shim}/maps")).unwrap();
         assert!(!maps.contains(".so"), "it is static: {maps}");
         for fd in 0..3 {

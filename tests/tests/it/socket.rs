@@ -100,3 +100,66 @@ async fn what_systemd_means_for_the_daemon_does_not_reach_containers_or_shims() 
     kill(&mut client, "c").await;
     host.finish();
 }
+
+/// One call of GetServerVersion in raw frames, with this as the header field for the authority; what comes back.
+fn raw_call(host: &Host, authority: &[u8]) -> Vec<u8> {
+    use std::io::{Read, Write};
+    let field = |name: &[u8], value: &[u8]| [&[0x40, name.len() as u8][..], name, &[value.len() as u8], value].concat();
+    let block = [
+        b"\x83\x86",
+        &[&b"\x44"[..], &[27], b"/types.API/GetServerVersion"].concat()[..],
+        authority,
+        &field(b"content-type", b"application/grpc"),
+        &field(b"te", b"trailers"),
+    ]
+    .concat();
+    let frame = |kind: u8, flags: u8, stream: u8, payload: &[u8]| {
+        [&[0, 0, payload.len() as u8, kind, flags, 0, 0, 0, stream][..], payload].concat()
+    };
+    let mut socket = std::os::unix::net::UnixStream::connect(host.path().join("socket")).unwrap();
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    bytes.extend(frame(4, 0, 0, b""));
+    // Two requests on one connection, of which each says it again.
+    for stream in [1, 3] {
+        bytes.extend(frame(1, 4, stream, &block));
+        bytes.extend(frame(0, 1, stream, b"\0\0\0\0\0"));
+    }
+    socket.write_all(&bytes).unwrap();
+    socket.set_read_timeout(Some(std::time::Duration::from_secs(10))).unwrap();
+    let mut answer = Vec::new();
+    let mut piece = [0; 4096];
+    // Until both are answered, or nothing more comes.
+    while answers(&answer) < 2 {
+        match socket.read(&mut piece) {
+            Ok(n @ 1..) => answer.extend_from_slice(&piece[..n]),
+            _ => break,
+        }
+    }
+    answer
+}
+
+/// How many versions are in it: minor 3, and then a revision.
+fn answers(bytes: &[u8]) -> usize {
+    bytes.windows(3).filter(|bytes| bytes == b"\x10\x03\"").count()
+}
+
+#[tokio::test]
+async fn clients_whose_authority_is_a_path_or_nothing_are_served() {
+    let host = Host::new().await;
+    let literal = |value: &[u8]| [&[0x41, value.len() as u8][..], value].concat();
+    for authority in [
+        literal(b"localhost"),
+        literal(b"/run/containerd/containerd.sock"),
+        literal(b"%2Frun%2Fcontainerd.sock"),
+        literal(b""),
+        b"\x40\x0a:authority\x0drun%2Fab.sock".to_vec(),
+        Vec::new(),
+        // Huffman-coded "/run/ab".
+        b"\x41\x86\x62\xcb\x6a\x18\x1e\x47".to_vec(),
+    ] {
+        let answer = raw_call(&host, &authority);
+        assert_eq!(answers(&answer), 2, "{authority:?}: {answer:?}");
+    }
+    state(&mut host.client().await).await;
+    host.finish();
+}
