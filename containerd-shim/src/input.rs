@@ -124,3 +124,31 @@ impl Input {
         false
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::pipe::{PipeFlags, pipe_with};
+
+    #[test]
+    fn the_end_comes_after_what_is_on_its_way_too() {
+        let (fd, keeper) = pipe_with(PipeFlags::NONBLOCK).expect("pipe");
+        let (reader, sink) = pipe_with(PipeFlags::NONBLOCK).expect("pipe");
+        rustix::pipe::fcntl_setpipe_size(&sink, 4096).expect("small");
+        let data: Vec<u8> = (0..20_000u32).map(|n| (n % 251) as u8).collect();
+        rustix::io::write(&keeper, &data).expect("fits");
+        // No terminal, but treated as one: copied, and its end is a character.
+        let mut input = Input::new(Some(Opened { fd, keeper: Some(keeper) }), Sink::Terminal(sink));
+        input.advance();
+        assert!(input.mover.pending() > 0, "the sink is full, and some bytes are in neither");
+        input.close();
+        let mut got = Vec::new();
+        let mut piece = [0; 1000];
+        while let Ok(n @ 1..) = rustix::io::read(&reader, &mut piece) {
+            got.extend_from_slice(&piece[..n]);
+            input.advance();
+        }
+        assert_eq!(got.pop(), Some(4), "the end-of-file character is last");
+        assert!(got == data);
+    }
+}

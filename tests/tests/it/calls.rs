@@ -166,30 +166,29 @@ async fn pause_and_resume_are_told_and_really_happen() {
     host.finish();
 }
 
-#[tokio::test]
-async fn a_paused_container_can_be_killed() {
+/// A paused container with an added process, of which one has been killed; the added one's exit has come.
+async fn killed_while_paused(pid: &str) -> (Host, tests::Client, Watch) {
     let host = Host::new().await;
     let mut client = host.client().await;
     let mut watch = Watch::new(&mut client).await;
     sleeper(&host, &mut client, "c").await;
     client.add_process(process("c", "p", &["sleep", "1000"])).await.unwrap();
     set_status(&mut client, "c", "paused").await.unwrap();
-    signal(&mut client, "c", "init", 9).await.unwrap();
+    signal(&mut client, "c", pid, 9).await.unwrap();
     assert_eq!(watch.exit("c", "p").await, 137);
+    (host, client, watch)
+}
+
+#[tokio::test]
+async fn a_paused_container_can_be_killed() {
+    let (host, _client, mut watch) = killed_while_paused("init").await;
     assert_eq!(watch.exit("c", "init").await, 137);
     host.finish();
 }
 
 #[tokio::test]
 async fn an_added_process_of_a_paused_container_can_be_killed() {
-    let host = Host::new().await;
-    let mut client = host.client().await;
-    let mut watch = Watch::new(&mut client).await;
-    sleeper(&host, &mut client, "c").await;
-    client.add_process(process("c", "p", &["sleep", "1000"])).await.unwrap();
-    set_status(&mut client, "c", "paused").await.unwrap();
-    signal(&mut client, "c", "p", 9).await.unwrap();
-    assert_eq!(watch.exit("c", "p").await, 137);
+    let (host, mut client, _watch) = killed_while_paused("p").await;
     // v1 has to thaw the container for that; what is told and what is so agree in any case.
     let status = state(&mut client).await[0].status.clone();
     let other = if status == "paused" { "running" } else { "paused" };
