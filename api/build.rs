@@ -7,7 +7,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let proto = "proto/api.proto";
     println!("cargo::rerun-if-changed={proto}");
     let fds = protox::compile([proto], ["proto"])?;
-    let mut config = tonic_prost_build::configure().type_attribute(".types", "#[derive(serde::Serialize)]");
+    let mut config =
+        tonic_prost_build::configure().type_attribute(".types", "#[derive(serde::Serialize)]").btree_map(".types");
     for file in fds.file.iter().filter(|f| f.package() == "types") {
         for message in &file.message_type {
             for field in &message.field {

@@ -3,27 +3,51 @@
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::files::{gone_is_done, read};
+use crate::hierarchies::Host;
 
 /// The directories of one container in the hierarchies of this host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cgroup {
-    /// The one that tells who is in the container.
-    members: PathBuf,
-    /// v1's freezer.
-    freezer: Option<PathBuf>,
-    /// v2.
-    unified: Option<PathBuf>,
+    pub(crate) host: Arc<Host>,
+    /// Which of the host's hierarchies, and the path in it.
+    places: Box<[(usize, Arc<str>)]>,
+    /// The place that tells who is in the container.
+    members: usize,
 }
 
 impl Cgroup {
-    pub(crate) fn new(members: PathBuf, freezer: Option<PathBuf>, unified: Option<PathBuf>) -> Cgroup {
-        Cgroup { members, freezer, unified }
+    pub(crate) fn new(host: Arc<Host>, places: Vec<(usize, Arc<str>)>, members: usize) -> Cgroup {
+        Cgroup { host, places: places.into(), members }
+    }
+
+    fn directory(&self, (mount, below): &(usize, Arc<str>)) -> PathBuf {
+        self.host.mounts[*mount].point.join(below.as_ref())
+    }
+
+    /// Its directory in the v1 hierarchy of a controller.
+    pub(crate) fn v1(&self, controller: &str) -> Option<PathBuf> {
+        let is_it = |place: &&(usize, _)| self.host.mounts[place.0].controllers.iter().any(|name| name == controller);
+        self.places.iter().find(is_it).map(|place| self.directory(place))
+    }
+
+    /// Its directory in the v2 hierarchy.
+    pub(crate) fn v2(&self) -> Option<PathBuf> {
+        let is_it = |place: &&(usize, _)| self.host.mounts[place.0].controllers.is_empty();
+        self.places.iter().find(is_it).map(|place| self.directory(place))
+    }
+
+    /// The directory that tells who is in the container.
+    fn members(&self) -> PathBuf {
+        self.directory(&self.places[self.members])
     }
 
     /// Every process in the container, groups below its own included. Empty once the group is gone.
     pub fn pids(&self) -> io::Result<Vec<u32>> {
         let mut pids = Vec::new();
-        collect(&self.members, &mut pids)?;
+        collect(&self.members(), &mut pids)?;
         pids.sort_unstable();
         pids.dedup();
         Ok(pids)
@@ -31,10 +55,10 @@ impl Cgroup {
 
     /// Whether its processes are frozen, or about to be.
     pub fn is_frozen(&self) -> io::Result<bool> {
-        if let Some(freezer) = &self.freezer {
+        if let Some(freezer) = self.v1("freezer") {
             return Ok(read(&freezer.join("freezer.state"))?.is_some_and(|state| state.trim() != "THAWED"));
         }
-        match &self.unified {
+        match self.v2() {
             Some(unified) => Ok(read(&unified.join("cgroup.freeze"))?.is_some_and(|state| state.trim() == "1")),
             None => Ok(false),
         }
@@ -42,12 +66,12 @@ impl Cgroup {
 
     /// Whether a process that is frozen does not die: so with v1's freezer.
     pub fn holds_killed(&self) -> bool {
-        self.freezer.is_some()
+        self.v1("freezer").is_some()
     }
 
     /// Thaws what a v1 freezer holds: its processes would not even die. v2 lets frozen processes be killed.
     pub fn thaw_for_kill(&self) -> io::Result<()> {
-        match &self.freezer {
+        match self.v1("freezer") {
             Some(freezer) => gone_is_done(std::fs::write(freezer.join("freezer.state"), "THAWED")),
             None => Ok(()),
         }
@@ -55,8 +79,9 @@ impl Cgroup {
 
     /// Sends SIGKILL to everything in the container.
     pub fn kill(&self) -> io::Result<()> {
-        if self.unified.as_deref() == Some(&self.members) {
-            let kill = self.members.join("cgroup.kill");
+        let members = self.members();
+        if self.v2().as_ref() == Some(&members) {
+            let kill = members.join("cgroup.kill");
             if kill.exists() {
                 return gone_is_done(std::fs::write(kill, "1"));
             }
@@ -109,29 +134,10 @@ fn collect(directory: &Path, pids: &mut Vec<u32>) -> io::Result<()> {
     Ok(())
 }
 
-/// A file's text; `None` if the group is gone or does not have it.
-fn read(path: &Path) -> io::Result<Option<String>> {
-    use rustix::io::Errno;
-    match std::fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(e) => match Errno::from_io_error(&e) {
-            Some(Errno::NOENT | Errno::NODEV | Errno::OPNOTSUPP) => Ok(None),
-            _ => Err(e),
-        },
-    }
-}
-
-fn gone_is_done(result: io::Result<()>) -> io::Result<()> {
-    use rustix::io::Errno;
-    match result {
-        Err(e) if !matches!(Errno::from_io_error(&e), Some(Errno::NOENT | Errno::NODEV)) => Err(e),
-        _ => Ok(()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hierarchies::test_cgroup;
 
     #[test]
     fn groups_below_count_and_missing_ones_are_empty() {
@@ -141,9 +147,9 @@ mod tests {
         std::fs::write(directory.path().join("cgroup.procs"), "12\n7\n").expect("writes");
         std::fs::write(directory.path().join("a/cgroup.procs"), "").expect("writes");
         std::fs::write(below.join("cgroup.procs"), "9\n12\n0\n").expect("writes");
-        let cgroup = Cgroup::new(directory.path().into(), None, None);
+        let cgroup = test_cgroup(&[("pids", directory.path())]);
         assert_eq!(cgroup.pids().expect("reads"), [7, 9, 12]);
-        let gone = Cgroup::new("/nonexistent".into(), Some("/nonexistent".into()), None);
+        let gone = test_cgroup(&[("freezer", Path::new("/nonexistent"))]);
         assert_eq!(gone.pids().expect("no error"), []);
         assert!(!gone.is_frozen().expect("no error"));
         gone.kill().expect("nothing to kill");
@@ -153,14 +159,14 @@ mod tests {
     fn frozen_is_told_on_both_versions() {
         let directory = tempfile::tempdir().expect("tempdir");
         let path = directory.path();
-        let v1 = Cgroup::new(path.into(), Some(path.into()), None);
+        let v1 = test_cgroup(&[("freezer", path)]);
         for (text, frozen) in [("FROZEN\n", true), ("FREEZING\n", true), ("THAWED\n", false)] {
             std::fs::write(path.join("freezer.state"), text).expect("writes");
             assert_eq!(v1.is_frozen().expect("reads"), frozen);
         }
         v1.thaw_for_kill().expect("writes");
         assert_eq!(std::fs::read_to_string(path.join("freezer.state")).expect("reads"), "THAWED");
-        let v2 = Cgroup::new(path.into(), None, Some(path.into()));
+        let v2 = test_cgroup(&[("", path)]);
         std::fs::write(path.join("cgroup.freeze"), "1\n").expect("writes");
         assert!(v2.is_frozen().expect("reads"));
     }

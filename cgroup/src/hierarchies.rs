@@ -1,25 +1,34 @@
 //! Where this host has its hierarchies mounted, and where in them a process is.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::group::Cgroup;
 
 /// One mounted hierarchy.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Mount {
+pub(crate) struct Mount {
     /// The controllers of a v1 hierarchy, or its `name=…`; empty for v2.
-    controllers: Vec<String>,
+    pub(crate) controllers: Vec<String>,
     /// The directory of the hierarchy that is mounted; not `/` if this process runs in a container.
     root: String,
-    point: PathBuf,
+    pub(crate) point: PathBuf,
 }
 
 /// All mounted hierarchies, and this process's own place in them.
 #[derive(Debug, Clone)]
 pub struct Hierarchies {
-    mounts: Vec<Mount>,
+    host: Arc<Host>,
     own: Vec<Place>,
+}
+
+/// What all containers of a host have in common.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Host {
+    pub(crate) mounts: Vec<Mount>,
+    /// The sizes of huge pages as the controller writes them: `2MB`, `1GB`.
+    pub(crate) hugepages: Vec<String>,
 }
 
 /// A line of `/proc/<pid>/cgroup`.
@@ -37,29 +46,40 @@ impl Hierarchies {
     pub fn read() -> io::Result<Hierarchies> {
         let mounts = parse_mounts(&std::fs::read_to_string("/proc/self/mountinfo")?);
         let own = parse_places(&std::fs::read_to_string("/proc/self/cgroup")?);
-        Ok(Hierarchies { mounts, own })
+        let host = Arc::new(Host { mounts, hugepages: hugepages(Path::new("/sys/kernel/mm/hugepages")) });
+        Ok(Hierarchies { host, own })
     }
 
-    /// The groups of process `pid`; `None` if it is gone or has no group of its own.
-    pub fn of_process(&self, pid: u32) -> io::Result<Option<Cgroup>> {
-        let Some(text) = sys::procfs::read(pid, "cgroup")? else { return Ok(None) };
-        let places = parse_places(&text);
-        let find = |controller: &str| {
-            let place = places.iter().find(|p| p.controllers.iter().any(|c| c == controller))?;
-            self.directory(place)
-        };
-        let unified = places.iter().find(|p| p.controllers.is_empty()).and_then(|p| self.directory(p));
-        let members = MEMBERSHIP.iter().find_map(|controller| find(controller)).or_else(|| unified.clone());
-        Ok(members.map(|members| Cgroup::new(members, find("freezer"), unified)))
+    /// What the kernel says of the groups of process `pid`, for [`Hierarchies::cgroup`]; `None` if it is gone.
+    pub fn places(pid: u32) -> io::Result<Option<String>> {
+        sys::procfs::read(pid, "cgroup")
     }
 
-    /// Where a place is on this host's file system; `None` if it is this process's own, or not to be seen.
-    fn directory(&self, place: &Place) -> Option<PathBuf> {
+    /// The groups that [`Hierarchies::places`] told of; `None` if none of them is to be seen, or all are this
+    /// process's own.
+    pub fn cgroup(&self, places: &str) -> Option<Cgroup> {
+        let mut found: Vec<(usize, Arc<str>)> = Vec::new();
+        for place in parse_places(places) {
+            let Some((index, below)) = self.locate(&place) else { continue };
+            // The same in all hierarchies, mostly.
+            let shared = found.iter().find(|(_, path)| path.as_ref() == below).map(|(_, path)| path.clone());
+            found.push((index, shared.unwrap_or_else(|| below.into())));
+        }
+        let has =
+            |name: &str| found.iter().position(|(i, _)| self.host.mounts[*i].controllers.iter().any(|c| c == name));
+        let unified = || found.iter().position(|(i, _)| self.host.mounts[*i].controllers.is_empty());
+        let members = MEMBERSHIP.iter().find_map(|name| has(name)).or_else(unified)?;
+        Some(Cgroup::new(self.host.clone(), found, members))
+    }
+
+    /// The hierarchy of a place, and its path below the mount; `None` if it is this process's own, or not to be seen.
+    fn locate<'a>(&self, place: &'a Place) -> Option<(usize, &'a str)> {
         if self.own.contains(place) {
             return None;
         }
-        let mount = self.mounts.iter().find(|m| m.controllers == place.controllers || overlaps(m, place))?;
-        let below = match mount.root.as_str() {
+        let is_its = |m: &Mount| m.controllers == place.controllers || overlaps(m, place);
+        let index = self.host.mounts.iter().position(is_its)?;
+        let below = match self.host.mounts[index].root.as_str() {
             "/" => place.path.as_str(),
             root => place.path.strip_prefix(root).filter(|rest| rest.is_empty() || rest.starts_with('/'))?,
         };
@@ -67,8 +87,24 @@ impl Hierarchies {
         if below.split('/').any(|part| part == "..") {
             return None;
         }
-        Some(mount.point.join(below.trim_start_matches('/')))
+        Some((index, below.trim_start_matches('/')))
     }
+}
+
+/// The sizes for which the kernel has pools, as `hugetlb.<size>.…` files are named.
+fn hugepages(directory: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let mut kilobytes: Vec<u64> = entries
+        .filter_map(|entry| entry.file_name().to_str()?.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok())
+        .collect();
+    kilobytes.sort_unstable();
+    // mm/hugetlb_cgroup.c, mem_fmt.
+    let named = |kb: &u64| match kb {
+        kb if *kb >= 1 << 20 => format!("{}GB", kb >> 20),
+        kb if *kb >= 1 << 10 => format!("{}MB", kb >> 10),
+        kb => format!("{kb}KB"),
+    };
+    kilobytes.iter().map(named).collect()
 }
 
 fn overlaps(mount: &Mount, place: &Place) -> bool {
@@ -115,7 +151,20 @@ fn unescape(text: &str) -> String {
 /// For tests with directories of their own.
 #[cfg(test)]
 pub(crate) fn test_hierarchies(mounts: &str, own: &str) -> Hierarchies {
-    Hierarchies { mounts: parse_mounts(mounts), own: parse_places(own) }
+    let host = Host { mounts: parse_mounts(mounts), hugepages: vec!["2MB".into()] };
+    Hierarchies { host: Arc::new(host), own: parse_places(own) }
+}
+
+/// A container's groups in directories of a test: each a hierarchy with these controllers, none meaning v2.
+#[cfg(test)]
+pub(crate) fn test_cgroup(directories: &[(&str, &Path)]) -> Cgroup {
+    let (mut mounts, mut places) = (String::new(), String::new());
+    for (controllers, path) in directories {
+        let kind = if controllers.is_empty() { "cgroup2 cgroup2 rw" } else { "cgroup cgroup rw," };
+        mounts.push_str(&format!("1 2 0:3 / {} rw - {kind}{controllers}\n", path.display()));
+        places.push_str(&format!("1:{controllers}:/\n"));
+    }
+    test_hierarchies(&mounts, "").cgroup(&places).expect("a group")
 }
 
 #[cfg(test)]
@@ -127,27 +176,35 @@ mod tests {
         33 24 0:29 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw,nsdelegate\n\
         34 24 0:30 / /tmp rw - tmpfs tmpfs rw\n";
 
-    fn place(controllers: &[&str], path: &str) -> Place {
-        Place { controllers: controllers.iter().map(|c| (*c).to_string()).collect(), path: path.into() }
-    }
-
     #[test]
     fn places_are_found_under_their_mounts() {
         let all = test_hierarchies(HYBRID, "8:pids:/\n0::/\n");
-        let dir = |p: &Place| all.directory(p);
-        assert_eq!(dir(&place(&["pids"], "/c1")), Some("/sys/fs/cgroup/pids/c1".into()));
-        assert_eq!(dir(&place(&["cpu", "cpuacct"], "/a/b")), Some("/sys/fs/cgroup/cpu,cpuacct/a/b".into()));
-        assert_eq!(dir(&place(&[], "/x")), Some("/sys/fs/cgroup/unified/x".into()));
-        assert_eq!(dir(&place(&["pids"], "/")), None, "our own");
-        assert_eq!(dir(&place(&["pids"], "/../x")), None, "outside the namespace");
-        assert_eq!(dir(&place(&["memory"], "/x")), None, "not mounted");
+        let group = all.cgroup("8:pids:/c1\n3:cpu,cpuacct:/a/b\n0::/x\n9:memory:/x\n").expect("a group");
+        assert_eq!(group.v1("pids"), Some("/sys/fs/cgroup/pids/c1".into()));
+        assert_eq!(group.v1("cpu"), Some("/sys/fs/cgroup/cpu,cpuacct/a/b".into()));
+        assert_eq!(group.v1("cpuacct"), group.v1("cpu"));
+        assert_eq!(group.v2(), Some("/sys/fs/cgroup/unified/x".into()));
+        assert_eq!(group.v1("memory"), None, "not mounted");
+        assert_eq!(all.cgroup("8:pids:/\n0::/\n"), None, "our own");
+        assert_eq!(all.cgroup("8:pids:/../x\n"), None, "outside the namespace");
     }
 
     #[test]
     fn a_mount_of_a_part_is_taken_into_account() {
         let mounts = "1 2 0:3 /docker/abc /sys/fs/cgroup rw - cgroup2 cgroup rw\n";
         let all = test_hierarchies(mounts, "0::/docker/abc\n");
-        assert_eq!(all.directory(&place(&[], "/docker/abc/x y")), Some("/sys/fs/cgroup/x y".into()));
-        assert_eq!(all.directory(&place(&[], "/docker/abcd")), None);
+        let group = all.cgroup("0::/docker/abc/x y\n").expect("a group");
+        assert_eq!(group.v2(), Some("/sys/fs/cgroup/x y".into()));
+        assert_eq!(all.cgroup("0::/docker/abcd\n"), None);
+    }
+
+    #[test]
+    fn huge_pages_are_named_as_the_kernel_names_them() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        for name in ["hugepages-1048576kB", "hugepages-2048kB", "hugepages-64kB", "other"] {
+            std::fs::create_dir(directory.path().join(name)).expect("creates");
+        }
+        assert_eq!(hugepages(directory.path()), ["64KB", "2MB", "1GB"]);
+        assert!(hugepages(Path::new("/nonexistent")).is_empty());
     }
 }

@@ -1,5 +1,11 @@
 //! Between the messages of the API and the supervisor's types.
 
+mod resources;
+mod stats;
+
+pub(crate) use resources::changes;
+pub(crate) use stats::stats;
+
 use supervisor::{ContainerInfo, Event, ProcessInfo, ProcessSpec, Rlimit, State, Timestamp, User};
 use tonic::Status;
 
@@ -20,17 +26,20 @@ pub(crate) fn moment(timestamp: Option<api::Timestamp>) -> Result<Option<Timesta
 
 /// An event as it is sent.
 pub(crate) fn event(event: &Event) -> api::Event {
-    let Timestamp(nanoseconds) = event.timestamp;
     api::Event {
         r#type: event.kind.name().into(),
         id: event.id.clone(),
         status: event.status,
         pid: event.pid.clone(),
-        timestamp: Some(api::Timestamp {
-            seconds: nanoseconds.div_euclid(1_000_000_000),
-            // Less than a thousand million.
-            nanos: nanoseconds.rem_euclid(1_000_000_000) as i32,
-        }),
+        timestamp: Some(timestamp(event.timestamp)),
+    }
+}
+
+fn timestamp(Timestamp(nanoseconds): Timestamp) -> api::Timestamp {
+    api::Timestamp {
+        seconds: nanoseconds.div_euclid(1_000_000_000),
+        // Less than a thousand million.
+        nanos: nanoseconds.rem_euclid(1_000_000_000) as i32,
     }
 }
 
@@ -132,6 +141,7 @@ mod tests {
             pid: String::new(),
             status: 0,
             instance: String::new(),
+            oom_kills: 0,
             process: String::new(),
         });
         assert_eq!(sent.timestamp, Some(api::Timestamp { seconds: -1, nanos: 999_999_999 }));

@@ -1,6 +1,6 @@
 //! Errors as gRPC statuses. The texts are what existing clients look for.
 
-use supervisor::Error;
+use supervisor::{Error, LimitError};
 use tonic::{Code, Status};
 
 /// The one mapping of the supervisor's errors.
@@ -19,7 +19,18 @@ pub(crate) fn status(error: Error) -> Status {
         Error::Name { .. } | Error::Argument { .. } | Error::Bundle(_) | Error::Stdio(_) | Error::StdioOpen(_) => {
             (Code::InvalidArgument, format!("containerd: invalid argument: {error}"))
         }
-        Error::State { .. } => (Code::FailedPrecondition, format!("containerd: {error}")),
+        Error::Limit { source: LimitError::Meaningless { .. }, .. } => {
+            (Code::InvalidArgument, format!("containerd: invalid argument: {error}"))
+        }
+        Error::Limit { source: LimitError::Refused { source, .. }, .. }
+            if source.kind() == std::io::ErrorKind::InvalidInput =>
+        {
+            (Code::InvalidArgument, format!("containerd: invalid argument: {error}"))
+        }
+        Error::Limit { source: LimitError::Unreadable { .. }, .. } => (Code::Internal, format!("containerd: {error}")),
+        Error::Limit { .. } | Error::Inability { .. } | Error::NoCgroup { .. } | Error::State { .. } => {
+            (Code::FailedPrecondition, format!("containerd: {error}"))
+        }
         Error::RuntimeMissing(name) => (Code::FailedPrecondition, format!("{name} not installed on system")),
         Error::Runtime(words) => (Code::Unknown, format!("oci runtime error: {words}")),
         Error::RuntimeTimeout(e) => (Code::DeadlineExceeded, format!("oci runtime error: {e}; it was killed")),

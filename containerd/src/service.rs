@@ -5,7 +5,7 @@ use api::api_server::Api;
 use futures_util::Stream;
 use std::pin::Pin;
 use std::time::Duration;
-use supervisor::{ContainerInfo, CreateContainer, CreateProcess, Error, OnExit, Stdio, Supervisor};
+use supervisor::{Ability, ContainerInfo, CreateContainer, CreateProcess, Error, OnExit, Stdio, Supervisor};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
@@ -132,14 +132,17 @@ impl Api for Service {
     ) -> Answer<api::UpdateContainerResponse> {
         let supervisor = self.supervisor().await;
         let request = request.into_inner();
-        if request.resources.is_some_and(|resources| resources != api::UpdateResource::default()) {
-            return unsupported("changing resources");
-        }
+        let changes = request.resources.map(convert::changes).transpose()?.unwrap_or_default();
+        // The state first: if it does not fit, nothing has been changed.
         match request.status.as_str() {
-            "" => drop(supervisor.state(Some(&request.id)).await.map_err(status)?),
+            "" if changes.is_empty() => drop(supervisor.state(Some(&request.id)).await.map_err(status)?),
+            "" => {}
             "paused" => supervisor.pause(&request.id).await.map_err(status)?,
             "running" => supervisor.resume(&request.id).await.map_err(status)?,
             other => return Err(invalid("status", other, "must be \"paused\" or \"running\"")),
+        }
+        if !changes.is_empty() {
+            supervisor.update(&request.id, changes).await.map_err(status)?;
         }
         Ok(Response::new(api::UpdateContainerResponse {}))
     }
@@ -176,8 +179,10 @@ impl Api for Service {
 
     async fn create_checkpoint(
         &self,
-        _: Request<api::CreateCheckpointRequest>,
+        request: Request<api::CreateCheckpointRequest>,
     ) -> Answer<api::CreateCheckpointResponse> {
+        let supervisor = self.supervisor().await;
+        supervisor.require(&request.into_inner().id, Ability::Checkpoint).await.map_err(status)?;
         unsupported("CreateCheckpoint")
     }
 
@@ -218,7 +223,9 @@ impl Api for Service {
         Ok(Response::new(Box::pin(events::stream(subscription, self.stopping.clone()))))
     }
 
-    async fn stats(&self, _: Request<api::StatsRequest>) -> Answer<api::StatsResponse> {
-        unsupported("Stats")
+    async fn stats(&self, request: Request<api::StatsRequest>) -> Answer<api::StatsResponse> {
+        let supervisor = self.supervisor().await;
+        let stats = supervisor.stats(&request.into_inner().id).await.map_err(status)?;
+        Ok(Response::new(convert::stats(stats)))
     }
 }

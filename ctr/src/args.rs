@@ -54,6 +54,10 @@ pub(crate) enum Containers {
     Pause { id: String },
     /// Let a paused container go on
     Resume { id: String },
+    /// Show what a container uses, as JSON or as a table that is refreshed
+    Stats(Stats),
+    /// Change limits of a running container; those that are not named stay as they are
+    Update(Update),
     /// Show events as they come, of one container or of all
     Watch {
         id: Option<String>,
@@ -173,6 +177,92 @@ pub(crate) struct Kill {
     pub(crate) signal: u32,
 }
 
+#[derive(Debug, Group)]
+pub(crate) struct Stats {
+    /// The container
+    pub(crate) id: String,
+
+    /// A table that is refreshed until Ctrl-C, instead of JSON once
+    #[arg(long, short)]
+    pub(crate) watch: bool,
+
+    /// How often it is refreshed
+    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = duration, requires = "watch")]
+    pub(crate) interval: Duration,
+}
+
+/// Sizes are in bytes, or end with K, M or G; -1 means no limit.
+#[derive(Debug, Group)]
+#[command(after_help = "Sizes are in bytes or end with K, M or G (of 1024). -1 means no limit.")]
+pub(crate) struct Update {
+    /// The container
+    pub(crate) id: String,
+
+    /// Memory
+    #[arg(long, value_name = "SIZE", value_parser = size, allow_hyphen_values = true)]
+    pub(crate) memory_limit: Option<u64>,
+
+    /// Memory that is left to the container while others have too much
+    #[arg(long, value_name = "SIZE", value_parser = size, allow_hyphen_values = true)]
+    pub(crate) memory_reservation: Option<u64>,
+
+    /// Memory and swap together
+    #[arg(long, value_name = "SIZE", value_parser = size, allow_hyphen_values = true)]
+    pub(crate) memory_swap: Option<u64>,
+
+    /// Relative share of CPU time (2 to 262144)
+    #[arg(long, value_name = "N")]
+    pub(crate) cpu_shares: Option<u64>,
+
+    /// CPU time in each period, in microseconds
+    #[arg(long, value_name = "MICROSECONDS", value_parser = size, allow_hyphen_values = true)]
+    pub(crate) cpu_quota: Option<u64>,
+
+    /// The period, in microseconds
+    #[arg(long, value_name = "MICROSECONDS")]
+    pub(crate) cpu_period: Option<u64>,
+
+    /// The kernel's memory for the container
+    #[arg(long, value_name = "SIZE", value_parser = size, allow_hyphen_values = true)]
+    pub(crate) kernel_limit: Option<u64>,
+
+    /// The kernel's memory for its TCP buffers
+    #[arg(long, value_name = "SIZE", value_parser = size, allow_hyphen_values = true)]
+    pub(crate) kernel_tcp_limit: Option<u64>,
+
+    /// Relative share of block devices (10 to 1000)
+    #[arg(long, value_name = "N")]
+    pub(crate) blkio_weight: Option<u64>,
+
+    /// CPUs it may use, as 0-2,4
+    #[arg(long, value_name = "LIST")]
+    pub(crate) cpuset_cpus: Option<String>,
+
+    /// Memory nodes it may use, as 0,1
+    #[arg(long, value_name = "LIST")]
+    pub(crate) cpuset_mems: Option<String>,
+
+    /// Processes and threads
+    #[arg(long, value_name = "N", value_parser = size, allow_hyphen_values = true)]
+    pub(crate) pids_limit: Option<u64>,
+}
+
+/// A number, with K, M or G for powers of 1024; -1 is sent as the API wants it, as the two's complement.
+fn size(text: &str) -> Result<u64, String> {
+    if text == "-1" {
+        return Ok(u64::MAX);
+    }
+    let wrong = || format!("{text:?} is no size: it is a number, or one with K, M or G at its end, or -1 for no limit");
+    let (number, shift) = match text.char_indices().next_back() {
+        Some((end, 'k' | 'K')) => (&text[..end], 10),
+        Some((end, 'm' | 'M')) => (&text[..end], 20),
+        Some((end, 'g' | 'G')) => (&text[..end], 30),
+        _ => (text, 0),
+    };
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    number.checked_mul(1 << shift).filter(|bytes| *bytes <= i64::MAX as u64).ok_or_else(wrong)
+}
+
 fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|e| format!("{e}; durations are written as 300ms, 15s or 1m30s"))
 }
@@ -200,6 +290,19 @@ mod tests {
         assert_eq!(exec.command, ["sh", "-c", "-t"]);
         assert!(!exec.tty);
         let line = "ctr containers exec --id a --pid b -- -x";
+        assert!(Args::try_parse_from(line.split(' ')).is_ok());
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        let all = [("0", 0), ("4096", 4096), ("1k", 1024), ("50M", 50 << 20), ("2G", 2 << 30), ("-1", u64::MAX)];
+        for (text, number) in all {
+            assert_eq!(size(text), Ok(number));
+        }
+        for text in ["", "x", "-2", "1T", "k", "99999999999G", "1.5M", "ä"] {
+            assert!(size(text).is_err(), "{text}");
+        }
+        let line = "ctr containers update c --memory-limit -1 --pids-limit 5";
         assert!(Args::try_parse_from(line.split(' ')).is_ok());
     }
 

@@ -4,11 +4,12 @@ use anyhow::Context;
 use std::io::Write;
 use std::process::ExitCode;
 
-use crate::args::{Containers, EventOptions, Exec, Kill, Start, TableOptions};
+use crate::args::{Containers, EventOptions, Exec, Kill, Start, TableOptions, Update};
 use crate::attach;
 use crate::client::Target;
 use crate::events;
 use crate::failure::Failure;
+use crate::stats;
 use crate::table;
 
 pub(crate) async fn execute(target: &Target, command: Containers) -> Result<ExitCode, Failure> {
@@ -22,6 +23,8 @@ pub(crate) async fn execute(target: &Target, command: Containers) -> Result<Exit
         Containers::Watch { id, options } => {
             events::execute(target, id, EventOptions { timestamp: None, stored_only: false, options }).await
         }
+        Containers::Stats(options) => stats::execute(target, options).await,
+        Containers::Update(update) => self::update(target, update).await,
         Containers::State => state(target).await,
     }
 }
@@ -119,7 +122,31 @@ async fn set_status(target: &Target, id: String, status: &str) -> Result<ExitCod
     Ok(ExitCode::SUCCESS)
 }
 
-fn print_json(value: &impl serde::Serialize) -> Result<ExitCode, Failure> {
+async fn update(target: &Target, update: Update) -> Result<ExitCode, Failure> {
+    let resources = api::UpdateResource {
+        memory_limit: update.memory_limit.unwrap_or_default(),
+        memory_reservation: update.memory_reservation.unwrap_or_default(),
+        memory_swap: update.memory_swap.unwrap_or_default(),
+        cpu_shares: update.cpu_shares.unwrap_or_default(),
+        cpu_quota: update.cpu_quota.unwrap_or_default(),
+        cpu_period: update.cpu_period.unwrap_or_default(),
+        kernel_memory_limit: update.kernel_limit.unwrap_or_default(),
+        kernel_tcp_memory_limit: update.kernel_tcp_limit.unwrap_or_default(),
+        blkio_weight: update.blkio_weight.unwrap_or_default(),
+        cpuset_cpus: update.cpuset_cpus.unwrap_or_default(),
+        cpuset_mems: update.cpuset_mems.unwrap_or_default(),
+        pids_limit: update.pids_limit.unwrap_or_default(),
+        ..Default::default()
+    };
+    if resources == api::UpdateResource::default() {
+        return Err(anyhow::anyhow!("nothing to change: name a limit, such as --memory-limit 50M").into());
+    }
+    let request = api::UpdateContainerRequest { id: update.id, resources: Some(resources), ..Default::default() };
+    target.connect().await?.update_container(request).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(crate) fn print_json(value: &impl serde::Serialize) -> Result<ExitCode, Failure> {
     let text = serde_json::to_string_pretty(value).map_err(anyhow::Error::from)?;
     writeln!(std::io::stdout(), "{text}")?;
     Ok(ExitCode::SUCCESS)

@@ -7,6 +7,7 @@ mod containers;
 mod events;
 mod failure;
 mod session;
+mod stats;
 mod table;
 mod terminal;
 

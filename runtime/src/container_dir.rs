@@ -12,6 +12,9 @@ use crate::process_dir::ProcessDir;
 pub const INIT: &str = "init";
 
 const STATE: &str = "state.json";
+const CGROUP: &str = ".cgroup";
+const OOM: &str = ".oom";
+const RESOURCES: &str = ".resources.json";
 
 /// What `state.json` holds. Members beside those of the contract have names of their own and may be absent.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,6 +82,36 @@ impl ContainerDir {
         let path = self.0.join(STATE);
         let text = std::fs::read(&path).map_err(PathError::new("read", &path))?;
         serde_json::from_slice(&text).map_err(|e| PathError::new("read", &path)(e.into()))
+    }
+
+    /// Keeps what the kernel says of the groups of its init, which may move into others later.
+    pub fn write_cgroup(&self, places: &str) -> Result<(), PathError> {
+        let path = self.0.join(CGROUP);
+        std::fs::write(&path, places).map_err(PathError::new("write", &path))
+    }
+
+    /// What [`ContainerDir::write_cgroup`] kept, if all of it is there.
+    pub fn cgroup(&self) -> Option<String> {
+        std::fs::read_to_string(self.0.join(CGROUP)).ok().filter(|places| places.ends_with('\n'))
+    }
+
+    /// Keeps the count of its processes that were killed for memory.
+    pub fn write_oom_kills(&self, kills: u64) -> Result<(), PathError> {
+        let path = self.0.join(OOM);
+        write_whole(&path, kills.to_string().as_bytes()).map_err(PathError::new("write", &path))
+    }
+
+    /// What [`ContainerDir::write_oom_kills`] kept last.
+    pub fn oom_kills(&self) -> Option<u64> {
+        std::fs::read_to_string(self.0.join(OOM)).ok()?.parse().ok()
+    }
+
+    /// Writes resources for the runtime's `update`; the file's path.
+    pub fn write_resources(&self, resources: &serde_json::Value) -> Result<PathBuf, PathError> {
+        let path = self.0.join(RESOURCES);
+        let text = serde_json::to_vec(resources).map_err(|e| PathError::new("write", &path)(e.into()))?;
+        write_whole(&path, &text).map_err(PathError::new("write", &path))?;
+        Ok(path)
     }
 
     /// The directory of the process `name`, which must have been checked.

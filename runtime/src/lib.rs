@@ -4,6 +4,7 @@
 //! This crate knows one container or process at a time and keeps no state of its own; what to do when is the
 //! supervisor's business. It knows no gRPC and no flags.
 
+mod abilities;
 mod bundle;
 mod child;
 mod container_dir;
@@ -15,6 +16,7 @@ mod shim;
 mod spec;
 mod stdio;
 
+pub use abilities::{Abilities, Ability};
 pub use bundle::{Bundle, BundleError};
 pub use child::Child;
 pub use container_dir::{ContainerDir, ContainerRecord, INIT};

@@ -1,6 +1,7 @@
 //! The OCI runtime's command line, as the supervisor uses it. `create`, `exec` and `restore` are the shim's.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -20,26 +21,29 @@ pub struct Oci {
 
 /// A subcommand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Operation {
+pub enum Operation<'a> {
     /// Runs the user's process of a created container.
     Start,
     /// Freezes all its processes.
     Pause,
     /// Thaws them.
     Resume,
+    /// Changes its limits to what is in this file.
+    Update(&'a Path),
     /// Removes what the runtime keeps of a stopped container.
     Delete,
     /// The same, killing it first if need be; a container that is not there is no error.
     ForceDelete,
 }
 
-impl Operation {
+impl Operation<'_> {
     /// The subcommand's name.
     pub fn name(self) -> &'static str {
         match self {
             Operation::Start => "start",
             Operation::Pause => "pause",
             Operation::Resume => "resume",
+            Operation::Update(_) => "update",
             Operation::Delete | Operation::ForceDelete => "delete",
         }
     }
@@ -107,12 +111,14 @@ impl Oci {
 
     /// Runs `operation` on container `id` and waits for its end, `limit` at most; then it is killed with all that
     /// it has started. `log` is where the runtime writes its own log.
-    pub async fn run(&self, operation: Operation, id: &str, log: &Path, limit: Duration) -> Result<(), OciError> {
+    pub async fn run(&self, operation: Operation<'_>, id: &str, log: &Path, limit: Duration) -> Result<(), OciError> {
         let start = std::fs::metadata(log).map_or(0, |metadata| metadata.len());
         let mut command = Command::new(&self.binary);
         command.args(&self.arguments).arg("--log").arg(log).args(["--log-format", "json", operation.name()]);
-        if operation == Operation::ForceDelete {
-            command.arg("--force");
+        match operation {
+            Operation::ForceDelete => drop(command.arg("--force")),
+            Operation::Update(resources) => drop(command.arg("--resources").arg(resources)),
+            _ => {}
         }
         command.arg(id).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let spawn_error = |source| OciError::Spawn { runtime: self.name.clone(), source };
@@ -120,7 +126,7 @@ impl Oci {
             io::ErrorKind::NotFound => OciError::NotInstalled(self.name.clone()),
             _ => spawn_error(e),
         })?;
-        let mut said = Said::new(&mut child).map_err(spawn_error)?;
+        let mut said = Said::new(child.take_stderr().map(OwnedFd::from)).map_err(spawn_error)?;
         let ended = tokio::time::timeout(limit, async {
             loop {
                 tokio::select! {
@@ -155,21 +161,18 @@ impl Oci {
 }
 
 /// What the runtime writes to stderr. Read while it runs, and not beyond: a child of its may hold it open.
-struct Said {
+pub(crate) struct Said {
     pipe: Option<tokio::net::unix::pipe::Receiver>,
     tail: Vec<u8>,
 }
 
 impl Said {
-    fn new(child: &mut Child) -> io::Result<Said> {
-        let pipe = match child.take_stderr() {
-            Some(stderr) => Some(tokio::net::unix::pipe::Receiver::from_owned_fd(stderr.into())?),
-            None => None,
-        };
+    pub(crate) fn new(pipe: Option<OwnedFd>) -> io::Result<Said> {
+        let pipe = pipe.map(tokio::net::unix::pipe::Receiver::from_owned_fd).transpose()?;
         Ok(Said { pipe, tail: Vec::new() })
     }
 
-    async fn read(&mut self) {
+    pub(crate) async fn read(&mut self) {
         let Some(pipe) = &mut self.pipe else { return std::future::pending().await };
         let mut piece = [0; 4096];
         match pipe.read(&mut piece).await {
@@ -183,15 +186,21 @@ impl Said {
     }
 
     async fn last_words(&mut self) -> String {
-        // What is in the pipe now, without waiting for more.
+        let text = self.words().await;
+        text.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default().to_string()
+    }
+}
+
+impl Said {
+    /// All that is kept, with what is in the pipe now, without waiting for more.
+    pub(crate) async fn words(&mut self) -> String {
         while self.pipe.is_some() {
             let before = self.tail.len();
             if tokio::time::timeout(Duration::ZERO, self.read()).await.is_err() || self.tail.len() == before {
                 break;
             }
         }
-        let text = String::from_utf8_lossy(&self.tail);
-        text.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default().to_string()
+        String::from_utf8_lossy(&self.tail).into_owned()
     }
 }
 

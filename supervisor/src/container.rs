@@ -56,6 +56,8 @@ pub(crate) struct Container {
     pub(crate) order: RwLock<()>,
     inner: Mutex<Inner>,
     cgroup: OnceLock<Option<Cgroup>>,
+    /// How many of its processes had been killed for memory when that was last looked at.
+    pub(crate) oom_kills: Mutex<u64>,
     /// Its init has been sent SIGKILL: nothing may hold it frozen.
     pub(crate) killed: AtomicBool,
     /// Its directory has been removed, and whatever has that path now belongs to another one.
@@ -91,6 +93,7 @@ impl Container {
             order: RwLock::new(()),
             inner: Mutex::new(Inner { state, init: None, added: Vec::new() }),
             cgroup: OnceLock::new(),
+            oom_kills: Mutex::new(0),
             killed: AtomicBool::new(false),
             removed: AtomicBool::new(false),
             init_ended,

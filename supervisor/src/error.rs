@@ -1,6 +1,7 @@
 //! What can go wrong, typed by what a caller can do about it.
 
-use runtime::{BundleError, NameError, OciError, PathError, StdioError};
+use cgroup::LimitError;
+use runtime::{Ability, BundleError, NameError, OciError, PathError, StdioError};
 
 use crate::journal::JournalError;
 
@@ -85,6 +86,28 @@ pub enum Error {
     /// The OCI runtime is not there.
     #[error("{0} not installed on system")]
     RuntimeMissing(String),
+    /// The OCI runtime has no such command.
+    #[error("{runtime} cannot {}", ability.name())]
+    Inability {
+        /// The runtime.
+        runtime: String,
+        /// What it cannot do.
+        ability: Ability,
+    },
+    /// The container has no control groups that could be read or changed.
+    #[error("container {id} has no cgroup of its own")]
+    NoCgroup {
+        /// The container.
+        id: String,
+    },
+    /// A limit is not to be had.
+    #[error("container {id}: {source}")]
+    Limit {
+        /// The container.
+        id: String,
+        /// Which one, and why.
+        source: LimitError,
+    },
     /// The OCI runtime failed; its own words.
     #[error("{0}")]
     Runtime(String),

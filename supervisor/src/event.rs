@@ -103,14 +103,17 @@ pub struct Event {
     /// Tells the container from others of the same id.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub instance: String,
+    /// For an out-of-memory: how many processes the kernel has killed in the container so far.
+    #[serde(default, rename = "oomKills", skip_serializing_if = "is_zero")]
+    pub oom_kills: u64,
     /// Tells an added process from others of the same name.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub process: String,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref)] // serde's form
-fn is_zero(status: &u32) -> bool {
-    *status == 0
+fn is_zero<N: Default + PartialEq>(number: &N) -> bool {
+    *number == N::default()
 }
 
 impl Event {
@@ -149,6 +152,7 @@ mod tests {
             pid: "init".into(),
             status: 7,
             instance: "k".into(),
+            oom_kills: 0,
             process: String::new(),
         };
         let line = serde_json::to_string(&event).expect("plain data");

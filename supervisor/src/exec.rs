@@ -104,6 +104,7 @@ impl Shared {
 
 impl Created {
     async fn start(mut self, deadline: Instant) -> Result<u32, Error> {
+        let begun = Instant::now();
         let (container, process) = (self.container.clone(), self.process.clone());
         let _order = container.order.read().await;
         container.check(Request::Exec)?;
@@ -120,6 +121,7 @@ impl Created {
             return Err(e.into());
         }
         self.started = true;
+        self.shared.metrics.exec.record(begun.elapsed());
         let pid = process.pid().unwrap_or_default();
         tracing::debug!(container = %container.id, process = %process.name, pid, "process started");
         tokio::spawn(self.shared.clone().watch_process(container.clone(), process.clone(), exit));

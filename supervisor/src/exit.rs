@@ -2,7 +2,7 @@
 
 use runtime::{INIT, Operation};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::container::Container;
 use crate::error::Error;
@@ -22,7 +22,7 @@ pub(crate) const UNKNOWN: u32 = 255;
 const ADDED_LIMIT: Duration = Duration::from_secs(20);
 
 /// How long to wait before the journal is tried again, when it could not be written.
-const JOURNAL_RETRY: Duration = Duration::from_secs(1);
+pub(crate) const JOURNAL_RETRY: Duration = Duration::from_secs(1);
 
 impl Supervisor {
     /// Deletes a container that has stopped, or was never started.
@@ -50,7 +50,11 @@ impl Supervisor {
 impl Shared {
     /// Waits for init's end, and sees to all that follows.
     pub(crate) async fn watch_init(self: Arc<Self>, container: Arc<Container>, init: Arc<Process>, exit: ExitFifo) {
-        let status = self.ended(&container, &init, exit).await;
+        let status = tokio::select! {
+            status = self.ended(&container, &init, exit) => status,
+            never = self.watch_oom(&container) => match never {},
+        };
+        let begun = Instant::now();
         container.init_ended.send_replace(true);
         // Whatever is under way on this container comes to its end first, a start in any case.
         let order = container.order.write().await;
@@ -63,6 +67,8 @@ impl Shared {
         // From here on the state refuses what waits, so that it must be let go on.
         drop(order);
         self.end_added(&container).await;
+        // The group goes with the runtime's `delete`.
+        self.tell_last_oom(&container).await;
         Shared::log_shim_warnings(&container.id, INIT, &init.dir);
         let announced = action == Some(Action::AnnounceExit);
         if container.keeps() {
@@ -72,9 +78,12 @@ impl Shared {
             init.over.send_replace(true);
             return;
         }
+        let deleting = Instant::now();
         delete(&container.oci, &container, Operation::Delete, self.config.call_timeout).await;
         let held = self.record_exit(Shared::event(EventKind::Exit, &container, Some(&init), status)).await;
         self.remove(&container);
+        self.metrics.delete.record(deleting.elapsed());
+        self.metrics.exit.record(begun.elapsed());
         init.over.send_replace(true);
         drop(held);
         tracing::info!(container = %container.id, status, "exited");
@@ -88,10 +97,13 @@ impl Shared {
         exit: ExitFifo,
     ) {
         let status = self.ended(&container, &process, exit).await;
+        let begun = Instant::now();
+        self.tell_last_oom(&container).await;
         Shared::log_shim_warnings(&container.id, &process.name, &process.dir);
         let held = self.record_exit(Shared::event(EventKind::Exit, &container, Some(&process), status)).await;
         self.remove_process(&container, &process);
         drop(held);
+        self.metrics.exit.record(begun.elapsed());
         process.over.send_replace(true);
         tracing::debug!(container = %container.id, process = %process.name, status, "process exited");
     }

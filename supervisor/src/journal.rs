@@ -68,6 +68,8 @@ pub(crate) struct Inner {
     trim_planned: bool,
     /// Recovery has protected what it needs; before that nothing may be trimmed.
     recovered: bool,
+    /// Events that were written here.
+    written: u64,
 }
 
 /// An event that is in the journal and that nobody sees before this is dropped.
@@ -83,6 +85,8 @@ pub(crate) struct Held {
 pub(crate) struct Told {
     pub(crate) started: HashSet<String>,
     pub(crate) exited: HashSet<String>,
+    /// Kills for memory, as they were counted when the last were told of.
+    pub(crate) oom_kills: HashMap<String, u64>,
 }
 
 impl Journal {
@@ -116,6 +120,7 @@ impl Journal {
             trimmed: None,
             trim_planned: false,
             recovered: false,
+            written: 0,
         };
         let (visible, _) = watch::channel(last);
         let journal = Journal { path, retain, inner: Mutex::new(inner), visible };
@@ -134,6 +139,16 @@ impl Journal {
         self.visible.subscribe()
     }
 
+    /// How many events have been written since the journal was opened.
+    pub(crate) fn written(&self) -> u64 {
+        self.lock().written
+    }
+
+    /// How many subscriptions there are.
+    pub(crate) fn subscribers(&self) -> usize {
+        self.visible.receiver_count()
+    }
+
     /// What has been told so far.
     pub(crate) fn told(&self) -> Told {
         let mut told = Told::default();
@@ -146,6 +161,7 @@ impl Journal {
                     told.exited.remove(&key);
                     told.started.insert(key);
                 }
+                EventKind::Oom => drop(told.oom_kills.insert(key, event.oom_kills)),
                 _ => {}
             }
         }
@@ -213,6 +229,7 @@ impl Journal {
         }
         inner.length += line.len() as u64;
         inner.lines += 1;
+        inner.written += 1;
         inner.last = event.timestamp;
         let event = Arc::new(event);
         inner.events.insert(event.timestamp, event.clone());

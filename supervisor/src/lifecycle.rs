@@ -70,6 +70,7 @@ pub(crate) enum Request {
     Pause,
     Resume,
     Exec,
+    Update,
     Delete,
 }
 
@@ -80,6 +81,7 @@ impl Request {
             Request::Pause => "pause",
             Request::Resume => "resume",
             Request::Exec => "exec",
+            Request::Update => "update",
             Request::Delete => "delete",
         }
     }
@@ -106,6 +108,7 @@ pub(crate) fn permits(state: State, request: Request) -> bool {
         Request::Start => state == Created,
         Request::Pause | Request::Exec => state == Running,
         Request::Resume => state == Paused,
+        Request::Update => matches!(state, Created | Running | Paused),
         Request::Delete => matches!(state, Created | Stopped),
     }
 }

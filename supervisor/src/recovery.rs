@@ -118,8 +118,9 @@ impl Shared {
         let (init, exit) = init.into_process();
         container.set_init(init.clone());
         self.journal.protect(&key);
-        if let (Some((pid, _)), Ok(Some(_))) = (init.identity(), init.open()) {
-            container.set_cgroup(self.hierarchies.of_process(pid).unwrap_or_default());
+        if same_boot {
+            self.find_cgroup_again(&container, &init);
+            container.recall_oom_kills(told.oom_kills.get(&key).copied());
         }
         if !same_boot {
             return self.bury(&container, &init, told).await;
@@ -156,6 +157,8 @@ impl Shared {
             container.happened(crate::lifecycle::Happened::Paused);
         }
         self.map().insert(container.id.clone(), Some(container.clone()));
+        // Of what happened while no supervisor was there.
+        self.tell_oom(&container);
         for (process, exit) in added {
             self.adopt_process(&container, process, exit, told).await?;
         }
@@ -194,6 +197,16 @@ impl Shared {
         }
         tokio::spawn(self.clone().watch_process(container.clone(), process, exit));
         Ok(())
+    }
+
+    /// The groups that were found when the container was made; an older daemon did not keep them.
+    fn find_cgroup_again(&self, container: &Container, init: &Process) {
+        let of_process = || match (init.identity(), init.open()) {
+            (Some((pid, _)), Ok(Some(_))) => cgroup::Hierarchies::places(pid).unwrap_or_default(),
+            _ => None,
+        };
+        let places = container.dir.cgroup().or_else(of_process);
+        container.set_cgroup(places.and_then(|places| self.hierarchies.cgroup(&places)));
     }
 
     /// For a process whose shim died while no supervisor was there: killed if it is there, otherwise nobody knows how

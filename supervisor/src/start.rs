@@ -1,6 +1,6 @@
 //! Creating and starting: a container, and what both containers and added processes need of a shim.
 
-use runtime::{Bundle, Child, INIT, NameError, Oci, Operation, ProcessDir, ProcessRecord};
+use runtime::{Ability, Bundle, Child, INIT, NameError, Oci, Operation, ProcessDir, ProcessRecord};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -30,6 +30,12 @@ impl Supervisor {
     pub async fn start(&self, id: &str, deadline: Instant) -> Result<ContainerInfo, Error> {
         let (shared, container) = (self.0.clone(), self.0.container(id)?);
         carried_through(async move { shared.start(&container, deadline).await }).await
+    }
+
+    /// Whether the runtime of a container can do something, which it is asked once.
+    pub async fn require(&self, id: &str, ability: Ability) -> Result<(), Error> {
+        let container = self.0.container(id)?;
+        self.0.check_ability(&container.oci, ability).await
     }
 
     /// Removes a container that was never started, with all that belongs to it. Nobody is told.
@@ -67,7 +73,13 @@ pub(crate) async fn on_disk<T: Send + 'static>(work: impl FnOnce() -> T + Send +
 
 impl Shared {
     async fn create(self: Arc<Self>, request: CreateContainer, deadline: Instant) -> Result<(), Error> {
+        let begun = Instant::now();
         self.reserve(&request.id)?;
+        if request.no_pivot_root {
+            let oci = self.runtime_for(request.runtime.as_deref(), &request.runtime_args);
+            let able = async { self.check_ability(&oci?, Ability::NoPivot).await };
+            able.await.inspect_err(|_| drop(self.map().remove(&request.id)))?;
+        }
         let (shared, id) = (self.clone(), request.id.clone());
         let prepared = on_disk(move || shared.prepare(request)).await.and_then(|prepared| prepared);
         let container = match prepared {
@@ -87,14 +99,9 @@ impl Shared {
                 return Err(e);
             }
         };
-        if let Some(pid) = init.pid() {
-            let cgroup = self.hierarchies.of_process(pid);
-            container.set_cgroup(cgroup.unwrap_or_else(|e| {
-                tracing::warn!(container = %container.id, "cannot find its cgroup: {e}");
-                None
-            }));
-        }
+        self.find_cgroup(&container, &init);
         container.happened(Happened::Created);
+        self.metrics.create.record(begun.elapsed());
         self.map().insert(container.id.clone(), Some(container.clone()));
         tracing::debug!(container = %container.id, pid = init.pid(), "created");
         tokio::spawn(self.watch_init(container, init, exit));
@@ -202,6 +209,31 @@ impl Shared {
         }
     }
 
+    /// Finds the groups of a new container from its init, and keeps what was found.
+    fn find_cgroup(&self, container: &Container, init: &Process) {
+        let Some(pid) = init.pid() else { return };
+        let places = cgroup::Hierarchies::places(pid).unwrap_or_else(|e| {
+            tracing::warn!(container = %container.id, "cannot find its cgroup: {e}");
+            None
+        });
+        let Some(places) = places else { return };
+        if let Err(e) = container.dir.write_cgroup(&places) {
+            tracing::warn!(container = %container.id, "{e}; the next daemon looks for its cgroup again");
+        }
+        container.set_cgroup(self.hierarchies.cgroup(&places));
+        // Of whoever had the group before.
+        container.count_oom_kills();
+    }
+
+    /// Whether the container's runtime can do something, which it is asked once.
+    pub(crate) async fn check_ability(&self, oci: &Oci, ability: Ability) -> Result<(), Error> {
+        match self.abilities.has(oci, ability, self.config.call_timeout).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Error::Inability { runtime: oci.name().to_string(), ability }),
+            Err(e) => Err(Error::Runtime(format!("{} cannot be asked what it can do: {e}", oci.name()))),
+        }
+    }
+
     /// Kills a shim that is not done, and the runtime with it.
     async fn abandon(&self, mut shim: Child) {
         shim.kill();
@@ -213,6 +245,7 @@ impl Shared {
     async fn start(self: Arc<Self>, container: &Arc<Container>, deadline: Instant) -> Result<ContainerInfo, Error> {
         let _order = container.order.write().await;
         container.check(Request::Start)?;
+        let begun = Instant::now();
         let init = container.process(INIT)?;
         let limit = deadline.saturating_duration_since(Instant::now());
         let started = container.oci.run(Operation::Start, &container.id, &init.dir.runtime_log(), limit).await;
@@ -223,6 +256,9 @@ impl Shared {
         // In the journal before anybody is told, and before the exit, which waits for `order`.
         self.journal.append(Shared::event(EventKind::StartContainer, container, None, 0))?;
         container.happened(Happened::Started);
+        self.metrics.start.record(begun.elapsed());
+        // What was killed before it was known to run is told now.
+        self.tell_oom(container);
         tracing::info!(container = %container.id, pid = init.pid(), "started");
         Ok(ContainerInfo::of(container, init.pid().into_iter().collect(), None))
     }
@@ -267,7 +303,7 @@ fn interrupted(dir: &ProcessDir) -> bool {
 }
 
 /// The runtime's `delete`, whose failure is only logged.
-pub(crate) async fn delete(oci: &Oci, container: &Container, operation: Operation, limit: Duration) {
+pub(crate) async fn delete(oci: &Oci, container: &Container, operation: Operation<'_>, limit: Duration) {
     let log = container.dir.process(INIT).runtime_log();
     if let Err(e) = oci.run(operation, &container.id, &log, limit).await {
         tracing::warn!(container = %container.id, "{} {} failed: {e}", oci.name(), operation.name());

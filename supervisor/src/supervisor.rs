@@ -1,7 +1,7 @@
 //! The supervisor: the map of containers, and what all operations need.
 
 use cgroup::Hierarchies;
-use runtime::{ContainerDir, Oci, ProcessDir, Shim};
+use runtime::{Abilities, ContainerDir, Oci, ProcessDir, Shim};
 use std::collections::HashMap;
 use std::os::unix::fs::DirBuilderExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,6 +13,7 @@ use crate::container::Container;
 use crate::error::{Error, shorten};
 use crate::event::{Event, EventKind, Timestamp};
 use crate::journal::{self, Journal};
+use crate::metrics::Metrics;
 use crate::pid_watch::PidWatcher;
 use crate::process::Process;
 use crate::subscription::Subscription;
@@ -28,6 +29,8 @@ pub(crate) struct Shared {
     pub(crate) journal: Arc<Journal>,
     pub(crate) pids: PidWatcher,
     pub(crate) hierarchies: Hierarchies,
+    pub(crate) abilities: Abilities,
+    pub(crate) metrics: Metrics,
     pub(crate) boot_id: String,
     /// Every id that is in use; a container that is being created is there without one.
     containers: Mutex<HashMap<String, Option<Arc<Container>>>>,
@@ -50,6 +53,8 @@ impl Supervisor {
             journal,
             pids: PidWatcher::new().map_err(Error::system("make an inotify instance"))?,
             hierarchies: Hierarchies::read().map_err(Error::system("read the cgroup mounts"))?,
+            abilities: Abilities::default(),
+            metrics: Metrics::default(),
             boot_id: boot_id.trim().to_string(),
             containers: Mutex::default(),
             recovered,
@@ -66,6 +71,21 @@ impl Supervisor {
     /// The time one call of the runtime may take.
     pub fn call_timeout(&self) -> Duration {
         self.0.config.call_timeout
+    }
+
+    /// What is counted and timed.
+    pub fn metrics(&self) -> &Metrics {
+        &self.0.metrics
+    }
+
+    /// How many containers there are; those that are being created are among them.
+    pub fn containers(&self) -> usize {
+        self.0.map().len()
+    }
+
+    /// Events that have been written since this supervisor was opened, and those who are subscribed to them now.
+    pub fn events(&self) -> (u64, usize) {
+        (self.0.journal.written(), self.0.journal.subscribers())
     }
 
     /// Subscribes to events: those that are stored and newer than `from`, if that is given, and, unless
@@ -125,6 +145,7 @@ impl Shared {
             pid: named.map(|process| process.name.clone()).unwrap_or_default(),
             status,
             instance: container.record.instance.clone(),
+            oom_kills: 0,
             process: added.map(|process| process.key.clone()).unwrap_or_default(),
         }
     }

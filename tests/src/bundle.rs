@@ -54,6 +54,21 @@ impl Bundle {
         &self.path
     }
 
+    /// The path of its containers' cgroup.
+    ///
+    /// # Panics
+    /// Never: it is a text.
+    pub fn cgroup(&self) -> String {
+        self.config["linux"]["cgroupsPath"].as_str().expect("a path").to_string()
+    }
+
+    /// Limits its containers.
+    #[must_use]
+    pub fn resources(mut self, resources: Value) -> Bundle {
+        self.config["linux"]["resources"] = resources;
+        self
+    }
+
     /// Changes the process.
     #[must_use]
     pub fn process(mut self, name: &str, value: Value) -> Bundle {

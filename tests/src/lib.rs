@@ -6,6 +6,7 @@
 //! waits, waits for the event, or asks again until a deadline that only a failure reaches.
 
 mod bundle;
+pub mod cgroup;
 mod fifo;
 mod host;
 mod leaks;

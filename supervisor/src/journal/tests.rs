@@ -11,6 +11,7 @@ fn event(kind: EventKind, id: &str) -> Event {
         pid: String::new(),
         status: 0,
         instance: format!("key-{id}"),
+        oom_kills: 0,
         process: String::new(),
     }
 }

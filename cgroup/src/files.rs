@@ -1,0 +1,129 @@
+//! The files of a group. A group may go at any moment, and no kernel has all files: what is not there is no error.
+
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::io::Errno;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+/// A file's text; `None` if the group is gone or does not have it.
+pub(crate) fn read(path: &Path) -> io::Result<Option<String>> {
+    absent_is_none(std::fs::read_to_string(path))
+}
+
+/// For writing to a group that is gone.
+pub(crate) fn gone_is_done(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(e) if !matches!(Errno::from_io_error(&e), Some(Errno::NOENT | Errno::NODEV)) => Err(e),
+        _ => Ok(()),
+    }
+}
+
+fn absent_is_none<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Ok(text) => Ok(Some(text)),
+        Err(e) => match Errno::from_io_error(&e) {
+            // EOPNOTSUPP: in a threaded group, or a file whose controller has been switched off.
+            Some(Errno::NOENT | Errno::NODEV | Errno::OPNOTSUPP) => Ok(None),
+            _ => Err(e),
+        },
+    }
+}
+
+/// A group's directory, held open while several of its files are read: all are then of the same group.
+#[derive(Debug)]
+pub(crate) struct Directory(OwnedFd);
+
+impl Directory {
+    /// `None` if it is gone.
+    pub(crate) fn open(path: &Path) -> io::Result<Option<Directory>> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let opened = openat(CWD, path, flags, Mode::empty());
+        Ok(absent_is_none(opened.map_err(io::Error::from))?.map(Directory))
+    }
+
+    /// A file's text, empty if it is not there.
+    pub(crate) fn text(&self, name: &str) -> io::Result<String> {
+        let read = || {
+            let file = openat(&self.0, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+            // Most are short: one call reads them, a second one finds the end.
+            let mut bytes = Vec::with_capacity(512);
+            loop {
+                bytes.reserve(128);
+                let room = rustix::buffer::spare_capacity(&mut bytes);
+                match rustix::io::read(&file, room) {
+                    Ok(0) => return Ok(bytes),
+                    Ok(_) | Err(Errno::INTR) => {}
+                    Err(e) => return Err(io::Error::from(e)),
+                }
+            }
+        };
+        let bytes = absent_is_none(read())?.unwrap_or_default();
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// A file with one number; 0 if it is not there, and for `max`.
+    pub(crate) fn number(&self, name: &str) -> io::Result<u64> {
+        Ok(self.text(name)?.trim().parse().unwrap_or(0))
+    }
+
+    /// A file with one number, or `max`, which is the greatest; `None` if it is not there.
+    pub(crate) fn limit(&self, name: &str) -> io::Result<Option<u64>> {
+        Ok(parse_limit(self.text(name)?.trim()))
+    }
+
+    /// A file of lines with a key and a number.
+    pub(crate) fn keyed(&self, name: &str) -> io::Result<Vec<(String, u64)>> {
+        Ok(keyed(&self.text(name)?))
+    }
+}
+
+/// A number, or `max`.
+pub(crate) fn parse_limit(text: &str) -> Option<u64> {
+    match text {
+        "max" => Some(u64::MAX),
+        number => number.parse().ok(),
+    }
+}
+
+/// Lines with a key and a number; others are passed over.
+pub(crate) fn keyed(text: &str) -> Vec<(String, u64)> {
+    let line = |line: &str| {
+        let (key, value) = line.split_once(' ')?;
+        Some((key.to_string(), value.trim().parse().ok()?))
+    };
+    text.lines().filter_map(line).collect()
+}
+
+/// The value of a key; 0 if it is not there.
+pub(crate) fn value(pairs: &[(String, u64)], key: &str) -> u64 {
+    pairs.iter().find(|(name, _)| name == key).map_or(0, |(_, value)| *value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_there_is_no_error() {
+        let temporary = tempfile::tempdir().expect("tempdir");
+        assert!(Directory::open(&temporary.path().join("none")).expect("no error").is_none());
+        let directory = Directory::open(temporary.path()).expect("opens").expect("is there");
+        assert_eq!(directory.text("none").expect("no error"), "");
+        assert_eq!(directory.number("none").expect("no error"), 0);
+        assert_eq!(directory.limit("none").expect("no error"), None);
+        let long = "x".repeat(10_000);
+        std::fs::write(temporary.path().join("long"), &long).expect("writes");
+        assert_eq!(directory.text("long").expect("reads"), long);
+        std::fs::write(temporary.path().join("max"), "max\n").expect("writes");
+        assert_eq!(directory.limit("max").expect("reads"), Some(u64::MAX));
+        assert_eq!(directory.number("max").expect("reads"), 0);
+    }
+
+    #[test]
+    fn keyed_lines() {
+        assert_eq!(keyed("a 1\nb\nc x\nd 2\n"), [("a".into(), 1), ("d".into(), 2)]);
+        assert_eq!(value(&keyed("a 1\n"), "a"), 1);
+        assert_eq!(value(&[], "a"), 0);
+    }
+}

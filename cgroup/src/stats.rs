@@ -1,0 +1,283 @@
+//! One reading of a container's groups. v1 and v2 fill the same fields; what a version lacks is filled by its nearest
+//! equal, or left at zero (`docs/stats.md` has the table).
+
+mod v1;
+mod v2;
+
+use std::collections::BTreeMap;
+use std::io;
+
+use crate::files::Directory;
+use crate::group::Cgroup;
+
+/// What a container uses and has used.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// CPU time.
+    pub cpu: Cpu,
+    /// Memory.
+    pub memory: Memory,
+    /// Block devices.
+    pub blkio: Blkio,
+    /// Huge pages, by their size (`2MB`).
+    pub hugetlb: BTreeMap<String, Usage>,
+    /// Processes and threads now.
+    pub pids: u64,
+    /// How many there may be; 0 if there is no limit.
+    pub pids_limit: u64,
+}
+
+/// CPU time, in nanoseconds.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Cpu {
+    /// All that has been used.
+    pub total: u64,
+    /// By each CPU; empty on v2.
+    pub per_cpu: Vec<u64>,
+    /// In the kernel.
+    pub kernel: u64,
+    /// Outside it.
+    pub user: u64,
+    /// Periods of the quota that have passed.
+    pub periods: u64,
+    /// Those in which the quota was used up.
+    pub throttled_periods: u64,
+    /// How long the container was held back.
+    pub throttled_time: u64,
+}
+
+/// Something that is counted and limited.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Now.
+    pub usage: u64,
+    /// The most that there was.
+    pub max_usage: u64,
+    /// How often the limit was reached.
+    pub failures: u64,
+    /// The limit; a very large number if there is none.
+    pub limit: u64,
+}
+
+/// Memory, in bytes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// Of files.
+    pub cache: u64,
+    /// All.
+    pub usage: Usage,
+    /// Memory and swap together.
+    pub swap: Usage,
+    /// The kernel's own for this container.
+    pub kernel: Usage,
+    /// The kernel's `memory.stat`.
+    pub raw: Vec<(String, u64)>,
+}
+
+/// A count of one operation on one device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlkioEntry {
+    /// The device.
+    pub major: u64,
+    /// The device.
+    pub minor: u64,
+    /// `Read`, `Write`, …; empty if the count is of no operation.
+    pub operation: String,
+    /// How much.
+    pub value: u64,
+}
+
+/// Block devices.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Blkio {
+    /// Bytes.
+    pub service_bytes: Vec<BlkioEntry>,
+    /// Operations.
+    pub serviced: Vec<BlkioEntry>,
+    /// Operations that wait.
+    pub queued: Vec<BlkioEntry>,
+    /// Nanoseconds from dispatch to completion.
+    pub service_time: Vec<BlkioEntry>,
+    /// Nanoseconds in queues.
+    pub wait_time: Vec<BlkioEntry>,
+    /// Operations that became part of others.
+    pub merged: Vec<BlkioEntry>,
+    /// Milliseconds that the device was given.
+    pub time: Vec<BlkioEntry>,
+    /// Sectors.
+    pub sectors: Vec<BlkioEntry>,
+}
+
+impl Cgroup {
+    /// Reads what the container uses. What is gone, or not there on this host, is zero.
+    pub fn stats(&self) -> io::Result<Stats> {
+        let mut stats = Stats::default();
+        let unified = self.v2().map(|path| Directory::open(&path)).transpose()?.flatten();
+        let unified = unified.as_ref();
+        self.read("cpuacct", unified, &mut stats.cpu, v1::cpu_usage, v2::cpu)?;
+        // v2's has been read.
+        self.read("cpu", None, &mut stats.cpu, v1::throttling, v2::cpu)?;
+        self.read("memory", unified, &mut stats.memory, v1::memory, v2::memory)?;
+        self.read("blkio", unified, &mut stats.blkio, v1::blkio, v2::blkio)?;
+        let sizes = &self.host.hugepages;
+        let (v1, v2) =
+            (|g: &_, all: &mut _| v1::hugetlb(g, sizes, all), |g: &_, all: &mut _| v2::hugetlb(g, sizes, all));
+        self.read("hugetlb", unified, &mut stats.hugetlb, v1, v2)?;
+        self.read("pids", unified, &mut stats, pids, pids)?;
+        Ok(stats)
+    }
+
+    /// Fills a part of the stats from a controller's group, of whichever version has it.
+    fn read<T>(
+        &self,
+        controller: &str,
+        unified: Option<&Directory>,
+        part: &mut T,
+        v1: impl FnOnce(&Directory, &mut T) -> io::Result<()>,
+        v2: impl FnOnce(&Directory, &mut T) -> io::Result<()>,
+    ) -> io::Result<()> {
+        match (self.v1(controller), unified) {
+            (Some(path), _) => Directory::open(&path)?.map_or(Ok(()), |group| v1(&group, part)),
+            (None, Some(group)) => v2(group, part),
+            (None, None) => Ok(()),
+        }
+    }
+}
+
+/// The same on both versions.
+fn pids(group: &Directory, stats: &mut Stats) -> io::Result<()> {
+    stats.pids = group.number("pids.current")?;
+    stats.pids_limit = group.number("pids.max")?;
+    Ok(())
+}
+
+/// CPU time of the whole host since its start, in nanoseconds, idle time included: the first line of `/proc/stat`
+/// (proc(5)). Guests' time is in that of users already.
+pub fn system_cpu_time() -> io::Result<u64> {
+    let text = std::fs::read_to_string("/proc/stat")?;
+    parse_system(&text)
+        .map(nanoseconds)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "unreadable /proc/stat"))
+}
+
+fn parse_system(text: &str) -> Option<u64> {
+    let mut fields = text.lines().next()?.split_ascii_whitespace();
+    (fields.next()? == "cpu").then_some(())?;
+    // user, nice, system, idle, iowait, irq, softirq, steal
+    fields.take(8).map(|field| field.parse::<u64>().ok()).sum()
+}
+
+/// Of clock ticks.
+fn nanoseconds(ticks: u64) -> u64 {
+    let per_second = rustix::param::clock_ticks_per_second().max(1);
+    ticks.saturating_mul(1_000_000_000 / per_second)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hierarchies::test_cgroup;
+    use std::path::Path;
+
+    fn write(directory: &Path, files: &[(&str, &str)]) {
+        for (name, text) in files {
+            std::fs::write(directory.join(name), text).expect("writes");
+        }
+    }
+
+    fn entry(major: u64, minor: u64, operation: &str, value: u64) -> BlkioEntry {
+        BlkioEntry { major, minor, operation: operation.into(), value }
+    }
+
+    #[test]
+    fn v1_files_are_read() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let path = directory.path();
+        write(
+            path,
+            &[
+                ("cpuacct.usage", "123456789\n"),
+                ("cpuacct.usage_percpu", "100 23 \n"),
+                ("cpuacct.stat", "user 7\nsystem 3\n"),
+                ("cpu.stat", "nr_periods 5\nnr_throttled 4\nthrottled_time 300\n"),
+                ("memory.stat", "cache 1\nrss 2\ntotal_cache 10\n"),
+                ("memory.usage_in_bytes", "4096\n"),
+                ("memory.max_usage_in_bytes", "8192\n"),
+                ("memory.failcnt", "2\n"),
+                ("memory.limit_in_bytes", "9223372036854771712\n"),
+                ("memory.memsw.usage_in_bytes", "5000\n"),
+                ("memory.kmem.usage_in_bytes", "300\n"),
+                ("blkio.bfq.io_service_bytes_recursive", "Total 0\n"),
+                ("blkio.throttle.io_service_bytes_recursive", "8:0 Read 12\n8:0 Total 12\nTotal 12\n"),
+                ("blkio.sectors_recursive", "8:16 9\n"),
+                ("hugetlb.2MB.usage_in_bytes", "2097152\n"),
+                ("hugetlb.2MB.limit_in_bytes", "4194304\n"),
+                ("pids.current", "3\n"),
+                ("pids.max", "max\n"),
+            ],
+        );
+        let stats = test_cgroup(&[("cpu,cpuacct,memory,blkio,hugetlb,pids", path)]).stats().expect("reads");
+        assert_eq!((stats.cpu.total, stats.cpu.per_cpu.as_slice()), (123_456_789, &[100, 23][..]));
+        assert_eq!((stats.cpu.user, stats.cpu.kernel), (70_000_000, 30_000_000));
+        assert_eq!((stats.cpu.periods, stats.cpu.throttled_periods, stats.cpu.throttled_time), (5, 4, 300));
+        assert_eq!(stats.memory.cache, 10);
+        let usage = Usage { usage: 4096, max_usage: 8192, failures: 2, limit: 9_223_372_036_854_771_712 };
+        assert_eq!(stats.memory.usage, usage);
+        assert_eq!((stats.memory.swap.usage, stats.memory.kernel.usage), (5000, 300));
+        assert_eq!(stats.memory.raw.len(), 3);
+        assert_eq!(stats.blkio.service_bytes, [entry(8, 0, "Read", 12), entry(8, 0, "Total", 12)]);
+        assert_eq!(stats.blkio.sectors, [entry(8, 16, "", 9)]);
+        assert_eq!(stats.hugetlb["2MB"], Usage { usage: 2_097_152, limit: 4_194_304, ..Usage::default() });
+        assert_eq!((stats.pids, stats.pids_limit), (3, 0));
+    }
+
+    #[test]
+    fn v2_files_fill_the_same_fields() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let path = directory.path();
+        let cpu = "usage_usec 1000\nuser_usec 700\nsystem_usec 300\nnr_periods 5\nnr_throttled 4\nthrottled_usec 6\n";
+        write(
+            path,
+            &[
+                ("cpu.stat", cpu),
+                ("memory.stat", "anon 2\nfile 10\nkernel 33\n"),
+                ("memory.current", "4096\n"),
+                ("memory.peak", "8192\n"),
+                ("memory.events", "low 0\nhigh 0\nmax 2\noom 1\noom_kill 1\n"),
+                ("memory.max", "max\n"),
+                ("memory.swap.current", "100\n"),
+                ("memory.swap.max", "0\n"),
+                ("io.stat", "8:0 rbytes=12 wbytes=3 rios=2 wios=1 dbytes=0 dios=0\n254:0 \n"),
+                ("hugetlb.2MB.current", "2097152\n"),
+                ("hugetlb.2MB.max", "max\n"),
+                ("pids.current", "3\n"),
+                ("pids.max", "10\n"),
+            ],
+        );
+        let stats = test_cgroup(&[("", path)]).stats().expect("reads");
+        assert_eq!((stats.cpu.total, stats.cpu.user, stats.cpu.kernel), (1_000_000, 700_000, 300_000));
+        assert_eq!((stats.cpu.periods, stats.cpu.throttled_periods, stats.cpu.throttled_time), (5, 4, 6000));
+        assert_eq!(stats.memory.usage, Usage { usage: 4096, max_usage: 8192, failures: 2, limit: u64::MAX });
+        assert_eq!((stats.memory.swap.usage, stats.memory.swap.limit), (4196, u64::MAX));
+        assert_eq!((stats.memory.cache, stats.memory.kernel.usage), (10, 33));
+        let bytes = [("Read", 12), ("Write", 3), ("Discard", 0), ("Total", 15)];
+        assert_eq!(stats.blkio.service_bytes, bytes.map(|(operation, n)| entry(8, 0, operation, n)));
+        let operations = [("Read", 2), ("Write", 1), ("Discard", 0), ("Total", 3)];
+        assert_eq!(stats.blkio.serviced, operations.map(|(operation, n)| entry(8, 0, operation, n)));
+        assert_eq!(stats.hugetlb["2MB"], Usage { usage: 2_097_152, limit: u64::MAX, ..Usage::default() });
+        assert_eq!((stats.pids, stats.pids_limit), (3, 10));
+    }
+
+    #[test]
+    fn a_group_that_is_gone_has_nothing() {
+        let gone = test_cgroup(&[("pids,memory", Path::new("/nonexistent")), ("", Path::new("/nonexistent"))]);
+        assert_eq!(gone.stats().expect("no error"), Stats::default());
+    }
+
+    #[test]
+    fn the_hosts_time_includes_what_is_stolen_and_no_guest_twice() {
+        assert_eq!(parse_system("cpu  1 2 3 4 5 6 7 8 9 10\ncpu0 1\n"), Some(36));
+        assert_eq!(parse_system("intr 5\n"), None);
+        assert!(system_cpu_time().expect("reads") > 0);
+    }
+}

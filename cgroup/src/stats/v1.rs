@@ -1,0 +1,99 @@
+//! v1's files (the kernel's `admin-guide/cgroup-v1`).
+
+use std::collections::BTreeMap;
+use std::io;
+
+use super::{Blkio, BlkioEntry, Cpu, Memory, Usage, nanoseconds};
+use crate::files::{Directory, value};
+
+pub(super) fn cpu_usage(group: &Directory, cpu: &mut Cpu) -> io::Result<()> {
+    cpu.total = group.number("cpuacct.usage")?;
+    let each = group.text("cpuacct.usage_percpu")?;
+    cpu.per_cpu = each.split_ascii_whitespace().filter_map(|number| number.parse().ok()).collect();
+    let ticks = group.keyed("cpuacct.stat")?;
+    (cpu.user, cpu.kernel) = (nanoseconds(value(&ticks, "user")), nanoseconds(value(&ticks, "system")));
+    Ok(())
+}
+
+pub(super) fn throttling(group: &Directory, cpu: &mut Cpu) -> io::Result<()> {
+    let stat = group.keyed("cpu.stat")?;
+    cpu.periods = value(&stat, "nr_periods");
+    cpu.throttled_periods = value(&stat, "nr_throttled");
+    cpu.throttled_time = value(&stat, "throttled_time");
+    Ok(())
+}
+
+pub(super) fn memory(group: &Directory, memory: &mut Memory) -> io::Result<()> {
+    let usage = |prefix: &str| {
+        Ok::<_, io::Error>(Usage {
+            usage: group.number(&format!("{prefix}.usage_in_bytes"))?,
+            max_usage: group.number(&format!("{prefix}.max_usage_in_bytes"))?,
+            failures: group.number(&format!("{prefix}.failcnt"))?,
+            limit: group.number(&format!("{prefix}.limit_in_bytes"))?,
+        })
+    };
+    memory.usage = usage("memory")?;
+    memory.swap = usage("memory.memsw")?;
+    memory.kernel = usage("memory.kmem")?;
+    memory.raw = group.keyed("memory.stat")?;
+    // With the groups below it, as the usage is.
+    memory.cache = match value(&memory.raw, "total_cache") {
+        0 => value(&memory.raw, "cache"),
+        total => total,
+    };
+    Ok(())
+}
+
+pub(super) fn blkio(group: &Directory, blkio: &mut Blkio) -> io::Result<()> {
+    // The counts are kept by whatever schedules a device: bfq, until Linux 5.0 cfq, and the throttle layer for all.
+    let read = |name: &str, throttle: bool| {
+        for prefix in ["blkio.bfq.", "blkio.", "blkio.throttle."] {
+            if prefix == "blkio.throttle." && !throttle {
+                continue;
+            }
+            let entries = entries(&group.text(&format!("{prefix}{name}_recursive"))?);
+            if !entries.is_empty() {
+                return Ok(entries);
+            }
+        }
+        Ok::<_, io::Error>(Vec::new())
+    };
+    blkio.service_bytes = read("io_service_bytes", true)?;
+    blkio.serviced = read("io_serviced", true)?;
+    blkio.queued = read("io_queued", false)?;
+    blkio.service_time = read("io_service_time", false)?;
+    blkio.wait_time = read("io_wait_time", false)?;
+    blkio.merged = read("io_merged", false)?;
+    blkio.time = read("time", false)?;
+    blkio.sectors = read("sectors", false)?;
+    Ok(())
+}
+
+/// Lines such as `8:0 Read 4096` and `8:0 17`; the sum over all devices at the end has none.
+fn entries(text: &str) -> Vec<BlkioEntry> {
+    let line = |line: &str| {
+        let (device, rest) = line.split_once(' ')?;
+        let (major, minor) = device.split_once(':')?;
+        let (operation, value) = rest.split_once(' ').unwrap_or(("", rest));
+        Some(BlkioEntry {
+            major: major.parse().ok()?,
+            minor: minor.parse().ok()?,
+            operation: operation.into(),
+            value: value.trim().parse().ok()?,
+        })
+    };
+    text.lines().filter_map(line).collect()
+}
+
+pub(super) fn hugetlb(group: &Directory, sizes: &[String], all: &mut BTreeMap<String, Usage>) -> io::Result<()> {
+    for size in sizes {
+        let usage = Usage {
+            usage: group.number(&format!("hugetlb.{size}.usage_in_bytes"))?,
+            max_usage: group.number(&format!("hugetlb.{size}.max_usage_in_bytes"))?,
+            failures: group.number(&format!("hugetlb.{size}.failcnt"))?,
+            limit: group.number(&format!("hugetlb.{size}.limit_in_bytes"))?,
+        };
+        all.insert(size.clone(), usage);
+    }
+    Ok(())
+}

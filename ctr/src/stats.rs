@@ -1,0 +1,141 @@
+//! `stats`: one reading as JSON, or a line of figures that is refreshed.
+
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use crate::args::Stats;
+use crate::client::Target;
+use crate::containers::print_json;
+use crate::failure::Failure;
+use crate::table;
+
+const HEAD: [&str; 8] = ["ID", "CPU", "MEMORY", "LIMIT", "PIDS", "NET RX / TX", "BLOCK R / W", "THROTTLED"];
+
+pub(crate) async fn execute(target: &Target, options: Stats) -> Result<ExitCode, Failure> {
+    let mut client = target.connect().await?;
+    let request = || api::StatsRequest { id: options.id.clone() };
+    let mut stats = client.stats(request()).await?.into_inner();
+    if !options.watch {
+        return print_json(&stats);
+    }
+    let mut ticks = tokio::time::interval(options.interval.max(Duration::from_millis(100)));
+    // The first is at once.
+    ticks.tick().await;
+    let mut before = None;
+    loop {
+        let row = row(&options.id, &stats, before.as_ref());
+        let mut text = Vec::new();
+        table::write(&mut text, &HEAD, &[row])?;
+        show(&String::from_utf8_lossy(&text), before.is_none())?;
+        before = Some(stats);
+        tokio::select! {
+            _ = ticks.tick() => {}
+            _ = tokio::signal::ctrl_c() => return Ok(ExitCode::SUCCESS),
+        }
+        stats = client.stats(request()).await?.into_inner();
+    }
+}
+
+/// On a terminal the table is written over the one before; elsewhere a line follows the other.
+fn show(table: &str, first: bool) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    if first {
+        write!(out, "{table}")?;
+    } else if out.is_terminal() {
+        // Up by two lines, and everything below cleared (ECMA-48: CPL, ED).
+        write!(out, "\x1b[2F\x1b[J{table}")?;
+    } else if let Some((_, row)) = table.split_once('\n') {
+        write!(out, "{row}")?;
+    }
+    out.flush()
+}
+
+fn row(id: &str, now: &api::StatsResponse, before: Option<&api::StatsResponse>) -> Vec<String> {
+    let groups = now.cgroup_stats.clone().unwrap_or_default();
+    let memory = groups.memory_stats.unwrap_or_default().usage.unwrap_or_default();
+    let pids = groups.pids_stats.unwrap_or_default();
+    let blkio = groups.blkio_stats.unwrap_or_default();
+    let moved = |operation: &str| {
+        let of = blkio.io_service_bytes_recursive.iter().filter(|entry| entry.op == operation);
+        bytes(of.map(|entry| entry.value).sum())
+    };
+    let network = |get: fn(&api::NetworkStats) -> u64| bytes(now.network_stats.iter().map(get).sum());
+    let throttling = groups.cpu_stats.unwrap_or_default().throttling_data.unwrap_or_default();
+    vec![
+        id.to_string(),
+        cpu(now, before),
+        bytes(memory.usage),
+        // More than any machine has: no limit.
+        if memory.limit == 0 || memory.limit >= 1 << 60 { "-".into() } else { bytes(memory.limit) },
+        if pids.limit == 0 { pids.current.to_string() } else { format!("{} / {}", pids.current, pids.limit) },
+        format!("{} / {}", network(|row| row.rx_bytes), network(|row| row.tx_bytes)),
+        format!("{} / {}", moved("Read"), moved("Write")),
+        format!("{} of {}", throttling.throttled_periods, throttling.periods),
+    ]
+}
+
+/// CPU time in percent of one CPU since the last reading; nothing at the first one.
+fn cpu(now: &api::StatsResponse, before: Option<&api::StatsResponse>) -> String {
+    let used = |stats: &api::StatsResponse| {
+        let groups = stats.cgroup_stats.clone().unwrap_or_default();
+        groups.cpu_stats.unwrap_or_default().cpu_usage.unwrap_or_default().total_usage as f64
+    };
+    let at = |stats: &api::StatsResponse| {
+        let timestamp = stats.timestamp.unwrap_or_default();
+        timestamp.seconds as f64 * 1e9 + f64::from(timestamp.nanos)
+    };
+    match before {
+        Some(before) if at(now) > at(before) => {
+            format!("{:.1} %", 100.0 * (used(now) - used(before)).max(0.0) / (at(now) - at(before)))
+        }
+        _ => "-".into(),
+    }
+}
+
+/// A number of bytes for a person.
+fn bytes(number: u64) -> String {
+    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    if number < 1024 {
+        return format!("{number} B");
+    }
+    let mut value = number as f64 / 1024.0;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    format!("{value:.1} {}", UNITS[unit])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_for_people() {
+        let all = [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (50 << 20, "50.0 MiB"), (3 << 30, "3.0 GiB")];
+        for (number, text) in all {
+            assert_eq!(bytes(number), text);
+        }
+        assert_eq!(bytes(u64::MAX), "16384.0 PiB");
+    }
+
+    #[test]
+    fn cpu_is_what_was_used_between_two_readings() {
+        let at = |seconds, total_usage| api::StatsResponse {
+            timestamp: Some(api::Timestamp { seconds, nanos: 0 }),
+            cgroup_stats: Some(api::CgroupStats {
+                cpu_stats: Some(api::CpuStats {
+                    cpu_usage: Some(api::CpuUsage { total_usage, ..Default::default() }),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        assert_eq!(cpu(&at(5, 1), None), "-");
+        assert_eq!(cpu(&at(7, 2_000_000_000), Some(&at(5, 1_000_000_000))), "50.0 %");
+        assert_eq!(cpu(&at(5, 5), Some(&at(5, 1))), "-");
+    }
+}

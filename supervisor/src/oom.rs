@@ -1,0 +1,138 @@
+//! Processes that the kernel killed for memory.
+//!
+//! The count of kills decides, not the wake-up. It is looked at when the kernel wakes, once more before each exit of
+//! the container is journaled, and when a container is known to run or is found again; each rise is one event. The
+//! event's line in the journal has the count, and so has a file of the container: a restart tells nothing twice.
+
+use cgroup::OomSource;
+use std::convert::Infallible;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use crate::container::Container;
+use crate::event::EventKind;
+use crate::exit::JOURNAL_RETRY;
+use crate::journal::JournalError;
+use crate::lifecycle::State;
+use crate::supervisor::Shared;
+
+/// v1's eventfd fires before the kernel has chosen and killed a process (mm/memcontrol-v1.c, `memcg1_oom_prepare`), and
+/// nothing tells when it has. So the count is looked at again this long after a wake-up, each after the one before.
+const LOOK_AGAIN: [Duration; 6] = [
+    Duration::from_millis(1),
+    Duration::from_millis(4),
+    Duration::from_millis(15),
+    Duration::from_millis(80),
+    Duration::from_millis(400),
+    Duration::from_millis(1500),
+];
+
+impl Container {
+    /// Takes the count as it is: what it counts was before.
+    pub(crate) fn count_oom_kills(&self) {
+        if let Some(Ok(Some(kills))) = self.cgroup().map(cgroup::Cgroup::oom_kills) {
+            *self.oom_kills.lock().unwrap_or_else(PoisonError::into_inner) = kills;
+            if kills > 0 {
+                self.keep_oom_kills(kills);
+            }
+        }
+    }
+
+    /// Takes the last count that was told of, from the journal if it is there: it is written before the file.
+    pub(crate) fn recall_oom_kills(&self, told: Option<u64>) {
+        let kills = told.or_else(|| self.dir.oom_kills()).unwrap_or_default();
+        *self.oom_kills.lock().unwrap_or_else(PoisonError::into_inner) = kills;
+    }
+
+    fn keep_oom_kills(&self, kills: u64) {
+        if let Err(e) = self.dir.write_oom_kills(kills) {
+            tracing::warn!(container = %self.id, "{e}; the journal has it");
+        }
+    }
+}
+
+impl Shared {
+    /// Tells of kills as they happen. Ends when it is dropped.
+    pub(crate) async fn watch_oom(self: &Arc<Self>, container: &Arc<Container>) -> Infallible {
+        let failed = |e| {
+            tracing::warn!(container = %container.id, "cannot wait for its being out of memory: {e}; its exit will tell");
+            None
+        };
+        let descriptor = container.cgroup().and_then(|cgroup| cgroup.watch_oom().unwrap_or_else(failed));
+        let Some(descriptor) = descriptor else { return std::future::pending().await };
+        let kind = descriptor.kind;
+        let watched = match kind {
+            OomSource::EventFd => sys::watched::readable(descriptor.fd),
+            OomSource::Events => sys::watched::priority(descriptor.fd),
+        };
+        let watched = match watched {
+            Ok(watched) => watched,
+            Err(e) => {
+                failed(e);
+                return std::future::pending().await;
+            }
+        };
+        let mut again = [].iter();
+        loop {
+            let wait = again.next();
+            tokio::select! {
+                ready = watched.ready(match kind {
+                    OomSource::EventFd => tokio::io::Interest::READABLE,
+                    OomSource::Events => tokio::io::Interest::PRIORITY,
+                }) => {
+                    let acknowledged = ready.map(|mut ready| ready.clear_ready()).and_then(|()| kind.acknowledge(&watched));
+                    if let Err(e) = acknowledged {
+                        failed(e);
+                        return std::future::pending().await;
+                    }
+                    again = if kind == OomSource::EventFd { LOOK_AGAIN.iter() } else { [].iter() };
+                }
+                () = tokio::time::sleep(wait.copied().unwrap_or_default()), if wait.is_some() => {}
+            }
+            self.tell_oom(container);
+        }
+    }
+
+    /// Tells of kills since the last look. What cannot be written now is told at the next look.
+    pub(crate) fn tell_oom(self: &Arc<Self>, container: &Container) {
+        if let Err(e) = self.look_for_oom(container) {
+            tracing::error!(container = %container.id, "{e}; that it was out of memory is told later");
+        }
+    }
+
+    /// The same, before an exit is told: however long it takes until it can be written.
+    pub(crate) async fn tell_last_oom(self: &Arc<Self>, container: &Container) {
+        while let Err(e) = self.look_for_oom(container) {
+            tracing::error!(container = %container.id, "{e}; that it was out of memory is told once it can be written");
+            tokio::time::sleep(JOURNAL_RETRY).await;
+        }
+    }
+
+    fn look_for_oom(self: &Arc<Self>, container: &Container) -> Result<(), JournalError> {
+        // Its start comes first.
+        if matches!(container.state(), State::Creating | State::Created) {
+            return Ok(());
+        }
+        let Some(cgroup) = container.cgroup() else { return Ok(()) };
+        // Held, so that whoever looks at the same time does not tell the same.
+        let mut last = container.oom_kills.lock().unwrap_or_else(PoisonError::into_inner);
+        let kills = match cgroup.oom_kills() {
+            Ok(Some(kills)) => kills,
+            Ok(None) => return Ok(()),
+            Err(e) => {
+                tracing::warn!(container = %container.id, "cannot read how often it was out of memory: {e}");
+                return Ok(());
+            }
+        };
+        if kills > *last {
+            let mut event = Shared::event(EventKind::Oom, container, None, 0);
+            event.oom_kills = kills;
+            self.journal.append(event)?;
+            tracing::warn!(container = %container.id, kills = kills - *last, "the kernel has killed for memory");
+            container.keep_oom_kills(kills);
+        }
+        // On v1 the count of a group goes with the group.
+        *last = kills;
+        Ok(())
+    }
+}

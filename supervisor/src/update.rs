@@ -1,0 +1,173 @@
+//! Changing the limits of a container.
+//!
+//! The OCI runtime's `update` is given what it applies, so that whatever it keeps or hands on (to systemd, say) is
+//! right. Then every field is read back. What is not as it was asked for is written to the cgroup itself; what was not
+//! named and has changed is put back; and if anything fails, so is all else.
+
+use cgroup::{Cgroup, Changes, Field, Limit, LimitError, Setting, Value};
+use runtime::{Ability, Operation};
+use serde_json::{Map, Value as Json, json};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::container::Container;
+use crate::error::Error;
+use crate::lifecycle::Request;
+use crate::start::carried_through;
+use crate::supervisor::{Shared, Supervisor};
+
+/// What the kernel had for each field.
+type Before = BTreeMap<Field, Value>;
+
+impl Supervisor {
+    /// Changes limits; those that are not named stay as they are. Either all of the changes are carried out, or none.
+    pub async fn update(&self, id: &str, changes: Changes) -> Result<(), Error> {
+        let (shared, container) = (self.0.clone(), self.0.container(id)?);
+        carried_through(async move { shared.update(&container, changes).await }).await
+    }
+}
+
+impl Shared {
+    async fn update(&self, container: &Arc<Container>, changes: Changes) -> Result<(), Error> {
+        let _order = container.order.write().await;
+        container.check(Request::Update)?;
+        let refused = |source| Error::Limit { id: container.id.clone(), source };
+        let cgroup = container.cgroup().ok_or_else(|| Error::NoCgroup { id: container.id.clone() })?;
+        let expected = cgroup.expected(&changes).map_err(refused)?;
+        let before = cgroup.limits().map_err(refused)?;
+        let result = match self.update_by_runtime(container, cgroup, &changes).await {
+            Ok(()) => settle(cgroup, &changes, &expected, &before).map_err(refused),
+            Err(e) => Err(e),
+        };
+        match &result {
+            Ok(()) => tracing::info!(container = %container.id, limits = %describe(&changes), "limits changed"),
+            Err(_) => {
+                for (field, e) in put_back(cgroup, &before, |_| false) {
+                    tracing::warn!(container = %container.id, "cannot put {} back: {e}", field.name());
+                }
+            }
+        }
+        result
+    }
+
+    /// The runtime's `update`, with what runtimes apply.
+    async fn update_by_runtime(&self, container: &Container, cgroup: &Cgroup, changes: &Changes) -> Result<(), Error> {
+        let resources = oci_resources(cgroup, changes);
+        if resources.is_empty() || self.check_ability(&container.oci, Ability::Update).await.is_err() {
+            return Ok(());
+        }
+        let result = self.run_update(container, resources).await;
+        // crun 1.8 writes the -1 that stands for "no limit" as it is, which the kernel refuses in two files, and does
+        // not know bfq's weight. Without these the rest may do; the kernel then judges them when they are written here.
+        let surely = |(field, setting): &(&Field, &Setting)| match field {
+            Field::CpuQuota | Field::PidsLimit => **setting != Setting::Number(Limit::Unlimited),
+            field => **field != Field::BlkioWeight,
+        };
+        let fewer: Changes = changes.iter().filter(surely).map(|(f, s)| (*f, s.clone())).collect();
+        let result = match result {
+            Err(Error::Runtime(_)) if fewer.len() < changes.len() => {
+                let resources = oci_resources(cgroup, &fewer);
+                if resources.is_empty() { Ok(()) } else { self.run_update(container, resources).await }
+            }
+            result => result,
+        };
+        result.map_err(|e| match e {
+            // Not every runtime says what it could not set.
+            Error::Runtime(words) => Error::Runtime(format!("{words} (asked for: {})", describe(changes))),
+            e => e,
+        })
+    }
+
+    async fn run_update(&self, container: &Container, resources: Map<String, Json>) -> Result<(), Error> {
+        let file = container.dir.write_resources(&resources.into())?;
+        let log = container.dir.process(runtime::INIT).runtime_log();
+        let limit = self.config.call_timeout;
+        let result = container.oci.run(Operation::Update(&file), &container.id, &log, limit).await;
+        let _ = std::fs::remove_file(&file);
+        Ok(result?)
+    }
+}
+
+/// Sees to it that everything is as it was asked for, and nothing else has changed.
+fn settle(
+    cgroup: &Cgroup,
+    changes: &Changes,
+    expected: &BTreeMap<Field, Vec<Value>>,
+    before: &Before,
+) -> Result<(), LimitError> {
+    for (field, values) in expected {
+        let is_there = || Ok::<_, LimitError>(cgroup.limit(*field)?.unwrap_or(Value::Number(0)));
+        let holds = |actual: &Value| values.iter().any(|value| actual.is(value));
+        if holds(&is_there()?) {
+            continue;
+        }
+        if let Some(value) = values.first() {
+            cgroup.set_limit(*field, value)?;
+        }
+        let actual = is_there()?;
+        if !holds(&actual) {
+            return Err(LimitError::Ignored { field: *field, wanted: changes[field].clone(), actual });
+        }
+    }
+    let left = put_back(cgroup, before, |field| changes.contains_key(&field));
+    left.into_iter().next().map_or(Ok(()), |(_, e)| Err(e))
+}
+
+/// Puts back all that is no longer as it was, but for some; what cannot be.
+fn put_back(cgroup: &Cgroup, before: &Before, but: impl Fn(Field) -> bool) -> Vec<(Field, LimitError)> {
+    let mut failed = Vec::new();
+    // Twice: one limit may have to be where it was before another can be (memory, and memory and swap together).
+    for _ in 0..2 {
+        failed.clear();
+        for (field, value) in before.iter().filter(|(field, _)| !but(**field)) {
+            let result = match cgroup.limit(*field) {
+                Ok(Some(now)) if now != *value => cgroup.set_limit(*field, &now.back_to(value)),
+                Ok(_) => Ok(()),
+                Err(e) => Err(e),
+            };
+            if let Err(e) = result {
+                failed.push((*field, e));
+            }
+        }
+    }
+    failed
+}
+
+/// `resources` of the runtime specification (config-linux, "Control groups"), with what runtimes apply.
+fn oci_resources(cgroup: &Cgroup, changes: &Changes) -> Map<String, Json> {
+    let mut resources = Map::new();
+    for (field, setting) in changes {
+        let (group, member) = match field {
+            Field::MemoryLimit => ("memory", "limit"),
+            Field::MemoryReservation => ("memory", "reservation"),
+            // On v2 a runtime needs to know the memory's limit too.
+            Field::MemorySwap if cgroup.counts_swap_with_memory() || changes.contains_key(&Field::MemoryLimit) => {
+                ("memory", "swap")
+            }
+            Field::CpuShares => ("cpu", "shares"),
+            Field::CpuPeriod => ("cpu", "period"),
+            Field::CpuQuota => ("cpu", "quota"),
+            Field::CpusetCpus => ("cpu", "cpus"),
+            Field::CpusetMems => ("cpu", "mems"),
+            Field::BlkioWeight => ("blockIO", "weight"),
+            Field::PidsLimit => ("pids", "limit"),
+            _ => continue,
+        };
+        let value = match setting {
+            Setting::Number(Limit::Unlimited) => json!(-1),
+            Setting::Number(Limit::To(number)) => json!(number),
+            Setting::List(text) => json!(text),
+            Setting::Devices(_) => continue,
+        };
+        let members = resources.entry(group).or_insert_with(|| json!({}));
+        if let Some(members) = members.as_object_mut() {
+            members.insert(member.into(), value);
+        }
+    }
+    resources
+}
+
+fn describe(changes: &Changes) -> String {
+    let all: Vec<String> = changes.iter().map(|(field, setting)| format!("{} {setting}", field.name())).collect();
+    all.join(", ")
+}
