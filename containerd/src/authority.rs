@@ -11,8 +11,7 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::UnixStream;
-use tonic::transport::server::{Connected, UdsConnectInfo};
+use tonic::transport::server::Connected;
 
 /// The client's connection preface (RFC 9113, section 3.4).
 const PREFACE: usize = 24;
@@ -29,18 +28,26 @@ const AUTHORITY: usize = 1;
 /// `localhost` as it is when it is Huffman-coded, which most clients send.
 const LOCALHOST: [u8; 6] = [0xa0, 0xe4, 0x1d, 0x13, 0x9d, 0x09];
 
+/// A socket, with TLS or without.
+pub(crate) trait Io: AsyncRead + AsyncWrite + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Send> Io for T {}
+
 /// A connection whose requests have a well-formed authority.
-#[derive(Debug)]
 pub(crate) struct Connection {
-    stream: UnixStream,
+    stream: Pin<Box<dyn Io>>,
     filter: Option<Filter>,
     /// Filtered, to be read before anything else.
     out: Vec<u8>,
 }
 
 impl Connection {
-    pub(crate) fn new(stream: UnixStream) -> Connection {
-        Connection { stream, filter: Some(Filter { pending: Vec::new(), passing: PREFACE }), out: Vec::new() }
+    pub(crate) fn new(stream: impl Io + 'static) -> Connection {
+        Connection {
+            stream: Box::pin(stream),
+            filter: Some(Filter { pending: Vec::new(), passing: PREFACE }),
+            out: Vec::new(),
+        }
     }
 }
 
@@ -209,10 +216,10 @@ impl AsyncRead for Connection {
                 this.out.drain(..length);
                 return Poll::Ready(Ok(()));
             }
-            let Some(filter) = &mut this.filter else { return Pin::new(&mut this.stream).poll_read(cx, buf) };
+            let Some(filter) = &mut this.filter else { return this.stream.as_mut().poll_read(cx, buf) };
             let mut piece = [0; 4096];
             let mut piece = ReadBuf::new(&mut piece);
-            ready!(Pin::new(&mut this.stream).poll_read(cx, &mut piece))?;
+            ready!(this.stream.as_mut().poll_read(cx, &mut piece))?;
             filter.pending.extend_from_slice(piece.filled());
             let ended = piece.filled().is_empty();
             if filter.advance(&mut this.out) || ended {
@@ -228,15 +235,15 @@ impl AsyncRead for Connection {
 
 impl AsyncWrite for Connection {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write(cx, bytes)
+        self.get_mut().stream.as_mut().poll_write(cx, bytes)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+        self.get_mut().stream.as_mut().poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+        self.get_mut().stream.as_mut().poll_shutdown(cx)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -248,16 +255,14 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         pieces: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, pieces)
+        self.get_mut().stream.as_mut().poll_write_vectored(cx, pieces)
     }
 }
 
 impl Connected for Connection {
-    type ConnectInfo = UdsConnectInfo;
+    type ConnectInfo = ();
 
-    fn connect_info(&self) -> UdsConnectInfo {
-        self.stream.connect_info()
-    }
+    fn connect_info(&self) {}
 }
 
 #[cfg(test)]

@@ -5,15 +5,21 @@ use api::api_server::ApiServer;
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use supervisor::{Config, Supervisor};
+use sys::activation::Passed;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tonic_health::ServingStatus;
 
+use crate::dump;
 use crate::flags::{Flags, limit};
+use crate::http;
 use crate::listen;
+use crate::logging::Level;
+use crate::metrics;
+use crate::profile;
 use crate::service::Service;
 
 /// How long calls that are under way may take when the daemon is stopped.
@@ -29,14 +35,11 @@ const STREAMS_PER_CONNECTION: u32 = 4096;
 const SERVICE: &str = "types.API";
 
 /// Runs until a signal says to stop.
-pub(crate) fn run(flags: Flags) -> Result<()> {
-    if !flags.metrics_interval.is_zero() {
-        // Scripts say that they want none, which they get.
-        bail!("--metrics-interval: metrics are not supported yet, only 0 can be given");
-    }
+pub(crate) fn run(flags: Flags, level: Level) -> Result<()> {
     sys::allocator::limit_heaps(2);
     // Whoever started this process may have blocked some; threads and children would inherit that.
     sys::signal::unblock_all().context("unblock signals")?;
+    let passed = sys::activation::take();
     // What this process was started with is not the containers' business.
     sys::descriptors::close_on_exec_from(3).context("set close-on-exec")?;
     if let Err(e) = sys::descriptors::raise_limit() {
@@ -52,7 +55,7 @@ pub(crate) fn run(flags: Flags) -> Result<()> {
         .enable_all()
         .build()
         .context("start the threads")?;
-    let result = runtime.block_on(serve(&flags, state_dir));
+    let result = runtime.block_on(serve(&flags, level, state_dir, passed));
     // What is still under way is taken up by the next daemon.
     runtime.shutdown_background();
     result
@@ -72,10 +75,12 @@ fn lock(state_dir: &Path) -> Result<OwnedFd> {
     }
 }
 
-async fn serve(flags: &Flags, state_dir: std::path::PathBuf) -> Result<()> {
+async fn serve(flags: &Flags, level: Level, state_dir: PathBuf, passed: Vec<Passed>) -> Result<()> {
     let mut stop = Stop::new()?;
     let mut dump = signal(SignalKind::user_defined1()).context("listen for signals")?;
-    let (listener, _socket) = listen::listen(&flags.listen, flags.group.as_deref())?;
+    let mut sockets = listen::listen(flags, passed)?;
+    let metrics_listener = http_listener("--metrics-address", flags.metrics_address.as_deref()).await?;
+    let profile_listener = http_listener("--pprof-address", flags.pprof_address.as_deref()).await?;
     let supervisor = Supervisor::open(Config {
         state_dir,
         runtime: flags.runtime.clone(),
@@ -95,7 +100,7 @@ async fn serve(flags: &Flags, state_dir: std::path::PathBuf) -> Result<()> {
         .max_concurrent_streams(STREAMS_PER_CONNECTION)
         .add_service(health_server)
         .add_service(ApiServer::new(service))
-        .serve_with_incoming_shutdown(listen::connections(listener), async move {
+        .serve_with_incoming_shutdown(sockets.connections(), async move {
             let _ = until.wait_for(|stop| *stop).await;
         });
     let mut server = tokio::spawn(server);
@@ -104,9 +109,22 @@ async fn serve(flags: &Flags, state_dir: std::path::PathBuf) -> Result<()> {
     let watched = supervisor.clone();
     tokio::spawn(async move {
         while dump.recv().await.is_some() {
-            log_containers(&watched).await;
+            for line in dump::lines(&watched).await {
+                tracing::info!("dump: {line}");
+            }
         }
     });
+    if let Some(listener) = metrics_listener {
+        tokio::spawn(metrics::serve(listener, supervisor.clone()));
+    }
+    if let Some(listener) = profile_listener {
+        tokio::spawn(profile::serve(listener, supervisor.clone(), level));
+    }
+    // Without --debug nobody wants them printed.
+    if !flags.metrics_interval.is_zero() && (flags.debug || flags.graphite_address.is_some()) {
+        let (interval, graphite) = (limit(flags.metrics_interval), flags.graphite_address.clone());
+        tokio::spawn(metrics::report(supervisor.clone(), interval, graphite));
+    }
     let recovering = supervisor.clone();
     let recovery = async {
         recovering.recover().await.context("recover the containers")?;
@@ -134,18 +152,10 @@ async fn serve(flags: &Flags, state_dir: std::path::PathBuf) -> Result<()> {
     Ok(())
 }
 
-/// Writes what is supervised to the log.
-async fn log_containers(supervisor: &Supervisor) {
-    match supervisor.state(None).await {
-        Ok(containers) => {
-            tracing::info!(containers = containers.len(), "dump");
-            for container in containers {
-                let processes = container.processes.len();
-                let pids = container.pids.len();
-                tracing::info!(container = %container.id, state = container.state.name(), processes, pids, "dump");
-            }
-        }
-        Err(e) => tracing::warn!("cannot look at the containers: {e}"),
+async fn http_listener(flag: &'static str, address: Option<&str>) -> Result<Option<tokio::net::TcpListener>> {
+    match address {
+        Some(address) => http::listen(flag, address).await.map(Some),
+        None => Ok(None),
     }
 }
 

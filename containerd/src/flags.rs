@@ -16,7 +16,7 @@ pub(crate) struct Flags {
     #[arg(long, value_name = "DIR", default_value = "/run/containerd")]
     pub(crate) state_dir: PathBuf,
 
-    /// Where to listen: unix://PATH
+    /// Where to listen: unix://PATH, tcp://HOST:PORT, or fd:// for a socket that systemd passes
     #[arg(long, short, value_name = "ADDRESS", default_value = "unix:///run/containerd/containerd.sock")]
     pub(crate) listen: String,
 
@@ -40,13 +40,41 @@ pub(crate) struct Flags {
     #[arg(long, value_name = "N", default_value_t = 500)]
     pub(crate) retain_count: usize,
 
-    /// How often metrics are printed or sent; this version has none, so that it must be 0
-    #[arg(long, value_name = "DURATION", default_value = "0", value_parser = duration)]
+    /// How often metrics are printed (with --debug) or sent; 0 for never
+    #[arg(long, value_name = "DURATION", default_value = "5m0s", value_parser = duration)]
     pub(crate) metrics_interval: Duration,
+
+    /// Send metrics to a Graphite server there instead of printing them: HOST:PORT
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) graphite_address: Option<String>,
+
+    /// Serve metrics for Prometheus over HTTP there: HOST:PORT
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) metrics_address: Option<String>,
+
+    /// Serve debug information over HTTP there (CPU profile, tasks, log level): HOST:PORT
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) pprof_address: Option<String>,
 
     /// Group that owns the socket, name or number
     #[arg(long, value_name = "GROUP")]
     pub(crate) group: Option<String>,
+
+    /// This daemon's certificate for tcp://, PEM
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tls_cert: Option<PathBuf>,
+
+    /// The certificate's key, PEM
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tls_key: Option<PathBuf>,
+
+    /// The authority of which every client must have a certificate, PEM
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tls_ca: Option<PathBuf>,
+
+    /// Allow tcp:// without TLS, on loopback only: everybody on this machine is then root
+    #[arg(long)]
+    pub(crate) insecure_tcp: bool,
 
     /// Log everything; the same as --log-level debug
     #[arg(long)]

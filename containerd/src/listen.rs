@@ -1,39 +1,83 @@
-//! The socket that clients come to.
+//! The sockets that clients come to.
 
 use anyhow::{Context, Result, bail};
 use futures_util::Stream;
 use rustix::fs::{Gid, Mode, chown};
 use rustix::process::umask;
 use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tokio::net::UnixListener;
+use sys::activation::Passed;
+use tokio::net::{TcpListener, TcpStream, UnixListener};
+use tokio::sync::mpsc;
+use tokio_rustls::TlsAcceptor;
 
 use crate::authority::Connection;
+use crate::flags::Flags;
+use crate::tls;
 
 /// How long to wait when no connection can be taken, for want of descriptors for example.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// A listening socket, whose file goes when this is dropped.
+/// How long a client may take until it has shown its certificate.
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
+
+/// Connections that have been taken and not yet been served.
+const BACKLOG: usize = 64;
+
+/// Where clients come.
+enum Listener {
+    Unix(UnixListener),
+    /// Without TLS: whoever can connect is trusted.
+    Insecure(TcpListener),
+    Tls(TcpListener, TlsAcceptor),
+}
+
+/// All sockets, whose files go when this is dropped.
+pub(crate) struct Sockets {
+    listeners: Vec<Listener>,
+    _file: Option<SocketFile>,
+}
+
+/// A socket's file, if this process made it.
 #[derive(Debug)]
-pub(crate) struct Socket {
+struct SocketFile {
     path: PathBuf,
     /// Device and inode, to tell the file from a successor's.
     file: (u64, u64),
 }
 
-/// Listens at `address`. A socket file that nobody listens on is replaced; one that somebody does is not.
-pub(crate) fn listen(address: &str, group: Option<&str>) -> Result<(UnixListener, Socket)> {
-    let path = match address.split_once("://") {
-        Some(("unix", path)) if !path.is_empty() => std::path::absolute(path)?,
-        Some((protocol @ ("tcp" | "fd"), _)) => bail!("cannot listen at {address}: {protocol}:// is not supported yet"),
-        _ => bail!("cannot listen at {address:?}: an address is written as unix:///path/of/the/socket"),
-    };
-    listen_at(&path, group).with_context(|| format!("cannot listen at {}", path.display()))
+/// Listens as the flags say. `passed` are the sockets of a service manager. A socket file that nobody listens on is
+/// replaced; one that somebody does is not.
+pub(crate) fn listen(flags: &Flags, passed: Vec<Passed>) -> Result<Sockets> {
+    let address = flags.listen.as_str();
+    let cannot = || format!("cannot listen at {address}");
+    let tls = tls::acceptor(flags)?;
+    match address.split_once("://") {
+        Some(("unix", path)) if !path.is_empty() => {
+            let (listener, file) =
+                listen_at(&std::path::absolute(path)?, flags.group.as_deref()).with_context(cannot)?;
+            Ok(Sockets { listeners: vec![Listener::Unix(listener)], _file: Some(file) })
+        }
+        Some(("tcp", host)) if !host.is_empty() => {
+            let listener = std::net::TcpListener::bind(host).with_context(cannot)?;
+            let listener = tcp(listener, tls, flags.insecure_tcp).with_context(cannot)?;
+            Ok(Sockets { listeners: vec![listener], _file: None })
+        }
+        Some(("fd", which)) => {
+            let listeners = adopt(passed, which, tls.as_ref(), flags.insecure_tcp).with_context(cannot)?;
+            Ok(Sockets { listeners, _file: None })
+        }
+        _ => bail!(
+            "cannot listen at {address:?}: an address is written as unix:///path/of/the/socket, tcp://host:port or fd://"
+        ),
+    }
 }
 
-fn listen_at(path: &Path, group: Option<&str>) -> Result<(UnixListener, Socket)> {
+fn listen_at(path: &Path, group: Option<&str>) -> Result<(UnixListener, SocketFile)> {
     let group = group.map(find_group).transpose()?;
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
@@ -49,7 +93,7 @@ fn listen_at(path: &Path, group: Option<&str>) -> Result<(UnixListener, Socket)>
         chown(path, None, Some(Gid::from_raw(group))).context("give the socket to its group")?;
     }
     let metadata = std::fs::symlink_metadata(path)?;
-    let socket = Socket { path: path.to_path_buf(), file: (metadata.dev(), metadata.ino()) };
+    let socket = SocketFile { path: path.to_path_buf(), file: (metadata.dev(), metadata.ino()) };
     Ok((UnixListener::from_std(listener)?, socket))
 }
 
@@ -70,6 +114,62 @@ fn remove_stale(path: &Path) -> Result<()> {
     }
 }
 
+/// A TCP socket with TLS, or on loopback if it must be without.
+fn tcp(listener: std::net::TcpListener, tls: Option<TlsAcceptor>, insecure: bool) -> Result<Listener> {
+    let address = listener.local_addr()?;
+    listener.set_nonblocking(true)?;
+    match tls {
+        Some(tls) => Ok(Listener::Tls(TcpListener::from_std(listener)?, tls)),
+        None if !insecure => bail!(
+            "TCP needs --tls-cert, --tls-key and --tls-ca, since whoever can connect is root on this machine; \
+             on loopback it can be allowed without, by --insecure-tcp"
+        ),
+        None if !address.ip().to_canonical().is_loopback() => {
+            bail!("--insecure-tcp is for loopback only, and {} is not", address.ip())
+        }
+        None => {
+            tracing::warn!(%address, "listening without TLS: everybody on this machine can be root through it");
+            Ok(Listener::Insecure(TcpListener::from_std(listener)?))
+        }
+    }
+}
+
+/// The sockets that were passed: all of them for an empty `which` or `*`, otherwise those of that number or name.
+fn adopt(passed: Vec<Passed>, which: &str, tls: Option<&TlsAcceptor>, insecure: bool) -> Result<Vec<Listener>> {
+    if passed.is_empty() {
+        bail!("no socket was passed to this process (LISTEN_FDS and LISTEN_PID, as systemd sets them)");
+    }
+    let mut listeners = Vec::new();
+    for socket in passed {
+        let number = socket.number.to_string();
+        if matches!(which, "" | "*") || which == number || which == socket.name {
+            let listener = adopt_one(socket.fd, tls, insecure);
+            listeners.push(listener.with_context(|| format!("descriptor {number}"))?);
+        }
+    }
+    if listeners.is_empty() {
+        bail!("none of the sockets that were passed has the number or the name {which:?}");
+    }
+    Ok(listeners)
+}
+
+fn adopt_one(fd: OwnedFd, tls: Option<&TlsAcceptor>, insecure: bool) -> Result<Listener> {
+    use rustix::net::{AddressFamily, sockopt};
+    let is_listening = sockopt::socket_acceptconn(&fd).context("it is no socket")?;
+    if !is_listening {
+        bail!("it is not listening (Accept=no is needed)");
+    }
+    match sockopt::socket_domain(fd.as_fd())? {
+        AddressFamily::UNIX => {
+            let listener = std::os::unix::net::UnixListener::from(fd);
+            listener.set_nonblocking(true)?;
+            Ok(Listener::Unix(UnixListener::from_std(listener)?))
+        }
+        AddressFamily::INET | AddressFamily::INET6 => tcp(std::net::TcpListener::from(fd), tls.cloned(), insecure),
+        _ => bail!("it is neither a unix socket nor one of TCP"),
+    }
+}
+
 /// A group by its number, or by its name in `/etc/group` (group(5)).
 fn find_group(name: &str) -> Result<u32> {
     if let Ok(number) = name.parse() {
@@ -80,7 +180,7 @@ fn find_group(name: &str) -> Result<u32> {
     line.and_then(|line| line.split(':').nth(2)?.parse().ok()).with_context(|| format!("there is no group {name}"))
 }
 
-impl Drop for Socket {
+impl Drop for SocketFile {
     fn drop(&mut self) {
         if std::fs::symlink_metadata(&self.path).is_ok_and(|m| (m.dev(), m.ino()) == self.file) {
             let _ = std::fs::remove_file(&self.path);
@@ -88,17 +188,68 @@ impl Drop for Socket {
     }
 }
 
-/// The connections that come, without end: one that cannot be taken is not the end of the others.
-pub(crate) fn connections(listener: UnixListener) -> impl Stream<Item = io::Result<Connection>> {
-    futures_util::stream::unfold(listener, |listener| async {
-        loop {
-            match listener.accept().await {
-                Ok((stream, _)) => return Some((Ok(Connection::new(stream)), listener)),
+impl Sockets {
+    /// The connections that come, without end: one that cannot be taken is not the end of the others.
+    pub(crate) fn connections(&mut self) -> impl Stream<Item = io::Result<Connection>> + use<> {
+        let (sender, receiver) = mpsc::channel(BACKLOG);
+        for listener in self.listeners.drain(..) {
+            tokio::spawn(accept_all(listener, sender.clone()));
+        }
+        futures_util::stream::unfold(receiver, |mut receiver| async {
+            let connection = receiver.recv().await?;
+            Some((Ok(connection), receiver))
+        })
+    }
+}
+
+/// Takes connections until nobody wants them any more.
+async fn accept_all(listener: Listener, connections: mpsc::Sender<Connection>) {
+    let accept = async || match &listener {
+        Listener::Unix(unix) => unix.accept().await.map(|(stream, _)| Some(Connection::new(stream))),
+        Listener::Insecure(tcp) => tcp.accept().await.map(|(stream, _)| {
+            no_delay(&stream);
+            Some(Connection::new(stream))
+        }),
+        Listener::Tls(tcp, acceptor) => {
+            let (stream, peer) = tcp.accept().await?;
+            // Aside, so that nobody waits for one that is slow.
+            tokio::spawn(shake_hands(acceptor.clone(), stream, peer, connections.clone()));
+            Ok(None)
+        }
+    };
+    loop {
+        tokio::select! {
+            () = connections.closed() => return,
+            accepted = accept() => match accepted {
+                // Nobody is there any more if it cannot be sent; the loop ends then.
+                Ok(Some(connection)) => drop(connections.send(connection).await),
+                Ok(None) => {}
                 Err(e) => {
                     tracing::warn!("cannot take a connection: {e}");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
         }
-    })
+    }
+}
+
+async fn shake_hands(
+    acceptor: TlsAcceptor,
+    stream: TcpStream,
+    peer: SocketAddr,
+    connections: mpsc::Sender<Connection>,
+) {
+    no_delay(&stream);
+    match tokio::time::timeout(HANDSHAKE_LIMIT, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => drop(connections.send(Connection::new(stream)).await),
+        Ok(Err(e)) => tracing::warn!(%peer, "refused a client: {e}"),
+        Err(_) => tracing::warn!(%peer, "refused a client: its TLS handshake took longer than {HANDSHAKE_LIMIT:?}"),
+    }
+}
+
+/// Answers are sent at once, not collected.
+fn no_delay(stream: &TcpStream) {
+    if let Err(e) = stream.set_nodelay(true) {
+        tracing::debug!("cannot set TCP_NODELAY: {e}");
+    }
 }

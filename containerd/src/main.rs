@@ -6,20 +6,31 @@
 mod authority;
 mod convert;
 mod daemon;
+mod dump;
 mod errors;
 mod events;
 mod flags;
+mod http;
 mod listen;
 mod logging;
+mod metrics;
+mod profile;
 mod service;
+mod tls;
 
 use clap::Parser;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let flags = flags::Flags::parse();
-    logging::init(&flags);
-    match daemon::run(flags) {
+    let level = match logging::init(&flags) {
+        Ok(level) => level,
+        Err(e) => {
+            eprintln!("containerd: cannot log: {e:#}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match daemon::run(flags, level) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             tracing::error!("{e:#}");

@@ -5,10 +5,14 @@ use api::api_server::Api;
 use futures_util::Stream;
 use std::pin::Pin;
 use std::time::Duration;
-use supervisor::{Ability, ContainerInfo, CreateContainer, CreateProcess, Error, OnExit, Stdio, Supervisor};
+use supervisor::{
+    Ability, ContainerInfo, CreateContainer, CreateProcess, Error, OnExit, Stdio, Supervisor, carried_through,
+    with_runtime_time,
+};
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
+use tracing::Instrument;
 
 use crate::convert;
 use crate::errors::{invalid, status};
@@ -25,22 +29,11 @@ pub(crate) struct Service {
 }
 
 /// A call that is under way.
-struct Busy {
-    supervisor: Supervisor,
-    calls: watch::Sender<usize>,
-}
-
-impl std::ops::Deref for Busy {
-    type Target = Supervisor;
-
-    fn deref(&self) -> &Supervisor {
-        &self.supervisor
-    }
-}
+struct Busy(watch::Sender<usize>);
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.calls.send_modify(|calls| *calls -= 1);
+        self.0.send_modify(|calls| *calls -= 1);
     }
 }
 
@@ -57,12 +50,36 @@ impl Service {
         Service { supervisor, start_timeout, stopping, calls }
     }
 
-    /// The supervisor, once it knows what there is.
-    async fn supervisor(&self) -> Busy {
-        let busy = Busy { supervisor: self.supervisor.clone(), calls: self.calls.clone() };
-        busy.calls.send_modify(|calls| *calls += 1);
-        busy.supervisor.recovered().await;
-        busy
+    /// Carries out a call once the supervisor knows what there is: within a span that names it, and logged with the
+    /// time that it took and how much of that was a runtime's.
+    async fn call<T>(
+        &self,
+        method: &'static str,
+        id: &str,
+        process: &str,
+        work: impl Future<Output = Result<T, Status>>,
+    ) -> Answer<T> {
+        let begun = Instant::now();
+        let _busy = self.busy();
+        let (id, process) = (shortened(id), shortened(process));
+        let span =
+            tracing::info_span!("call", method, container = id, process = (!process.is_empty()).then_some(process));
+        let carry_out = async {
+            let _task = self.supervisor.tasks().begin(method, id, process);
+            self.supervisor.recovered().await;
+            let (result, in_runtime) = with_runtime_time(work).await;
+            let code = result.as_ref().err().map_or(Code::Ok, Status::code);
+            let ms = |time: Duration| time.as_secs_f64() * 1e3;
+            tracing::debug!(?code, ms = ms(begun.elapsed()), runtime_ms = ms(in_runtime), "answered");
+            result.map(Response::new)
+        };
+        carry_out.instrument(span).await
+    }
+
+    /// Says that a call is under way, until the result is dropped.
+    fn busy(&self) -> Busy {
+        self.calls.send_modify(|calls| *calls += 1);
+        Busy(self.calls.clone())
     }
 
     fn deadline(&self) -> Instant {
@@ -70,8 +87,19 @@ impl Service {
     }
 }
 
+/// What a client sent, as far as it is worth repeating.
+fn shortened(text: &str) -> &str {
+    // Longer than any id that is accepted.
+    text.char_indices().nth(128).map_or(text, |(end, _)| &text[..end])
+}
+
 /// Creates and starts; what cannot be started is removed again.
-async fn run(supervisor: Busy, request: CreateContainer, deadline: Instant) -> Result<ContainerInfo, Error> {
+async fn run(
+    supervisor: Supervisor,
+    _busy: Busy,
+    request: CreateContainer,
+    deadline: Instant,
+) -> Result<ContainerInfo, Error> {
     let id = request.id.clone();
     supervisor.create(request, deadline).await?;
     let started = supervisor.start(&id, deadline).await;
@@ -82,7 +110,7 @@ async fn run(supervisor: Busy, request: CreateContainer, deadline: Instant) -> R
     started
 }
 
-fn unsupported<T>(what: &str) -> Answer<T> {
+fn unsupported<T>(what: &str) -> Result<T, Status> {
     Err(Status::unimplemented(format!("containerd: {what} is not supported by this version")))
 }
 
@@ -105,85 +133,104 @@ impl Api for Service {
         &self,
         request: Request<api::CreateContainerRequest>,
     ) -> Answer<api::CreateContainerResponse> {
-        let busy = self.supervisor().await;
         let request = request.into_inner();
-        if !request.checkpoint.is_empty() {
-            return unsupported("restoring a checkpoint");
-        }
-        let request = CreateContainer {
-            id: request.id,
-            bundle: request.bundle_path,
-            stdio: Stdio { stdin: request.stdin, stdout: request.stdout, stderr: request.stderr },
-            labels: request.labels,
-            runtime: Some(request.runtime).filter(|runtime| !runtime.is_empty()),
-            runtime_args: request.runtime_args,
-            no_pivot_root: request.no_pivot_root,
-            on_exit: OnExit::Delete,
-        };
-        // In a task of its own: a client that goes away does not leave a container half-made.
-        let task = tokio::spawn(run(busy, request, self.deadline()));
-        let info = task.await.map_err(|e| Status::internal(format!("containerd: {e}")))?.map_err(status)?;
-        Ok(Response::new(api::CreateContainerResponse { container: Some(convert::container(info)) }))
+        let id = request.id.clone();
+        self.call("CreateContainer", &id, "", async move {
+            let runtime = Some(request.runtime).filter(|runtime| !runtime.is_empty());
+            if !request.checkpoint.is_empty() {
+                let asked = self.supervisor.require_of(runtime.as_deref(), &request.runtime_args, Ability::Restore);
+                asked.await.map_err(status)?;
+                return unsupported("restoring a checkpoint");
+            }
+            let request = CreateContainer {
+                id: request.id,
+                bundle: request.bundle_path,
+                stdio: Stdio { stdin: request.stdin, stdout: request.stdout, stderr: request.stderr },
+                labels: request.labels,
+                runtime,
+                runtime_args: request.runtime_args,
+                no_pivot_root: request.no_pivot_root,
+                on_exit: OnExit::Delete,
+            };
+            // A client that goes away does not leave a container half-made.
+            let info = carried_through(run(self.supervisor.clone(), self.busy(), request, self.deadline()))
+                .await
+                .map_err(status)?;
+            Ok(api::CreateContainerResponse { container: Some(convert::container(info)) })
+        })
+        .await
     }
 
     async fn update_container(
         &self,
         request: Request<api::UpdateContainerRequest>,
     ) -> Answer<api::UpdateContainerResponse> {
-        let supervisor = self.supervisor().await;
-        let request = request.into_inner();
-        let changes = request.resources.map(convert::changes).transpose()?.unwrap_or_default();
-        // The state first: if it does not fit, nothing has been changed.
-        match request.status.as_str() {
-            "" if changes.is_empty() => drop(supervisor.state(Some(&request.id)).await.map_err(status)?),
-            "" => {}
-            "paused" => supervisor.pause(&request.id).await.map_err(status)?,
-            "running" => supervisor.resume(&request.id).await.map_err(status)?,
-            other => return Err(invalid("status", other, "must be \"paused\" or \"running\"")),
-        }
-        if !changes.is_empty() {
-            supervisor.update(&request.id, changes).await.map_err(status)?;
-        }
-        Ok(Response::new(api::UpdateContainerResponse {}))
+        let api::UpdateContainerRequest { id, status: state, resources, .. } = request.into_inner();
+        self.call("UpdateContainer", &id, "", async {
+            let changes = resources.map(convert::changes).transpose()?.unwrap_or_default();
+            // The state first: if it does not fit, nothing has been changed.
+            match state.as_str() {
+                "" if changes.is_empty() => drop(self.supervisor.state(Some(&id)).await.map_err(status)?),
+                "" => {}
+                "paused" => self.supervisor.pause(&id).await.map_err(status)?,
+                "running" => self.supervisor.resume(&id).await.map_err(status)?,
+                other => return Err(invalid("status", other, "must be \"paused\" or \"running\"")),
+            }
+            if !changes.is_empty() {
+                self.supervisor.update(&id, changes).await.map_err(status)?;
+            }
+            Ok(api::UpdateContainerResponse {})
+        })
+        .await
     }
 
     async fn signal(&self, request: Request<api::SignalRequest>) -> Answer<api::SignalResponse> {
-        let supervisor = self.supervisor().await;
-        let request = request.into_inner();
-        supervisor.kill(&request.id, &request.pid, request.signal).map_err(status)?;
-        Ok(Response::new(api::SignalResponse {}))
+        let api::SignalRequest { id, pid, signal } = request.into_inner();
+        self.call("Signal", &id, &pid, async {
+            self.supervisor.kill(&id, &pid, signal).map_err(status)?;
+            Ok(api::SignalResponse {})
+        })
+        .await
     }
 
     async fn update_process(&self, request: Request<api::UpdateProcessRequest>) -> Answer<api::UpdateProcessResponse> {
-        let supervisor = self.supervisor().await;
-        let request = request.into_inner();
-        if request.width != 0 || request.height != 0 {
-            supervisor.resize(&request.id, &request.pid, request.width, request.height).map_err(status)?;
-        }
-        if request.close_stdin {
-            supervisor.close_stdin(&request.id, &request.pid).map_err(status)?;
-        }
-        Ok(Response::new(api::UpdateProcessResponse {}))
+        let api::UpdateProcessRequest { id, pid, close_stdin, width, height } = request.into_inner();
+        self.call("UpdateProcess", &id, &pid, async {
+            if width != 0 || height != 0 {
+                self.supervisor.resize(&id, &pid, width, height).map_err(status)?;
+            }
+            if close_stdin {
+                self.supervisor.close_stdin(&id, &pid).map_err(status)?;
+            }
+            Ok(api::UpdateProcessResponse {})
+        })
+        .await
     }
 
     async fn add_process(&self, request: Request<api::AddProcessRequest>) -> Answer<api::AddProcessResponse> {
-        let supervisor = self.supervisor().await;
         let mut request = request.into_inner();
-        let spec = convert::process_spec(&mut request);
-        let stdio = Stdio { stdin: request.stdin, stdout: request.stdout, stderr: request.stderr };
-        let request = CreateProcess { id: request.id, name: request.pid, spec, stdio };
-        let created = supervisor.create_process(request).await.map_err(status)?;
-        let system_pid = supervisor.start_process(created, self.deadline()).await.map_err(status)?;
-        Ok(Response::new(api::AddProcessResponse { system_pid }))
+        let (id, pid) = (request.id.clone(), request.pid.clone());
+        self.call("AddProcess", &id, &pid, async {
+            let spec = convert::process_spec(&mut request);
+            let stdio = Stdio { stdin: request.stdin, stdout: request.stdout, stderr: request.stderr };
+            let request = CreateProcess { id: request.id, name: request.pid, spec, stdio };
+            let created = self.supervisor.create_process(request).await.map_err(status)?;
+            let system_pid = self.supervisor.start_process(created, self.deadline()).await.map_err(status)?;
+            Ok(api::AddProcessResponse { system_pid })
+        })
+        .await
     }
 
     async fn create_checkpoint(
         &self,
         request: Request<api::CreateCheckpointRequest>,
     ) -> Answer<api::CreateCheckpointResponse> {
-        let supervisor = self.supervisor().await;
-        supervisor.require(&request.into_inner().id, Ability::Checkpoint).await.map_err(status)?;
-        unsupported("CreateCheckpoint")
+        let id = request.into_inner().id;
+        self.call("CreateCheckpoint", &id, "", async {
+            self.supervisor.require(&id, Ability::Checkpoint).await.map_err(status)?;
+            unsupported("CreateCheckpoint")
+        })
+        .await
     }
 
     async fn delete_checkpoint(
@@ -198,20 +245,22 @@ impl Api for Service {
     }
 
     async fn state(&self, request: Request<api::StateRequest>) -> Answer<api::StateResponse> {
-        let supervisor = self.supervisor().await;
         let id = request.into_inner().id;
-        let id = Some(id.as_str()).filter(|id| !id.is_empty());
-        let containers = supervisor.state(id).await.map_err(status)?;
-        Ok(Response::new(api::StateResponse {
-            containers: containers.into_iter().map(convert::container).collect(),
-            machine: Some(convert::machine()),
-        }))
+        self.call("State", &id, "", async {
+            let containers =
+                self.supervisor.state(Some(id.as_str()).filter(|id| !id.is_empty())).await.map_err(status)?;
+            Ok(api::StateResponse {
+                containers: containers.into_iter().map(convert::container).collect(),
+                machine: Some(convert::machine()),
+            })
+        })
+        .await
     }
 
     type EventsStream = Pin<Box<dyn Stream<Item = Result<api::Event, Status>> + Send>>;
 
     async fn events(&self, request: Request<api::EventsRequest>) -> Answer<Self::EventsStream> {
-        let supervisor = self.supervisor().await;
+        self.supervisor.recovered().await;
         let request = request.into_inner();
         let from = convert::moment(request.timestamp)?;
         if request.stored_only && from.is_none() {
@@ -219,13 +268,13 @@ impl Api for Service {
             return Err(Status::invalid_argument(format!("containerd: {text}")));
         }
         let id = Some(request.id).filter(|id| !id.is_empty());
-        let subscription = supervisor.subscribe(from, id, request.stored_only);
+        let subscription = self.supervisor.subscribe(from, id, request.stored_only);
         Ok(Response::new(Box::pin(events::stream(subscription, self.stopping.clone()))))
     }
 
     async fn stats(&self, request: Request<api::StatsRequest>) -> Answer<api::StatsResponse> {
-        let supervisor = self.supervisor().await;
-        let stats = supervisor.stats(&request.into_inner().id).await.map_err(status)?;
-        Ok(Response::new(convert::stats(stats)))
+        let id = request.into_inner().id;
+        self.call("Stats", &id, "", async { self.supervisor.stats(&id).await.map(convert::stats).map_err(status) })
+            .await
     }
 }

@@ -1,6 +1,7 @@
 //! The command line.
 
 use clap::{Args as Group, Parser, Subcommand};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Starts, watches and enters containers that containerd supervises.
@@ -14,6 +15,18 @@ pub(crate) struct Args {
     /// How long to wait for the connection
     #[arg(long, global = true, value_name = "DURATION", default_value = "1s", value_parser = duration)]
     pub(crate) conn_timeout: Duration,
+
+    /// A certificate to show to the daemon on tcp://, PEM
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) tls_cert: Option<PathBuf>,
+
+    /// The certificate's key, PEM
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) tls_key: Option<PathBuf>,
+
+    /// The authority that the daemon's certificate is of, PEM
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) tls_ca: Option<PathBuf>,
 
     /// Show all that is known of a failure
     #[arg(long, global = true)]

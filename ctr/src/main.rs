@@ -10,6 +10,7 @@ mod session;
 mod stats;
 mod table;
 mod terminal;
+mod tls;
 
 use clap::{CommandFactory, Parser};
 use std::process::ExitCode;
@@ -56,7 +57,8 @@ fn run(args: Args) -> Result<ExitCode, Failure> {
 }
 
 async fn execute(args: Args) -> Result<ExitCode, Failure> {
-    let target = client::Target { address: args.address, timeout: args.conn_timeout };
+    let tls = tls::Files { cert: args.tls_cert, key: args.tls_key, ca: args.tls_ca };
+    let target = client::Target { address: args.address, timeout: args.conn_timeout, tls };
     match args.command {
         Command::Containers { command } => containers::execute(&target, command.unwrap_or_default()).await,
         Command::Events(options) => events::execute(&target, None, options).await,

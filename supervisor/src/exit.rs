@@ -10,7 +10,7 @@ use crate::event::{Event, EventKind};
 use crate::journal::Held;
 use crate::lifecycle::{Action, Happened, Request};
 use crate::process::{DEATH_LIMIT, ExitFifo, Process};
-use crate::start::{carried_through, delete};
+use crate::start::carried_through;
 use crate::supervisor::{Shared, Supervisor};
 
 /// The status of a process that was killed because its shim died.
@@ -38,7 +38,7 @@ impl Supervisor {
                     // Its exit is told first. The sender lives as long as `init`.
                     let _ = init.over.subscribe().wait_for(|over| *over).await;
                 }
-                delete(&container.oci, &container, Operation::Delete, shared.config.call_timeout).await;
+                shared.delete_by_runtime(&container, Operation::Delete).await;
                 shared.remove(&container);
             }
             Ok(())
@@ -66,6 +66,7 @@ impl Shared {
         }
         // From here on the state refuses what waits, so that it must be let go on.
         drop(order);
+        let _task = self.tasks.begin("exit of init", &container.id, INIT);
         self.end_added(&container).await;
         // The group goes with the runtime's `delete`.
         self.tell_last_oom(&container).await;
@@ -79,7 +80,7 @@ impl Shared {
             return;
         }
         let deleting = Instant::now();
-        delete(&container.oci, &container, Operation::Delete, self.config.call_timeout).await;
+        self.delete_by_runtime(&container, Operation::Delete).await;
         let held = self.record_exit(Shared::event(EventKind::Exit, &container, Some(&init), status)).await;
         self.remove(&container);
         self.metrics.delete.record(deleting.elapsed());

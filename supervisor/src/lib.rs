@@ -31,6 +31,7 @@ mod start;
 mod stats;
 mod subscription;
 mod supervisor;
+mod tasks;
 mod timer;
 mod update;
 
@@ -46,7 +47,9 @@ pub use metrics::Metrics;
 pub use network::Interface;
 pub use runtime::{Ability, ProcessSpec, Rlimit, Stdio, User};
 pub use snapshot::{ContainerInfo, ProcessInfo};
+pub use start::carried_through;
 pub use stats::ContainerStats;
 pub use subscription::{Lost, Subscription};
 pub use supervisor::Supervisor;
+pub use tasks::{Task, TaskGuard, Tasks, with_runtime_time};
 pub use timer::{Reading, Timer};

@@ -13,7 +13,6 @@ use crate::exit::UNKNOWN;
 use crate::journal::{Told, key_or_name};
 use crate::lifecycle::State;
 use crate::process::{ExitFifo, Process};
-use crate::start::delete;
 use crate::supervisor::{Shared, Supervisor};
 
 impl Supervisor {
@@ -74,6 +73,7 @@ impl Left {
 
 impl Shared {
     async fn recover_container(self: Arc<Self>, id: String, told: Arc<Told>) -> Result<(), (String, Error)> {
+        let _task = self.tasks.begin("recovery", &id, "");
         self.take_up(&id, &told).await.map_err(|e| (id, e))
     }
 
@@ -226,7 +226,7 @@ impl Shared {
             tracing::warn!(container = %container.id, "cannot kill init: {e}");
         }
         init.kill_shim().await;
-        delete(&container.oci, container, Operation::ForceDelete, self.config.call_timeout).await;
+        self.delete_by_runtime(container, Operation::ForceDelete).await;
         container.kill_all();
         self.remove(container);
     }

@@ -60,7 +60,10 @@ impl Supervisor {
             let _order = container.order.write().await;
             container.check(request)?;
             let log = container.dir.process(INIT).runtime_log();
+            let what = if request == Request::Pause { "runtime pause" } else { "runtime resume" };
+            let task = shared.tasks.begin_runtime(what, &container.id, "");
             let result = container.oci.run(operation, &container.id, &log, shared.config.call_timeout).await;
+            drop(task);
             if container.killed.load(Ordering::SeqCst) {
                 // It was killed meanwhile, and on v1 would not die frozen.
                 if let Some(Err(e)) = container.cgroup().map(Cgroup::thaw_for_kill) {

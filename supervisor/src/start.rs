@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::time::Instant;
+use tracing::Instrument;
 
 use crate::container::{Container, CreateContainer, OnExit};
 use crate::error::Error;
@@ -14,6 +15,7 @@ use crate::lifecycle::{Happened, Request, State};
 use crate::process::{DEATH_LIMIT, ExitFifo, Process};
 use crate::snapshot::ContainerInfo;
 use crate::supervisor::{Shared, Supervisor, check_name, new_key};
+use crate::tasks::passed_on;
 
 /// How long a start goes on after the container's init has ended: the runtime finds out by itself, normally.
 const AFTER_INIT: Duration = Duration::from_secs(2);
@@ -38,6 +40,11 @@ impl Supervisor {
         self.0.check_ability(&container.oci, ability).await
     }
 
+    /// The same of the runtime that a new container would use.
+    pub async fn require_of(&self, runtime: Option<&str>, arguments: &[String], ability: Ability) -> Result<(), Error> {
+        self.0.check_ability(&self.0.runtime_for(runtime, arguments)?, ability).await
+    }
+
     /// Removes a container that was never started, with all that belongs to it. Nobody is told.
     pub async fn discard(&self, id: &str) -> Result<(), Error> {
         let (shared, container) = (self.0.clone(), self.0.container(id)?);
@@ -53,10 +60,10 @@ impl Supervisor {
 }
 
 /// Runs an operation to its end even if whoever asked for it goes away.
-pub(crate) async fn carried_through<T: Send + 'static>(
+pub async fn carried_through<T: Send + 'static>(
     operation: impl Future<Output = Result<T, Error>> + Send + 'static,
 ) -> Result<T, Error> {
-    match tokio::spawn(operation).await {
+    match tokio::spawn(passed_on(operation.in_current_span())).await {
         Ok(result) => result,
         Err(e) if e.is_panic() => std::panic::resume_unwind(e.into_panic()),
         Err(e) => Err(Error::System { operation: "carry out an operation", source: io::Error::other(e) }),
@@ -170,6 +177,8 @@ impl Shared {
         process: &Process,
         deadline: Instant,
     ) -> Result<ExitFifo, Error> {
+        let what = if process.name == INIT { "shim and runtime create" } else { "shim and runtime exec" };
+        let _task = self.tasks.begin_runtime(what, &container.id, &process.name);
         let exit = process.dir.open_exit()?;
         let mut watch = self.pids.watch(process.dir.path()).map_err(Error::system("watch a process directory"))?;
         let started = self.shim.start(&container.id, &container.record.bundle, &container.oci, &process.dir);
@@ -248,11 +257,13 @@ impl Shared {
         let begun = Instant::now();
         let init = container.process(INIT)?;
         let limit = deadline.saturating_duration_since(Instant::now());
+        let task = self.tasks.begin_runtime("runtime start", &container.id, INIT);
         let started = container.oci.run(Operation::Start, &container.id, &init.dir.runtime_log(), limit).await;
         started.map_err(|e| match e {
             runtime::OciError::Timeout { .. } => Error::StartTimeout { id: container.id.clone() },
             e => e.into(),
         })?;
+        drop(task);
         // In the journal before anybody is told, and before the exit, which waits for `order`.
         self.journal.append(Shared::event(EventKind::StartContainer, container, None, 0))?;
         container.happened(Happened::Started);
@@ -276,13 +287,23 @@ impl Shared {
                 tracing::warn!(container = %container.id, "cannot kill init: {e}");
             }
             if created || (init.begun.load(Ordering::Acquire) && interrupted(&init.dir)) {
-                delete(&container.oci, container, Operation::ForceDelete, self.config.call_timeout).await;
+                self.delete_by_runtime(container, Operation::ForceDelete).await;
             }
             container.kill_all();
             init.kill_shim().await;
             Shared::log_shim_warnings(&container.id, INIT, &init.dir);
         }
         self.remove(container);
+    }
+
+    /// The runtime's `delete`, whose failure is only logged.
+    pub(crate) async fn delete_by_runtime(&self, container: &Container, operation: Operation<'_>) {
+        let _task = self.tasks.begin_runtime("runtime delete", &container.id, "");
+        let log = container.dir.process(INIT).runtime_log();
+        let oci = &container.oci;
+        if let Err(e) = oci.run(operation, &container.id, &log, self.config.call_timeout).await {
+            tracing::warn!(container = %container.id, "{} {} failed: {e}", oci.name(), operation.name());
+        }
     }
 
     /// Removes the directory and frees the id.
@@ -300,14 +321,6 @@ impl Shared {
 /// has cleaned up; what has the id then is not ours.
 fn interrupted(dir: &ProcessDir) -> bool {
     dir.runtime_error().is_none() && dir.shim_error().is_none_or(|line| line.kind == "runtime" || line.kind == "system")
-}
-
-/// The runtime's `delete`, whose failure is only logged.
-pub(crate) async fn delete(oci: &Oci, container: &Container, operation: Operation<'_>, limit: Duration) {
-    let log = container.dir.process(INIT).runtime_log();
-    if let Err(e) = oci.run(operation, &container.id, &log, limit).await {
-        tracing::warn!(container = %container.id, "{} {} failed: {e}", oci.name(), operation.name());
-    }
 }
 
 /// Why a shim ended without having written a pid: in the runtime's words, or else in its own.

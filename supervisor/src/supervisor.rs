@@ -17,6 +17,7 @@ use crate::metrics::Metrics;
 use crate::pid_watch::PidWatcher;
 use crate::process::Process;
 use crate::subscription::Subscription;
+use crate::tasks::Tasks;
 
 /// Supervises the containers of one state directory. Cheap to clone; all clones are the same.
 #[derive(Debug, Clone)]
@@ -31,6 +32,7 @@ pub(crate) struct Shared {
     pub(crate) hierarchies: Hierarchies,
     pub(crate) abilities: Abilities,
     pub(crate) metrics: Metrics,
+    pub(crate) tasks: Tasks,
     pub(crate) boot_id: String,
     /// Every id that is in use; a container that is being created is there without one.
     containers: Mutex<HashMap<String, Option<Arc<Container>>>>,
@@ -55,6 +57,7 @@ impl Supervisor {
             hierarchies: Hierarchies::read().map_err(Error::system("read the cgroup mounts"))?,
             abilities: Abilities::default(),
             metrics: Metrics::default(),
+            tasks: Tasks::default(),
             boot_id: boot_id.trim().to_string(),
             containers: Mutex::default(),
             recovered,
@@ -76,6 +79,11 @@ impl Supervisor {
     /// What is counted and timed.
     pub fn metrics(&self) -> &Metrics {
         &self.0.metrics
+    }
+
+    /// What is being done at the moment, for whoever wants to know why something takes so long.
+    pub fn tasks(&self) -> &Tasks {
+        &self.0.tasks
     }
 
     /// How many containers there are; those that are being created are among them.

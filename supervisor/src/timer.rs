@@ -54,7 +54,7 @@ pub struct Reading {
 impl Default for Timer {
     fn default() -> Timer {
         let now = Instant::now();
-        // It grows with what it is given, up to about 20 kB. Two significant digits always are valid.
+        // Two significant digits always are valid.
         let histogram = Histogram::new(2).unwrap_or_else(|_| unreachable!("two digits are allowed"));
         let inner = Inner { histogram, sum: Duration::ZERO, made: now, ticked: now, since_tick: 0, rates: None };
         Timer(Mutex::new(inner))
@@ -81,7 +81,10 @@ impl Timer {
         let mut inner = self.lock();
         inner.tick(now);
         let nanoseconds = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-        inner.histogram.saturating_record(nanoseconds.max(1));
+        // It grows as is needed, which fails for want of memory only.
+        if inner.histogram.record(nanoseconds.max(1)).is_err() {
+            inner.histogram.saturating_record(nanoseconds);
+        }
         inner.sum = inner.sum.saturating_add(duration);
         inner.since_tick += 1;
     }

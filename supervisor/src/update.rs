@@ -82,6 +82,7 @@ impl Shared {
         let file = container.dir.write_resources(&resources.into())?;
         let log = container.dir.process(runtime::INIT).runtime_log();
         let limit = self.config.call_timeout;
+        let _task = self.tasks.begin_runtime("runtime update", &container.id, "");
         let result = container.oci.run(Operation::Update(&file), &container.id, &log, limit).await;
         let _ = std::fs::remove_file(&file);
         Ok(result?)

@@ -11,3 +11,12 @@ pub fn limit_heaps(count: u16) {
     #[cfg(not(target_env = "gnu"))]
     let _ = count;
 }
+
+/// Gives freed memory back to the system (malloc_trim(3)), after much was used for a short time.
+pub fn give_back() {
+    // SAFETY: malloc_trim takes the allocator's own locks and touches only what is free.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}

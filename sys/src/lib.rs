@@ -3,6 +3,7 @@
 //! This is the only crate with `unsafe` in it, and all of that is for what rustix lacks. It knows nothing
 //! of containers, allocates little, and is shared by the daemon, the shim and the client.
 
+pub mod activation;
 pub mod allocator;
 pub mod child;
 pub mod descriptors;

@@ -1,0 +1,42 @@
+//! What the daemon is doing: for SIGUSR1, and for who asks over HTTP.
+
+use std::fmt::Write;
+use supervisor::Supervisor;
+use tokio::runtime::Handle;
+
+/// One line each for the tasks that are under way, the containers, and the event loop.
+pub(crate) async fn lines(supervisor: &Supervisor) -> Vec<String> {
+    let mut lines = Vec::new();
+    for task in supervisor.tasks().running() {
+        let mut line = format!("task: {}", task.what);
+        for (name, value) in [("container", &task.container), ("process", &task.process)] {
+            if !value.is_empty() {
+                // Writing into a string does not fail.
+                let _ = write!(line, " {name}={value}");
+            }
+        }
+        let _ = write!(line, ", for {:.3} s", task.since.elapsed().as_secs_f64());
+        lines.push(line);
+    }
+    match supervisor.state(None).await {
+        Ok(containers) => {
+            for container in containers {
+                let (id, state, pids) = (container.id, container.state.name(), container.pids.len());
+                let names: Vec<String> = container.processes.iter().map(|p| format!("{}={}", p.name, p.pid)).collect();
+                let waits = names.join(" ");
+                lines.push(format!("container: {id} is {state}, {pids} pids; waits for the exit of {waits}"));
+            }
+        }
+        Err(e) => lines.push(format!("cannot look at the containers: {e}")),
+    }
+    let (events, subscribers) = supervisor.events();
+    lines.push(format!("events: {events} written, {subscribers} subscribers"));
+    let metrics = Handle::current().metrics();
+    lines.push(format!(
+        "event loop: {} tasks alive, {} in the queue, {} worker threads",
+        metrics.num_alive_tasks(),
+        metrics.global_queue_depth(),
+        metrics.num_workers(),
+    ));
+    lines
+}
