@@ -17,6 +17,8 @@ need runc runc
 need busybox busybox-static
 if [ "$what" != --demo ]; then
     need crun crun
+    need ip iproute2
+    need losetup mount
 fi
 # A busybox that needs libraries is of no use in a root file system without any.
 if command -v busybox >/dev/null 2>&1 && ldd "$(command -v busybox)" >/dev/null 2>&1; then
@@ -61,4 +63,21 @@ if [ "$what" != --demo ] && [ ! -e /sys/fs/cgroup/cgroup.controllers ] &&
     grep -q '^hugetlb' /proc/cgroups && ! grep -q 'cgroup rw.*hugetlb' /proc/self/mountinfo; then
     mkdir -p /sys/fs/cgroup/hugetlb
     mount -t cgroup -o hugetlb cgroup /sys/fs/cgroup/hugetlb || echo "setup: crun needs hugetlb, which cannot be mounted" >&2
+fi
+
+# Prometheus' own checker of metrics, without its server: only that file of the package.
+tools=$(cd "$(dirname "$0")/.." && pwd)/target/tools
+if [ "$what" != --demo ] && [ ! -x "$tools/promtool" ]; then
+    mkdir -p "$tools"
+    if (
+        cd "$tools"
+        rm -f prometheus_*.deb
+        apt-get download -q prometheus >/dev/null 2>&1 || { apt-get update -q && apt-get download -q prometheus; }
+        dpkg-deb --fsys-tarfile prometheus_*.deb | tar -xO ./usr/bin/promtool >promtool.new
+        rm -f prometheus_*.deb
+        chmod +x promtool.new
+        mv promtool.new promtool
+    ); then :; else
+        echo "setup: cannot get promtool (Debian's prometheus); a test of the metrics will say that it is skipped" >&2
+    fi
 fi

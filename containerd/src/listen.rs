@@ -118,6 +118,7 @@ fn remove_stale(path: &Path) -> Result<()> {
 fn tcp(listener: std::net::TcpListener, tls: Option<TlsAcceptor>, insecure: bool) -> Result<Listener> {
     let address = listener.local_addr()?;
     listener.set_nonblocking(true)?;
+    tracing::info!(%address, "listening");
     match tls {
         Some(tls) => Ok(Listener::Tls(TcpListener::from_std(listener)?, tls)),
         None if !insecure => bail!(

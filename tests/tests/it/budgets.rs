@@ -116,7 +116,7 @@ async fn an_idle_daemon_is_small_and_starts_quickly() {
 }
 
 #[tokio::test]
-async fn state_and_signals_start_no_process() {
+async fn state_stats_and_signals_start_no_process() {
     let host = Host::new().await;
     let mut client = host.client().await;
     sleeper(&host, &mut client, "c").await;
@@ -133,10 +133,103 @@ async fn state_and_signals_start_no_process() {
     let used = status();
     for _ in 0..50 {
         state(&mut client).await;
+        client.stats(api::StatsRequest { id: "c".into() }).await.unwrap();
         signal(&mut client, "c", "init", 28).await.unwrap();
     }
     assert_eq!(status(), used, "no child has come and gone");
     assert_eq!(children_of(host.pid()), before);
     kill(&mut client, "c").await;
+    host.finish();
+}
+
+/// The median of some runs, in microseconds.
+fn median(mut runs: Vec<Duration>) -> f64 {
+    runs.sort_unstable();
+    runs[runs.len() / 2].as_secs_f64() * 1e6
+}
+
+#[tokio::test]
+async fn state_of_500_and_stats_of_one_start_no_process_and_take_less_than_the_runtime_does() {
+    let host = Host::new().await;
+    let bundle = host.bundle(&["sleep", "100000"]);
+    let mut tasks = tokio::task::JoinSet::new();
+    for lane in 0..8 {
+        let mut client = host.client().await;
+        // Groups of their own: each container's pids are its own.
+        let bundles: Vec<(String, String)> = (0..500)
+            .filter(|n| n % 8 == lane)
+            .map(|n| {
+                let mut bundle = host.bundle(&["sleep", "100000"]);
+                bundle.config["linux"]["namespaces"].as_array_mut().unwrap().retain(|namespace| {
+                    // Quicker, and of no interest here.
+                    namespace["type"] != "network"
+                });
+                (format!("c{n}"), bundle.write())
+            })
+            .collect();
+        tasks.spawn(async move {
+            for (id, bundle) in bundles {
+                start(&mut client, &id, &bundle).await;
+            }
+        });
+    }
+    while let Some(result) = tasks.join_next().await {
+        result.unwrap();
+    }
+    drop(bundle);
+    let mut client = host.client().await;
+    let children = children_of(host.pid());
+    let reaped = || {
+        let text = std::fs::read_to_string(format!("/proc/{}/stat", host.pid())).unwrap();
+        let fields: Vec<String> = text[text.rfind(')').unwrap() + 2..].split(' ').map(String::from).collect();
+        (fields[8].clone(), fields[13].clone(), fields[14].clone())
+    };
+    let before = reaped();
+    let (mut states, mut stats, mut by_runtime, mut processes) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let of_runtime = |arguments: &[&str]| {
+        let root = format!("--root={}", host.join("root"));
+        let begun = Instant::now();
+        let output = std::process::Command::new(tests::runtime()).arg(root).args(arguments).output().unwrap();
+        (output.status.success(), begun.elapsed())
+    };
+    // Interleaved, so that a machine that is busy hurts all.
+    for n in 0..30 {
+        let begun = Instant::now();
+        let all = state(&mut client).await;
+        states.push(begun.elapsed());
+        assert_eq!(all.len(), 500);
+        assert!(all.iter().all(|container| container.pids.len() == 1 || n == 0), "each has its own pid");
+        let begun = Instant::now();
+        client.stats(api::StatsRequest { id: "c7".into() }).await.unwrap();
+        stats.push(begun.elapsed());
+        // crun has no such command.
+        let (known, time) = of_runtime(&["events", "--stats", "c7"]);
+        by_runtime.extend(known.then_some(time));
+        let (known, time) = of_runtime(&["ps", "c7"]);
+        processes.extend(known.then_some(time));
+    }
+    assert_eq!(reaped(), before, "no child has come and gone");
+    assert_eq!(children_of(host.pid()), children);
+    let (state, stats) = (median(states), median(stats));
+    println!("State of 500: {state:.0} us; Stats of one: {stats:.0} us");
+    if !by_runtime.is_empty() {
+        let runtime = median(by_runtime);
+        println!("{} events --stats: {runtime:.0} us; Stats is {:.3} of it", tests::runtime(), stats / runtime);
+        assert!(stats < runtime);
+    }
+    if !processes.is_empty() {
+        let runtime = median(processes);
+        let per_container = state / 500.0;
+        println!("{} ps: {runtime:.0} us; State is {:.5} of it a container", tests::runtime(), per_container / runtime);
+        assert!(per_container < runtime);
+    }
+    let mut watch = Watch::new(&mut client).await;
+    for n in 0..500 {
+        signal(&mut client, &format!("c{n}"), "init", 9).await.unwrap();
+    }
+    let mut exits = 0;
+    while exits < 500 {
+        exits += u32::from(watch.next().await.r#type == "exit");
+    }
     host.finish();
 }
