@@ -3,7 +3,7 @@
 CARGO ?= cargo
 BIN := target/release
 
-.PHONY: build demo test lint format setup install clean help
+.PHONY: build demo test test-v2 lint format setup install clean help
 
 build: ## build containerd, containerd-shim and ctr into target/release
 	$(CARGO) build --locked --release
@@ -21,6 +21,11 @@ demo: ## run a real container under a daemon of its own, and show how
 
 test: setup build ## run every test, with the real daemon and the real runtimes
 	RUST_TEST_THREADS=$(TEST_THREADS) $(CARGO) test --locked --release --workspace
+	RUNTIME=crun scripts/test-v2.sh limits:: stats:: oom::a_ calls::a_paused
+
+test-v2: build ## run what control groups matter to in a machine with version 2 only, with runc
+	$(CARGO) test --locked --release --workspace --no-run
+	scripts/test-v2.sh
 
 # Tests wait for processes more than they compute.
 TEST_THREADS ?= 4
@@ -41,4 +46,4 @@ clean: ## remove what was built
 	$(CARGO) clean
 
 help: ## show this
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)

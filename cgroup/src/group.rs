@@ -77,6 +77,17 @@ impl Cgroup {
         }
     }
 
+    /// Thaws it if it is frozen, whatever is in it.
+    pub fn thaw(&self) -> io::Result<()> {
+        if !self.is_frozen()? {
+            return Ok(());
+        }
+        match (self.v1("freezer"), self.v2()) {
+            (None, Some(unified)) => gone_is_done(std::fs::write(unified.join("cgroup.freeze"), "0")),
+            _ => self.thaw_for_kill(),
+        }
+    }
+
     /// Sends SIGKILL to everything in the container.
     pub fn kill(&self) -> io::Result<()> {
         let members = self.members();
@@ -169,5 +180,7 @@ mod tests {
         let v2 = test_cgroup(&[("", path)]);
         std::fs::write(path.join("cgroup.freeze"), "1\n").expect("writes");
         assert!(v2.is_frozen().expect("reads"));
+        v2.thaw().expect("writes");
+        assert!(!v2.is_frozen().expect("reads"));
     }
 }

@@ -298,6 +298,10 @@ impl Shared {
 
     /// The runtime's `delete`, whose failure is only logged.
     pub(crate) async fn delete_by_runtime(&self, container: &Container, operation: Operation<'_>) {
+        // On v2 what was killed while it was frozen is still paused to the runtime, which then refuses.
+        if let Some(Err(e)) = container.cgroup().map(cgroup::Cgroup::thaw) {
+            tracing::warn!(container = %container.id, "cannot thaw it: {e}");
+        }
         let _task = self.tasks.begin_runtime("runtime delete", &container.id, "");
         let log = container.dir.process(INIT).runtime_log();
         let oci = &container.oci;
