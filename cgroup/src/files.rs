@@ -46,13 +46,13 @@ impl Directory {
     pub(crate) fn text(&self, name: &str) -> io::Result<String> {
         let read = || {
             let file = openat(&self.0, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-            // Most are short: one call reads them, a second one finds the end.
-            let mut bytes = Vec::with_capacity(512);
+            let mut bytes = Vec::with_capacity(4096);
             loop {
-                bytes.reserve(128);
-                let room = rustix::buffer::spare_capacity(&mut bytes);
-                match rustix::io::read(&file, room) {
-                    Ok(0) => return Ok(bytes),
+                bytes.reserve(2048);
+                let room = bytes.capacity() - bytes.len();
+                match rustix::io::read(&file, rustix::buffer::spare_capacity(&mut bytes)) {
+                    // The kernel gives all that there is and fits: if half of the room is left, that was the end.
+                    Ok(n) if n == 0 || n < room / 2 => return Ok(bytes),
                     Ok(_) | Err(Errno::INTR) => {}
                     Err(e) => return Err(io::Error::from(e)),
                 }
@@ -60,6 +60,16 @@ impl Directory {
         };
         let bytes = absent_is_none(read())?.unwrap_or_default();
         Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// The names of its files.
+    pub(crate) fn names(&self) -> io::Result<Vec<String>> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let Some(opened) = absent_is_none(openat(&self.0, ".", flags, Mode::empty()).map_err(io::Error::from))? else {
+            return Ok(Vec::new());
+        };
+        let entries = rustix::fs::Dir::new(opened)?;
+        entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
     }
 
     /// A file with one number; 0 if it is not there, and for `max`.

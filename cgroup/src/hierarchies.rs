@@ -55,6 +55,12 @@ impl Hierarchies {
         sys::procfs::read(pid, "cgroup")
     }
 
+    /// Of what [`Hierarchies::places`] told, the lines that are of use: whoever reads them later may be elsewhere.
+    pub fn of_use(&self, places: &str) -> String {
+        let is_of_use = |line: &&str| parse_places(line).iter().any(|place| self.locate(place).is_some());
+        places.lines().filter(is_of_use).map(|line| format!("{line}\n")).collect()
+    }
+
     /// The groups that [`Hierarchies::places`] told of; `None` if none of them is to be seen, or all are this
     /// process's own.
     pub fn cgroup(&self, places: &str) -> Option<Cgroup> {
@@ -87,7 +93,9 @@ impl Hierarchies {
         if below.split('/').any(|part| part == "..") {
             return None;
         }
-        Some((index, below.trim_start_matches('/')))
+        // The whole hierarchy is nobody's: on v1 the kernel shows it for processes that are just ending.
+        let below = below.trim_matches('/');
+        (!below.is_empty()).then_some((index, below))
     }
 }
 
@@ -161,8 +169,9 @@ pub(crate) fn test_cgroup(directories: &[(&str, &Path)]) -> Cgroup {
     let (mut mounts, mut places) = (String::new(), String::new());
     for (controllers, path) in directories {
         let kind = if controllers.is_empty() { "cgroup2 cgroup2 rw" } else { "cgroup cgroup rw," };
-        mounts.push_str(&format!("1 2 0:3 / {} rw - {kind}{controllers}\n", path.display()));
-        places.push_str(&format!("1:{controllers}:/\n"));
+        let (parent, name) = (path.parent().expect("a parent"), path.file_name().expect("a name"));
+        mounts.push_str(&format!("1 2 0:3 / {} rw - {kind}{controllers}\n", parent.display()));
+        places.push_str(&format!("1:{controllers}:/{}\n", name.to_string_lossy()));
     }
     test_hierarchies(&mounts, "").cgroup(&places).expect("a group")
 }
@@ -187,6 +196,8 @@ mod tests {
         assert_eq!(group.v1("memory"), None, "not mounted");
         assert_eq!(all.cgroup("8:pids:/\n0::/\n"), None, "our own");
         assert_eq!(all.cgroup("8:pids:/../x\n"), None, "outside the namespace");
+        assert_eq!(all.cgroup("3:cpu,cpuacct:/\n"), None, "the whole hierarchy");
+        assert_eq!(all.of_use("8:pids:/\n3:cpu,cpuacct:/\n8:pids:/a\n0::/x\n5:x:/y\n"), "8:pids:/a\n0::/x\n");
     }
 
     #[test]

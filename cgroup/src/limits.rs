@@ -166,6 +166,16 @@ pub enum LimitError {
         /// In the kernel's words.
         source: io::Error,
     },
+    /// It could not be put back to what it was.
+    #[error("{} is {now} and not {before}, as it was", field.name())]
+    Stuck {
+        /// The field.
+        field: Field,
+        /// What is there.
+        now: Value,
+        /// What was there.
+        before: Value,
+    },
     /// A file could not be read.
     #[error("read {}: {source}", field.name())]
     Unreadable {
@@ -315,12 +325,15 @@ fn number(text: &str) -> Option<u64> {
 
 /// `0-2,4`.
 fn list(text: &str) -> Option<BTreeSet<u32>> {
+    // No machine has as many CPUs; a client may write anything, as often as it likes.
+    const MOST: u32 = 8192;
     let mut numbers = BTreeSet::new();
+    let mut named: u32 = 0;
     for part in text.trim().split(',').filter(|part| !part.is_empty()) {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
         let (first, last): (u32, u32) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
-        // No machine has more; a client may write anything.
-        if last >= 1 << 16 {
+        named = named.saturating_add(last.saturating_sub(first)).saturating_add(1);
+        if last >= MOST || named > MOST {
             return None;
         }
         numbers.extend(first..=last);
@@ -335,7 +348,6 @@ fn list_text(numbers: &BTreeSet<u32>) -> String {
 
 /// What a setting means where the kernel takes it as it is; memory comes in whole pages.
 fn plain(field: Field, setting: &Setting) -> Result<Vec<Value>, LimitError> {
-    let meaningless = |reason| LimitError::Meaningless { field, value: setting.to_string(), reason };
     let raw = |limit: &Limit| match limit {
         Limit::Unlimited => u64::MAX,
         Limit::To(number) if *number >= UNLIMITED_FROM => u64::MAX,
@@ -361,7 +373,10 @@ fn plain(field: Field, setting: &Setting) -> Result<Vec<Value>, LimitError> {
         }
         Setting::List(text) => {
             let numbers = list(text).filter(|numbers| !numbers.is_empty());
-            vec![Value::List(numbers.ok_or_else(|| meaningless("is no list such as 0-2,4"))?)]
+            vec![Value::List(numbers.ok_or_else(|| {
+                let value = text.chars().take(64).collect::<String>();
+                LimitError::Meaningless { field, value: format!("{value:?}"), reason: "is no list such as 0-2,4" }
+            })?)]
         }
         Setting::Devices(devices) => {
             vec![Value::Devices(devices.iter().map(|(device, limit)| (*device, raw(limit))).collect())]

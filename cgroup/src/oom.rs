@@ -91,8 +91,14 @@ fn sum(group: &Path) -> io::Result<Option<u64>> {
     let mut kills = value(&keyed(&text), "oom_kill");
     // A directory without others in it has two links, which saves listing it.
     if std::fs::metadata(group).is_ok_and(|metadata| metadata.nlink() > 2) {
-        for entry in std::fs::read_dir(group).into_iter().flatten().flatten() {
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+        // What cannot be counted must not look like fewer kills, or they would be told again later.
+        let entries = match std::fs::read_dir(group) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            entries => entries?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
                 kills = kills.saturating_add(sum(&entry.path())?.unwrap_or_default());
             }
         }

@@ -1,8 +1,12 @@
 //! What the daemon is doing: for SIGUSR1, and for who asks over HTTP.
 
 use std::fmt::Write;
+use std::time::Duration;
 use supervisor::Supervisor;
 use tokio::runtime::Handle;
+
+/// How long the containers may take to be looked at.
+const LIMIT: Duration = Duration::from_secs(1);
 
 /// One line each for the tasks that are under way, the containers, and the event loop.
 pub(crate) async fn lines(supervisor: &Supervisor) -> Vec<String> {
@@ -18,8 +22,10 @@ pub(crate) async fn lines(supervisor: &Supervisor) -> Vec<String> {
         let _ = write!(line, ", for {:.3} s", task.since.elapsed().as_secs_f64());
         lines.push(line);
     }
-    match supervisor.state(None).await {
-        Ok(containers) => {
+    // Whatever hangs must not hide itself.
+    match tokio::time::timeout(LIMIT, supervisor.state(None)).await {
+        Err(_) => lines.push(format!("the containers cannot be looked at within {LIMIT:?}: threads wait for files")),
+        Ok(Ok(containers)) => {
             for container in containers {
                 let (id, state, pids) = (container.id, container.state.name(), container.pids.len());
                 let names: Vec<String> = container.processes.iter().map(|p| format!("{}={}", p.name, p.pid)).collect();
@@ -27,7 +33,7 @@ pub(crate) async fn lines(supervisor: &Supervisor) -> Vec<String> {
                 lines.push(format!("container: {id} is {state}, {pids} pids; waits for the exit of {waits}"));
             }
         }
-        Err(e) => lines.push(format!("cannot look at the containers: {e}")),
+        Ok(Err(e)) => lines.push(format!("cannot look at the containers: {e}")),
     }
     let (events, subscribers) = supervisor.events();
     lines.push(format!("events: {events} written, {subscribers} subscribers"));

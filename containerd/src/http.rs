@@ -11,12 +11,16 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 
 /// How long a client may take to send a request's head.
 const HEAD_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long to wait when no connection can be taken.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Connections at a time: descriptors are for containers.
+const CONNECTIONS: usize = 32;
 
 /// The longest body that is of interest.
 const BODY_LIMIT: usize = 1024;
@@ -73,7 +77,10 @@ pub(crate) async fn serve<F: Future<Output = Answer> + Send>(
     answer: impl Fn(Asked) -> F + Send + Sync + 'static,
 ) {
     let answer = Arc::new(answer);
+    let connections = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
+        // Never closed.
+        let Ok(permit) = connections.clone().acquire_owned().await else { return };
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(e) => {
@@ -90,6 +97,7 @@ pub(crate) async fn serve<F: Future<Output = Answer> + Send>(
             if let Err(e) = server.serve_connection(TokioIo::new(stream), service).await {
                 tracing::debug!("an HTTP connection broke: {e}");
             }
+            drop(permit);
         });
     }
 }

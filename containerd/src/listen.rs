@@ -9,10 +9,11 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 use sys::activation::Passed;
 use tokio::net::{TcpListener, TcpStream, UnixListener};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_rustls::TlsAcceptor;
 
 use crate::authority::Connection;
@@ -24,6 +25,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long a client may take until it has shown its certificate.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
+
+/// After how long a silent client is asked whether it is still there.
+const KEEP_ALIVE: Duration = Duration::from_secs(60);
 
 /// Connections that have been taken and not yet been served.
 const BACKLOG: usize = 64;
@@ -56,6 +60,9 @@ pub(crate) fn listen(flags: &Flags, passed: Vec<Passed>) -> Result<Sockets> {
     let address = flags.listen.as_str();
     let cannot = || format!("cannot listen at {address}");
     let tls = tls::acceptor(flags)?;
+    if flags.group.is_some() && !address.starts_with("unix://") {
+        tracing::warn!("--group is for sockets that this daemon makes, which {address} is not; it is not used");
+    }
     match address.split_once("://") {
         Some(("unix", path)) if !path.is_empty() => {
             let (listener, file) =
@@ -164,6 +171,13 @@ fn adopt_one(fd: OwnedFd, tls: Option<&TlsAcceptor>, insecure: bool) -> Result<L
         AddressFamily::UNIX => {
             let listener = std::os::unix::net::UnixListener::from(fd);
             listener.set_nonblocking(true)?;
+            let address = listener.local_addr()?;
+            if let Some(path) = address.as_pathname() {
+                if std::fs::metadata(path).is_ok_and(|metadata| metadata.mode() & 0o002 != 0) {
+                    let path = path.display();
+                    tracing::warn!(%path, "everybody on this machine can connect, and be root (SocketMode=0660 is safer)");
+                }
+            }
             Ok(Listener::Unix(UnixListener::from_std(listener)?))
         }
         AddressFamily::INET | AddressFamily::INET6 => tcp(std::net::TcpListener::from(fd), tls.cloned(), insecure),
@@ -203,18 +217,28 @@ impl Sockets {
     }
 }
 
+/// TLS handshakes that are under way at a time: whoever is refused in the end must not take all descriptors before.
+const HANDSHAKES: usize = 128;
+
 /// Takes connections until nobody wants them any more.
 async fn accept_all(listener: Listener, connections: mpsc::Sender<Connection>) {
+    let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
     let accept = async || match &listener {
         Listener::Unix(unix) => unix.accept().await.map(|(stream, _)| Some(Connection::new(stream))),
         Listener::Insecure(tcp) => tcp.accept().await.map(|(stream, _)| {
-            no_delay(&stream);
+            prepare(&stream);
             Some(Connection::new(stream))
         }),
         Listener::Tls(tcp, acceptor) => {
+            // The semaphore is never closed.
+            let permit = handshakes.clone().acquire_owned().await.map_err(io::Error::other)?;
             let (stream, peer) = tcp.accept().await?;
+            let (acceptor, connections) = (acceptor.clone(), connections.clone());
             // Aside, so that nobody waits for one that is slow.
-            tokio::spawn(shake_hands(acceptor.clone(), stream, peer, connections.clone()));
+            tokio::spawn(async move {
+                shake_hands(acceptor, stream, peer, connections).await;
+                drop(permit);
+            });
             Ok(None)
         }
     };
@@ -240,7 +264,7 @@ async fn shake_hands(
     peer: SocketAddr,
     connections: mpsc::Sender<Connection>,
 ) {
-    no_delay(&stream);
+    prepare(&stream);
     match tokio::time::timeout(HANDSHAKE_LIMIT, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => drop(connections.send(Connection::new(stream)).await),
         Ok(Err(e)) => tracing::warn!(%peer, "refused a client: {e}"),
@@ -248,9 +272,17 @@ async fn shake_hands(
     }
 }
 
-/// Answers are sent at once, not collected.
-fn no_delay(stream: &TcpStream) {
-    if let Err(e) = stream.set_nodelay(true) {
-        tracing::debug!("cannot set TCP_NODELAY: {e}");
+/// Answers are sent at once, not collected; and a client that has vanished without a word is noticed.
+fn prepare(stream: &TcpStream) {
+    use rustix::net::sockopt;
+    let set = || {
+        sockopt::set_tcp_nodelay(stream, true)?;
+        sockopt::set_socket_keepalive(stream, true)?;
+        sockopt::set_tcp_keepidle(stream, KEEP_ALIVE)?;
+        sockopt::set_tcp_keepintvl(stream, KEEP_ALIVE / 4)?;
+        sockopt::set_tcp_keepcnt(stream, 4)
+    };
+    if let Err(e) = set().map_err(io::Error::from) {
+        tracing::debug!("cannot set options of a connection: {e}");
     }
 }

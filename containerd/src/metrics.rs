@@ -19,8 +19,17 @@ pub(crate) struct Figures {
 }
 
 impl Figures {
-    /// Gathers them. Reads a few files in `/proc`.
-    pub(crate) fn gather(supervisor: &Supervisor) -> Figures {
+    /// Gathers them, where reading `/proc` delays nobody.
+    async fn gather(supervisor: &Supervisor) -> Figures {
+        let supervisor = supervisor.clone();
+        match tokio::task::spawn_blocking(move || Figures::gather_now(&supervisor)).await {
+            Ok(figures) => figures,
+            Err(e) => std::panic::resume_unwind(Box::new(e)),
+        }
+    }
+
+    /// Reads a few files in `/proc`.
+    fn gather_now(supervisor: &Supervisor) -> Figures {
         let metrics = supervisor.metrics();
         let (events, subscribers) = supervisor.events();
         let (descriptors, watched) = descriptors();
@@ -81,7 +90,7 @@ pub(crate) async fn report(supervisor: Supervisor, interval: Duration, graphite:
     ticks.tick().await;
     loop {
         ticks.tick().await;
-        let figures = Figures::gather(&supervisor);
+        let figures = Figures::gather(&supervisor).await;
         match &graphite {
             None => figures.log(),
             Some(address) => {
@@ -103,7 +112,7 @@ pub(crate) async fn serve(listener: TcpListener, supervisor: Supervisor) {
                 "/metrics" => Answer {
                     status: hyper::StatusCode::OK,
                     kind: prometheus::CONTENT_TYPE,
-                    body: Figures::gather(&supervisor).prometheus().into_bytes(),
+                    body: Figures::gather(&supervisor).await.prometheus().into_bytes(),
                 },
                 _ => Answer::text(hyper::StatusCode::NOT_FOUND, "metrics are at /metrics\n"),
             }

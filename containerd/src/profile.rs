@@ -96,6 +96,8 @@ async fn take(time: Duration) -> Result<Vec<u8>> {
         gzip.write_all(&bytes)?;
         let compressed = gzip.finish()?;
         drop(guard);
+        // It leaves the signal ignored, which everything that is started from here would inherit.
+        sys::signal::restore_default(sys::signal::PROF)?;
         // Symbols of the whole program have been read.
         backtrace::clear_symbol_cache();
         sys::allocator::give_back();

@@ -168,6 +168,9 @@ impl Api for Service {
         let api::UpdateContainerRequest { id, status: state, resources, .. } = request.into_inner();
         self.call("UpdateContainer", &id, "", async {
             let changes = resources.map(convert::changes).transpose()?.unwrap_or_default();
+            if !changes.is_empty() {
+                self.supervisor.check_limits(&id, &changes).map_err(status)?;
+            }
             // The state first: if it does not fit, nothing has been changed.
             match state.as_str() {
                 "" if changes.is_empty() => drop(self.supervisor.state(Some(&id)).await.map_err(status)?),
@@ -177,7 +180,12 @@ impl Api for Service {
                 other => return Err(invalid("status", other, "must be \"paused\" or \"running\"")),
             }
             if !changes.is_empty() {
-                self.supervisor.update(&id, changes).await.map_err(status)?;
+                let (supervisor, busy, id) = (self.supervisor.clone(), self.busy(), id.clone());
+                let update = async move {
+                    let _busy = busy;
+                    supervisor.update(&id, changes).await
+                };
+                carried_through(update).await.map_err(status)?;
             }
             Ok(api::UpdateContainerResponse {})
         })

@@ -112,6 +112,8 @@ async fn help(oci: &Oci, subcommand: &str, limit: Duration) -> io::Result<String
     let timed_out = || io::Error::new(io::ErrorKind::TimedOut, "it does not answer when it is asked for help");
     match tokio::time::timeout(limit, ended).await.map_err(|_| timed_out())?? {
         0 => Ok(said.words().await),
+        // It could not be run, or was killed: that says nothing.
+        status @ 126.. => Err(io::Error::other(format!("asked for help it ended with status {status}"))),
         _ => Ok(String::new()),
     }
 }

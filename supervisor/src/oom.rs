@@ -6,6 +6,7 @@
 
 use cgroup::OomSource;
 use std::convert::Infallible;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -26,6 +27,9 @@ const LOOK_AGAIN: [Duration; 6] = [
     Duration::from_millis(400),
     Duration::from_millis(1500),
 ];
+
+/// How long after a wake-up the next one may wait: what is killed meanwhile is one event more, or the same one.
+const QUIET: Duration = Duration::from_millis(100);
 
 impl Container {
     /// Takes the count as it is: what it counts was before.
@@ -73,13 +77,20 @@ impl Shared {
             }
         };
         let mut again = [].iter();
+        // A container that is killed in again and again keeps nobody from other work.
+        let mut quiet_until = tokio::time::Instant::now();
         loop {
             let wait = again.next();
+            let now = tokio::time::Instant::now();
+            if now < quiet_until && wait.is_none() {
+                tokio::time::sleep_until(quiet_until).await;
+            }
             tokio::select! {
                 ready = watched.ready(match kind {
                     OomSource::EventFd => tokio::io::Interest::READABLE,
                     OomSource::Events => tokio::io::Interest::PRIORITY,
-                }) => {
+                }), if now >= quiet_until || wait.is_none() => {
+                    quiet_until = tokio::time::Instant::now() + QUIET;
                     let acknowledged = ready.map(|mut ready| ready.clear_ready()).and_then(|()| kind.acknowledge(&watched));
                     if let Err(e) = acknowledged {
                         failed(e);
@@ -111,6 +122,10 @@ impl Shared {
     fn look_for_oom(self: &Arc<Self>, container: &Container) -> Result<(), JournalError> {
         // Its start comes first.
         if matches!(container.state(), State::Creating | State::Created) {
+            return Ok(());
+        }
+        // What has its path now may be another one's.
+        if container.removed.load(Ordering::Acquire) {
             return Ok(());
         }
         let Some(cgroup) = container.cgroup() else { return Ok(()) };

@@ -225,7 +225,7 @@ impl Shared {
             tracing::warn!(container = %container.id, "cannot find its cgroup: {e}");
             None
         });
-        let Some(places) = places else { return };
+        let Some(places) = places.map(|places| self.hierarchies.of_use(&places)) else { return };
         if let Err(e) = container.dir.write_cgroup(&places) {
             tracing::warn!(container = %container.id, "{e}; the next daemon looks for its cgroup again");
         }

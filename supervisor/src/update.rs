@@ -13,13 +13,21 @@ use std::sync::Arc;
 use crate::container::Container;
 use crate::error::Error;
 use crate::lifecycle::Request;
-use crate::start::carried_through;
+use crate::start::{carried_through, on_disk};
 use crate::supervisor::{Shared, Supervisor};
 
 /// What the kernel had for each field.
 type Before = BTreeMap<Field, Value>;
 
 impl Supervisor {
+    /// Whether limits could be changed so, as far as that is known before it is tried.
+    pub fn check_limits(&self, id: &str, changes: &Changes) -> Result<(), Error> {
+        let container = self.0.container(id)?;
+        let cgroup = container.cgroup().ok_or_else(|| Error::NoCgroup { id: id.to_string() })?;
+        let checked = cgroup.expected(changes).map(|_| ());
+        checked.map_err(|source| Error::Limit { id: id.to_string(), source })
+    }
+
     /// Changes limits; those that are not named stay as they are. Either all of the changes are carried out, or none.
     pub async fn update(&self, id: &str, changes: Changes) -> Result<(), Error> {
         let (shared, container) = (self.0.clone(), self.0.container(id)?);
@@ -35,19 +43,25 @@ impl Shared {
         let cgroup = container.cgroup().ok_or_else(|| Error::NoCgroup { id: container.id.clone() })?;
         let expected = cgroup.expected(&changes).map_err(refused)?;
         let before = cgroup.limits().map_err(refused)?;
-        let result = match self.update_by_runtime(container, cgroup, &changes).await {
-            Ok(()) => settle(cgroup, &changes, &expected, &before).map_err(refused),
-            Err(e) => Err(e),
-        };
-        match &result {
-            Ok(()) => tracing::info!(container = %container.id, limits = %describe(&changes), "limits changed"),
-            Err(_) => {
-                for (field, e) in put_back(cgroup, &before, |_| false) {
-                    tracing::warn!(container = %container.id, "cannot put {} back: {e}", field.name());
+        let by_runtime = self.update_by_runtime(container, cgroup, &changes).await;
+        // Taking memory away may take the kernel a while.
+        let (cgroup, asked, id) = (cgroup.clone(), changes.clone(), container.id.clone());
+        let settled = on_disk(move || {
+            let result = match by_runtime {
+                Ok(()) => settle(&cgroup, &asked, &expected, &before)
+                    .map_err(|source| Error::Limit { id: id.clone(), source }),
+                Err(e) => Err(e),
+            };
+            if result.is_err() {
+                for (field, e) in put_back(&cgroup, &before, |_| false) {
+                    tracing::warn!(container = %id, "cannot put {} back: {e}", field.name());
                 }
             }
-        }
-        result
+            result
+        });
+        settled.await??;
+        tracing::info!(container = %container.id, limits = %describe(&changes), "limits changed");
+        Ok(())
     }
 
     /// The runtime's `update`, with what runtimes apply.
@@ -96,22 +110,28 @@ fn settle(
     expected: &BTreeMap<Field, Vec<Value>>,
     before: &Before,
 ) -> Result<(), LimitError> {
-    for (field, values) in expected {
-        let is_there = || Ok::<_, LimitError>(cgroup.limit(*field)?.unwrap_or(Value::Number(0)));
-        let holds = |actual: &Value| values.iter().any(|value| actual.is(value));
-        if holds(&is_there()?) {
-            continue;
-        }
-        if let Some(value) = values.first() {
-            cgroup.set_limit(*field, value)?;
-        }
-        let actual = is_there()?;
-        if !holds(&actual) {
-            return Err(LimitError::Ignored { field: *field, wanted: changes[field].clone(), actual });
-        }
+    // Memory, and memory and swap together, may have to be set in either order.
+    let again: Vec<_> =
+        expected.iter().filter(|(field, values)| set(cgroup, changes, **field, values).is_err()).collect();
+    for (field, values) in again {
+        set(cgroup, changes, *field, values)?;
     }
     let left = put_back(cgroup, before, |field| changes.contains_key(&field));
     left.into_iter().next().map_or(Ok(()), |(_, e)| Err(e))
+}
+
+/// Sees to it that one field is as it was asked for.
+fn set(cgroup: &Cgroup, changes: &Changes, field: Field, values: &[Value]) -> Result<(), LimitError> {
+    let is_there = || Ok::<_, LimitError>(cgroup.limit(field)?.unwrap_or(Value::Number(0)));
+    let holds = |actual: &Value| values.iter().any(|value| actual.is(value));
+    if holds(&is_there()?) {
+        return Ok(());
+    }
+    if let Some(value) = values.first() {
+        cgroup.set_limit(field, value)?;
+    }
+    let actual = is_there()?;
+    if holds(&actual) { Ok(()) } else { Err(LimitError::Ignored { field, wanted: changes[&field].clone(), actual }) }
 }
 
 /// Puts back all that is no longer as it was, but for some; what cannot be.
@@ -122,7 +142,14 @@ fn put_back(cgroup: &Cgroup, before: &Before, but: impl Fn(Field) -> bool) -> Ve
         failed.clear();
         for (field, value) in before.iter().filter(|(field, _)| !but(**field)) {
             let result = match cgroup.limit(*field) {
-                Ok(Some(now)) if now != *value => cgroup.set_limit(*field, &now.back_to(value)),
+                Ok(Some(now)) if now != *value => {
+                    cgroup.set_limit(*field, &now.back_to(value)).and_then(|()| match cgroup.limit(*field)? {
+                        Some(now) if now != *value => {
+                            Err(LimitError::Stuck { field: *field, now, before: value.clone() })
+                        }
+                        _ => Ok(()),
+                    })
+                }
                 Ok(_) => Ok(()),
                 Err(e) => Err(e),
             };

@@ -44,6 +44,16 @@ pub fn block(signals: &[i32]) -> io::Result<()> {
     mask(libc::SIG_BLOCK, &set_of(signals))
 }
 
+/// The signal of the CPU time profiler (setitimer(2), `ITIMER_PROF`).
+pub const PROF: i32 = libc::SIGPROF;
+
+/// Gives a signal its default action back. What is ignored is inherited by children, what is handled is not.
+pub fn restore_default(signal: i32) -> io::Result<()> {
+    // SAFETY: no handler of ours goes away by this, and SIG_DFL needs none.
+    let before = unsafe { libc::signal(signal, libc::SIG_DFL) };
+    if before == libc::SIG_ERR { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// The signals that end a process unless it handles them, and that can be handled (signal(7)). Those that tell of a
 /// fault of the process's own are not among them.
 pub fn deadly() -> Vec<i32> {

@@ -157,7 +157,8 @@ pub(super) fn lines(cgroup: &Cgroup, field: Field, value: &Value) -> Vec<String>
             vec![format!("{} {period}", text(quota))]
         }
         (_, Value::Number(number)) => vec![text(*number)],
-        (_, Value::List(numbers)) => vec![list_text(numbers)],
+        // An empty text would not be written at all.
+        (_, Value::List(numbers)) => vec![list_text(numbers) + "\n"],
         (field, Value::Devices(devices)) => devices
             .iter()
             .map(|((major, minor), value)| match (word(field), *value) {

@@ -46,26 +46,29 @@ pub(super) fn memory(group: &Directory, memory: &mut Memory) -> io::Result<()> {
 
 pub(super) fn blkio(group: &Directory, blkio: &mut Blkio) -> io::Result<()> {
     // The counts are kept by whatever schedules a device: bfq, until Linux 5.0 cfq, and the throttle layer for all.
-    let read = |name: &str, throttle: bool| {
+    // Most kernels have few of these files, and modules bring more.
+    let there = group.names()?;
+    let read = |name: &str| {
         for prefix in ["blkio.bfq.", "blkio.", "blkio.throttle."] {
-            if prefix == "blkio.throttle." && !throttle {
+            let name = format!("{prefix}{name}_recursive");
+            if !there.contains(&name) {
                 continue;
             }
-            let entries = entries(&group.text(&format!("{prefix}{name}_recursive"))?);
+            let entries = entries(&group.text(&name)?);
             if !entries.is_empty() {
                 return Ok(entries);
             }
         }
         Ok::<_, io::Error>(Vec::new())
     };
-    blkio.service_bytes = read("io_service_bytes", true)?;
-    blkio.serviced = read("io_serviced", true)?;
-    blkio.queued = read("io_queued", false)?;
-    blkio.service_time = read("io_service_time", false)?;
-    blkio.wait_time = read("io_wait_time", false)?;
-    blkio.merged = read("io_merged", false)?;
-    blkio.time = read("time", false)?;
-    blkio.sectors = read("sectors", false)?;
+    blkio.service_bytes = read("io_service_bytes")?;
+    blkio.serviced = read("io_serviced")?;
+    blkio.queued = read("io_queued")?;
+    blkio.service_time = read("io_service_time")?;
+    blkio.wait_time = read("io_wait_time")?;
+    blkio.merged = read("io_merged")?;
+    blkio.time = read("time")?;
+    blkio.sectors = read("sectors")?;
     Ok(())
 }
 

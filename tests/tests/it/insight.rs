@@ -199,6 +199,14 @@ async fn a_profile_can_be_opened_and_there_is_one_at_a_time() {
     ] {
         assert_eq!(http(port, "GET", path, "").0, status, "{path}");
     }
+    // The profiler leaves nothing to those who are started later.
+    sleeper(&host, &mut client, "c").await;
+    let [shim] = tests::children_of(host.pid())[..] else { panic!("one shim") };
+    let status = std::fs::read_to_string(format!("/proc/{shim}/status")).unwrap();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();
+    let ignored = u64::from_str_radix(ignored.trim(), 16).unwrap();
+    assert_eq!(ignored & 1 << (27 - 1), 0, "SIGPROF: {ignored:x}");
+    kill(&mut client, "c").await;
     host.finish();
 }
 
@@ -214,7 +222,9 @@ async fn the_log_level_can_be_seen_and_changed() {
     assert_eq!(http(port, "PUT", "/debug/log-level", "info\n"), (200, b"info\n".to_vec()));
     assert_eq!(text(port, "/debug/log-level"), "info\n");
     state(&mut client).await;
-    assert_eq!(http(port, "PUT", "/debug/log-level", "loud").0, 400);
+    for wrong in ["loud", "", "off", "3"] {
+        assert_eq!(http(port, "PUT", "/debug/log-level", wrong).0, 400, "{wrong}");
+    }
     assert_eq!(http(port, "PUT", "/debug/log-level", &"x".repeat(5000)).0, 400);
     assert_eq!(http(port, "PUT", "/debug/log-level", "debug").0, 200);
     state(&mut client).await;
@@ -292,7 +302,8 @@ fn under_systemd_the_journal_gets_the_log() {
     let host = Host::prepare(Options::default());
     let journal = UnixDatagram::bind(host.path().join("journal")).unwrap();
     journal.set_read_timeout(Some(tests::LIMIT)).unwrap();
-    let (mut stderr, writer) = std::io::pipe().unwrap();
+    let (stderr, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+    let mut stderr = std::fs::File::from(stderr);
     let stat = rustix::fs::fstat(&writer).unwrap();
     // A /run of its own, with this journal in it.
     let script = "mount -t tmpfs tmpfs /run && mkdir -p /run/systemd/journal && touch /run/systemd/journal/socket && \
