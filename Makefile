@@ -32,7 +32,7 @@ TEST_THREADS ?= 4
 
 lint: ## check the format, and lint with warnings as errors
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --locked --release --workspace --all-targets -- -D warnings
 
 format: ## format the code
 	$(CARGO) fmt --all

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::args::Stats;
-use crate::client::Target;
+use crate::client::{Client, Target};
 use crate::containers::print_json;
 use crate::failure::Failure;
 use crate::table;
@@ -14,11 +14,19 @@ const HEAD: [&str; 8] = ["ID", "CPU", "MEMORY", "LIMIT", "PIDS", "NET RX / TX", 
 
 pub(crate) async fn execute(target: &Target, options: Stats) -> Result<ExitCode, Failure> {
     let mut client = target.connect().await?;
-    let request = || api::StatsRequest { id: options.id.clone() };
-    let mut stats = client.stats(request()).await?.into_inner();
+    let stats = client.stats(api::StatsRequest { id: options.id.clone() }).await?.into_inner();
     if !options.watch {
         return print_json(&stats);
     }
+    let mut interrupt = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?;
+    // Whatever it is doing when Ctrl-C comes.
+    tokio::select! {
+        result = refresh(&mut client, &options, stats) => result,
+        _ = interrupt.recv() => Ok(ExitCode::SUCCESS),
+    }
+}
+
+async fn refresh(client: &mut Client, options: &Stats, mut stats: api::StatsResponse) -> Result<ExitCode, Failure> {
     let mut ticks = tokio::time::interval(options.interval.max(Duration::from_millis(100)));
     // The first is at once.
     ticks.tick().await;
@@ -29,11 +37,8 @@ pub(crate) async fn execute(target: &Target, options: Stats) -> Result<ExitCode,
         table::write(&mut text, &HEAD, &[row])?;
         show(&String::from_utf8_lossy(&text), before.is_none())?;
         before = Some(stats);
-        tokio::select! {
-            _ = ticks.tick() => {}
-            _ = tokio::signal::ctrl_c() => return Ok(ExitCode::SUCCESS),
-        }
-        stats = client.stats(request()).await?.into_inner();
+        ticks.tick().await;
+        stats = client.stats(api::StatsRequest { id: options.id.clone() }).await?.into_inner();
     }
 }
 

@@ -48,8 +48,9 @@ impl Ability {
     }
 }
 
-/// A program as it is now: one that is replaced is asked again.
-type Program = (PathBuf, u64, u64, i64);
+/// A program as it is now, by what changes when it is replaced: device, inode, size, and the time of its last change,
+/// since a new file may have the inode of the one before. It is asked again then.
+type Program = (PathBuf, u64, u64, u64, (i64, i64));
 
 /// What is known of runtimes.
 #[derive(Debug, Default)]
@@ -69,7 +70,8 @@ impl Abilities {
     pub async fn has(&self, oci: &Oci, ability: Ability, limit: Duration) -> io::Result<bool> {
         let (subcommand, word) = ability.told_by();
         let metadata = std::fs::metadata(oci.binary())?;
-        let program = (oci.binary().to_path_buf(), metadata.dev(), metadata.ino(), metadata.mtime());
+        let changed = (metadata.ctime(), metadata.ctime_nsec());
+        let program = (oci.binary().to_path_buf(), metadata.dev(), metadata.ino(), metadata.len(), changed);
         let cell = {
             let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
             // One that has been replaced is of no interest any more.

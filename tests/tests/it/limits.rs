@@ -367,3 +367,23 @@ async fn ctr_changes_limits_and_shows_them() {
     kill(&mut client, "c").await;
     host.finish();
 }
+
+#[tokio::test]
+async fn a_table_of_stats_is_refreshed_until_it_is_interrupted() {
+    use std::io::BufRead;
+    let host = Host::new().await;
+    let mut client = host.client().await;
+    sleeper(&host, &mut client, "c").await;
+    let mut command = host.ctr(&["containers", "stats", "--watch", "--interval", "100ms", "c"]);
+    let mut watching = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut lines = std::io::BufReader::new(watching.stdout.take().unwrap()).lines().map(Result::unwrap);
+    assert!(lines.next().unwrap().starts_with("ID   CPU"));
+    let first = lines.next().unwrap();
+    assert!(first.starts_with("c    -"), "{first}");
+    let second = lines.next().unwrap();
+    assert!(second.starts_with("c ") && second.contains('%'), "{second}");
+    rustix::process::kill_process(rustix::process::Pid::from_child(&watching), rustix::process::Signal::INT).unwrap();
+    assert!(watching.wait().unwrap().success());
+    kill(&mut client, "c").await;
+    host.finish();
+}
