@@ -4,11 +4,29 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 /// A file's text; `None` if the group is gone or does not have it.
 pub(crate) fn read(path: &Path) -> io::Result<Option<String>> {
     absent_is_none(std::fs::read_to_string(path))
+}
+
+/// The groups right below one that is there; none if it is gone.
+pub(crate) fn groups_below(group: &Path) -> io::Result<Vec<PathBuf>> {
+    // A directory without others in it has two links, which saves listing it.
+    let Some(metadata) = absent_is_none(std::fs::metadata(group))? else { return Ok(Vec::new()) };
+    if metadata.nlink() <= 2 {
+        return Ok(Vec::new());
+    }
+    let mut groups = Vec::new();
+    for entry in absent_is_none(std::fs::read_dir(group))?.into_iter().flatten() {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            groups.push(entry.path());
+        }
+    }
+    Ok(groups)
 }
 
 /// For writing to a group that is gone.

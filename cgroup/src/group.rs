@@ -1,11 +1,10 @@
 //! The groups of one container.
 
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::files::{gone_is_done, read};
+use crate::files::{gone_is_done, groups_below, read};
 use crate::hierarchies::Host;
 
 /// The directories of one container in the hierarchies of this host.
@@ -131,16 +130,8 @@ fn collect(directory: &Path, pids: &mut Vec<u32>) -> io::Result<()> {
     // Absent once the group is removed; EOPNOTSUPP in a threaded group, whose processes its domain lists.
     let Some(text) = read(&directory.join("cgroup.procs"))? else { return Ok(()) };
     pids.extend(text.lines().filter_map(|line| line.parse::<u32>().ok()).filter(|pid| *pid != 0));
-    // A directory without others in it has two links, which saves listing it.
-    let Ok(metadata) = std::fs::metadata(directory) else { return Ok(()) };
-    if metadata.nlink() <= 2 {
-        return Ok(());
-    }
-    let Ok(entries) = std::fs::read_dir(directory) else { return Ok(()) };
-    for entry in entries.flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            collect(&entry.path(), pids)?;
-        }
+    for below in groups_below(directory)? {
+        collect(&below, pids)?;
     }
     Ok(())
 }

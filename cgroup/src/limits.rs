@@ -24,82 +24,50 @@ pub enum Limit {
 /// A block device, by major and minor number.
 pub type Device = (u64, u64);
 
-/// What can be limited.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[allow(missing_docs, reason = "their names are those of the fields that clients know")]
-pub enum Field {
-    BlkioWeight,
-    CpuShares,
-    CpuPeriod,
-    CpuQuota,
-    CpusetCpus,
-    CpusetMems,
-    MemoryLimit,
-    MemorySwap,
-    MemoryReservation,
-    KernelMemoryLimit,
-    KernelTcpMemoryLimit,
-    BlkioLeafWeight,
-    BlkioWeightDevice,
-    BlkioLeafWeightDevice,
-    BlkioThrottleReadBpsDevice,
-    BlkioThrottleWriteBpsDevice,
-    BlkioThrottleReadIopsDevice,
-    BlkioThrottleWriteIopsDevice,
-    PidsLimit,
+/// The fields, in the order in which they are set, with the names that clients know.
+macro_rules! fields {
+    ($($field:ident = $name:literal,)*) => {
+        /// What can be limited.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[allow(missing_docs, reason = "their names are those of the fields that clients know")]
+        pub enum Field {
+            $($field,)*
+        }
+
+        impl Field {
+            /// All of them. Memory comes before memory and swap together, and that is no smaller.
+            pub const ALL: &[Field] = &[$(Field::$field,)*];
+
+            /// Its name.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Field::$field => $name,)*
+                }
+            }
+        }
+    };
 }
 
-impl Field {
-    /// All of them. Memory comes before memory and swap together, and that is no smaller.
-    pub const ALL: [Field; 19] = {
-        use Field::*;
-        [
-            BlkioWeight,
-            CpuShares,
-            CpuPeriod,
-            CpuQuota,
-            CpusetCpus,
-            CpusetMems,
-            MemoryLimit,
-            MemorySwap,
-            MemoryReservation,
-            KernelMemoryLimit,
-            KernelTcpMemoryLimit,
-            BlkioLeafWeight,
-            BlkioWeightDevice,
-            BlkioLeafWeightDevice,
-            BlkioThrottleReadBpsDevice,
-            BlkioThrottleWriteBpsDevice,
-            BlkioThrottleReadIopsDevice,
-            BlkioThrottleWriteIopsDevice,
-            PidsLimit,
-        ]
-    };
-
-    /// Its name.
-    pub fn name(self) -> &'static str {
-        match self {
-            Field::BlkioWeight => "blkioWeight",
-            Field::CpuShares => "cpuShares",
-            Field::CpuPeriod => "cpuPeriod",
-            Field::CpuQuota => "cpuQuota",
-            Field::CpusetCpus => "cpusetCpus",
-            Field::CpusetMems => "cpusetMems",
-            Field::MemoryLimit => "memoryLimit",
-            Field::MemorySwap => "memorySwap",
-            Field::MemoryReservation => "memoryReservation",
-            Field::KernelMemoryLimit => "kernelMemoryLimit",
-            Field::KernelTcpMemoryLimit => "kernelTCPMemoryLimit",
-            Field::BlkioLeafWeight => "blkioLeafWeight",
-            Field::BlkioWeightDevice => "blkioWeightDevice",
-            Field::BlkioLeafWeightDevice => "blkioWeightDevice.leafWeight",
-            Field::BlkioThrottleReadBpsDevice => "blkioThrottleReadBpsDevice",
-            Field::BlkioThrottleWriteBpsDevice => "blkioThrottleWriteBpsDevice",
-            Field::BlkioThrottleReadIopsDevice => "blkioThrottleReadIopsDevice",
-            Field::BlkioThrottleWriteIopsDevice => "blkioThrottleWriteIopsDevice",
-            Field::PidsLimit => "pidsLimit",
-        }
-    }
+fields! {
+    BlkioWeight = "blkioWeight",
+    CpuShares = "cpuShares",
+    CpuPeriod = "cpuPeriod",
+    CpuQuota = "cpuQuota",
+    CpusetCpus = "cpusetCpus",
+    CpusetMems = "cpusetMems",
+    MemoryLimit = "memoryLimit",
+    MemorySwap = "memorySwap",
+    MemoryReservation = "memoryReservation",
+    KernelMemoryLimit = "kernelMemoryLimit",
+    KernelTcpMemoryLimit = "kernelTCPMemoryLimit",
+    BlkioLeafWeight = "blkioLeafWeight",
+    BlkioWeightDevice = "blkioWeightDevice",
+    BlkioLeafWeightDevice = "blkioWeightDevice.leafWeight",
+    BlkioThrottleReadBpsDevice = "blkioThrottleReadBpsDevice",
+    BlkioThrottleWriteBpsDevice = "blkioThrottleWriteBpsDevice",
+    BlkioThrottleReadIopsDevice = "blkioThrottleReadIopsDevice",
+    BlkioThrottleWriteIopsDevice = "blkioThrottleWriteIopsDevice",
+    PidsLimit = "pidsLimit",
 }
 
 /// What is asked of a field.
@@ -196,7 +164,7 @@ impl Cgroup {
     /// What the kernel has for each field that it knows.
     pub fn limits(&self) -> Result<BTreeMap<Field, Value>, LimitError> {
         let mut all = BTreeMap::new();
-        for field in Field::ALL {
+        for field in Field::ALL.iter().copied() {
             if let Some(value) = self.limit(field)? {
                 all.insert(field, value);
             }

@@ -9,10 +9,9 @@ use rustix::io::Errno;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use crate::files::{keyed, read, value};
+use crate::files::{groups_below, keyed, read, value};
 use crate::group::Cgroup;
 
 /// A descriptor that is to be waited for.
@@ -89,19 +88,9 @@ impl OomSource {
 fn sum(group: &Path) -> io::Result<Option<u64>> {
     let Some(text) = read(&group.join("memory.oom_control"))? else { return Ok(None) };
     let mut kills = value(&keyed(&text), "oom_kill");
-    // A directory without others in it has two links, which saves listing it.
-    if std::fs::metadata(group).is_ok_and(|metadata| metadata.nlink() > 2) {
-        // What cannot be counted must not look like fewer kills, or they would be told again later.
-        let entries = match std::fs::read_dir(group) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            entries => entries?,
-        };
-        for entry in entries {
-            let entry = entry?;
-            if entry.file_type()?.is_dir() {
-                kills = kills.saturating_add(sum(&entry.path())?.unwrap_or_default());
-            }
-        }
+    // What cannot be counted must not look like fewer kills, or they would be told again later.
+    for below in groups_below(group)? {
+        kills = kills.saturating_add(sum(&below)?.unwrap_or_default());
     }
     Ok(Some(kills))
 }

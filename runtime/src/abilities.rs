@@ -102,17 +102,8 @@ async fn help(oci: &Oci, subcommand: &str, limit: Duration) -> io::Result<String
     // Its copies of the pipe's other end would keep that open.
     drop(command);
     let mut said = Said::new(Some(reader))?;
-    let ended = async {
-        loop {
-            tokio::select! {
-                biased;
-                status = child.wait() => return status,
-                () = said.read() => {}
-            }
-        }
-    };
     let timed_out = || io::Error::new(io::ErrorKind::TimedOut, "it does not answer when it is asked for help");
-    match tokio::time::timeout(limit, ended).await.map_err(|_| timed_out())?? {
+    match tokio::time::timeout(limit, said.until_the_end_of(&mut child)).await.map_err(|_| timed_out())?? {
         0 => Ok(said.words().await),
         // It could not be run, or was killed: that says nothing.
         status @ 126.. => Err(io::Error::other(format!("asked for help it ended with status {status}"))),
@@ -151,9 +142,8 @@ mod tests {
         }
         assert_eq!(asked(&path), 2, "once for each subcommand");
         std::fs::remove_file(&path).expect("removes");
-        let oci = fake(&directory.path().join("other"), "echo --image-path >&2");
+        fake(&directory.path().join("other"), "echo --image-path >&2");
         std::fs::rename(directory.path().join("other"), &path).expect("renames");
-        let _ = oci;
         let oci = Oci::find(path.to_str().expect("utf-8"), Vec::new()).expect("found");
         assert!(abilities.has(&oci, Ability::Checkpoint, LIMIT).await.expect("answers"));
     }

@@ -127,17 +127,7 @@ impl Oci {
             _ => spawn_error(e),
         })?;
         let mut said = Said::new(child.take_stderr().map(OwnedFd::from)).map_err(spawn_error)?;
-        let ended = tokio::time::timeout(limit, async {
-            loop {
-                tokio::select! {
-                    biased;
-                    status = child.wait() => return status,
-                    () = said.read() => {}
-                }
-            }
-        })
-        .await;
-        match ended {
+        match tokio::time::timeout(limit, said.until_the_end_of(&mut child)).await {
             Err(_) => {
                 // The drop of the child kills its group and reaps it.
                 let runtime = self.name.clone();
@@ -172,7 +162,18 @@ impl Said {
         Ok(Said { pipe, tail: Vec::new() })
     }
 
-    pub(crate) async fn read(&mut self) {
+    /// Reads until the child has ended; its status.
+    pub(crate) async fn until_the_end_of(&mut self, child: &mut Child) -> io::Result<sys::child::ExitStatus> {
+        loop {
+            tokio::select! {
+                biased;
+                status = child.wait() => return status,
+                () = self.read() => {}
+            }
+        }
+    }
+
+    async fn read(&mut self) {
         let Some(pipe) = &mut self.pipe else { return std::future::pending().await };
         let mut piece = [0; 4096];
         match pipe.read(&mut piece).await {
@@ -189,9 +190,7 @@ impl Said {
         let text = self.words().await;
         text.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default().to_string()
     }
-}
 
-impl Said {
     /// All that is kept, with what is in the pipe now, without waiting for more.
     pub(crate) async fn words(&mut self) -> String {
         while self.pipe.is_some() {

@@ -151,7 +151,6 @@ fn median(mut runs: Vec<Duration>) -> f64 {
 #[tokio::test]
 async fn state_of_500_and_stats_of_one_start_no_process_and_take_less_than_the_runtime_does() {
     let host = Host::new().await;
-    let bundle = host.bundle(&["sleep", "100000"]);
     let mut tasks = tokio::task::JoinSet::new();
     for lane in 0..8 {
         let mut client = host.client().await;
@@ -176,7 +175,6 @@ async fn state_of_500_and_stats_of_one_start_no_process_and_take_less_than_the_r
     while let Some(result) = tasks.join_next().await {
         result.unwrap();
     }
-    drop(bundle);
     let mut client = host.client().await;
     let children = children_of(host.pid());
     let reaped = || {

@@ -149,7 +149,7 @@ async fn kills_in_groups_below_count() {
     let mut client = host.client().await;
     let mut watch = Watch::new(&mut client).await;
     let bundle = host.bundle(&["sleep", "100000"]);
-    let started = start(&mut client, "c", &bundle.write()).await;
+    start(&mut client, "c", &bundle.write()).await;
     // A group that the container might have made, with less than the container has. The kernel wakes those who watch
     // the group itself only, on v1; the count before the exit tells.
     let memory = tests::cgroup::directories(&bundle.cgroup())
@@ -167,7 +167,6 @@ async fn kills_in_groups_below_count() {
         let status = std::process::Command::new("sh").args(["-c", &script]).status().unwrap();
         assert!(!status.success());
     }
-    assert!(started.processes[0].system_pid > 0);
     signal(&mut client, "c", "init", 9).await.unwrap();
     let mut told = Vec::new();
     while told.last().is_none_or(|last| last != "c exit init 137") {
