@@ -3,13 +3,23 @@
 CARGO ?= cargo
 BIN := target/release
 
-.PHONY: build demo test test-v2 lint format setup install clean help
+.PHONY: build failpoints demo test test-v2 lint format setup install clean help
 
 build: ## build containerd, containerd-shim and ctr into target/release
 	$(CARGO) build --locked --release
 	$(CARGO) rustc --locked --profile shim -p containerd-shim -- -C target-feature=+crt-static
 	install -m 0755 target/shim/containerd-shim $(BIN)/.containerd-shim.new
 	mv -f $(BIN)/.containerd-shim.new $(BIN)/containerd-shim
+
+# The daemon and the shim as tests kill them at named steps. Never installed.
+failpoints: # in target/failpoints
+	$(CARGO) build --locked --release -p containerd --features failpoints
+	$(CARGO) rustc --locked --profile shim -p containerd-shim --features failpoints -- -C target-feature=+crt-static
+	install -d target/failpoints
+	install -m 0755 target/shim/containerd-shim target/failpoints/.containerd-shim.new
+	mv -f target/failpoints/.containerd-shim.new target/failpoints/containerd-shim
+	install -m 0755 $(BIN)/containerd target/failpoints/.containerd.new
+	mv -f target/failpoints/.containerd.new target/failpoints/containerd
 
 setup: ## install what the demo and the tests need (Debian: runc, crun, a static busybox)
 	scripts/setup.sh
@@ -19,7 +29,7 @@ demo: ## run a real container under a daemon of its own, and show how
 	$(MAKE) --no-print-directory build
 	scripts/demo.sh
 
-test: setup build ## run every test, with the real daemon and the real runtimes
+test: setup failpoints build ## run every test, with the real daemon and the real runtimes
 	RUST_TEST_THREADS=$(TEST_THREADS) $(CARGO) test --locked --release --workspace
 	RUNTIME=crun scripts/test-v2.sh limits:: stats:: oom::a_ calls::a_paused
 

@@ -78,6 +78,33 @@ impl Hierarchies {
         Some(Cgroup::new(self.host.clone(), found, members))
     }
 
+    /// Removes the groups that a bundle asks for (`linux.cgroupsPath`), where nobody is in them: what a runtime that was
+    /// killed half-way has left. True if none is left that is empty, as far as one can see.
+    pub fn remove_empty(&self, cgroups_path: &str, id: &str) -> bool {
+        // With systemd it is no path.
+        if cgroups_path.contains(':') || cgroups_path.split('/').any(|part| part == "..") {
+            return true;
+        }
+        let mut gone = true;
+        for mount in self.host.mounts.iter().filter(|mount| mount.root == "/") {
+            let own = self.own.iter().find(|place| place.controllers == mount.controllers || overlaps(mount, place));
+            let base = own.map_or("", |place| place.path.trim_matches('/'));
+            let below = match cgroups_path {
+                "" => Path::new(base).join(id),
+                path if path.starts_with('/') => PathBuf::from(path.trim_matches('/')),
+                path => Path::new(base).join(path),
+            };
+            if below.as_os_str().is_empty() {
+                continue;
+            }
+            match std::fs::remove_dir(mount.point.join(below)) {
+                Err(e) if e.raw_os_error() == Some(rustix::io::Errno::BUSY.raw_os_error()) => gone = false,
+                _ => {}
+            }
+        }
+        gone
+    }
+
     /// The hierarchy of a place, and its path below the mount; `None` if it is this process's own, or not to be seen.
     fn locate<'a>(&self, place: &'a Place) -> Option<(usize, &'a str)> {
         if self.own.contains(place) {
@@ -198,6 +225,24 @@ mod tests {
         assert_eq!(all.cgroup("8:pids:/../x\n"), None, "outside the namespace");
         assert_eq!(all.cgroup("3:cpu,cpuacct:/\n"), None, "the whole hierarchy");
         assert_eq!(all.of_use("8:pids:/\n3:cpu,cpuacct:/\n8:pids:/a\n0::/x\n5:x:/y\n"), "8:pids:/a\n0::/x\n");
+    }
+
+    #[test]
+    fn only_empty_groups_of_the_asked_path_are_removed() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let at = |name: &str| directory.path().join(name);
+        for name in ["a/b", "a/full/x", "own/c", "own/rel"] {
+            std::fs::create_dir_all(at(name)).expect("creates");
+        }
+        let mounts = format!("31 24 0:27 / {} rw - cgroup cgroup rw,pids\n", directory.path().display());
+        let all = test_hierarchies(&mounts, "8:pids:/own\n");
+        assert!(all.remove_empty("/a/b", "c") && !at("a/b").exists());
+        // A real group that has others in it says EBUSY.
+        all.remove_empty("/a/full", "c");
+        assert!(at("a/full").exists());
+        assert!(all.remove_empty("", "c") && !at("own/c").exists());
+        assert!(all.remove_empty("rel", "c") && !at("own/rel").exists());
+        assert!(all.remove_empty("/", "c") && all.remove_empty("../x", "c") && directory.path().exists());
     }
 
     #[test]

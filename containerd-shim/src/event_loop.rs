@@ -4,6 +4,7 @@
 //! Every turn of the loop tries everything that moves bytes; what woke it only matters for the descriptors that
 //! are read for themselves (children, control, console, the container's init, a reader's coming).
 
+use failpoint::{Point, reach};
 use rustix::fs::{Mode, OFlags, inotify, open};
 use rustix::process::{Pid, set_child_subreaper};
 use rustix::termios::{Winsize, tcsetwinsize};
@@ -11,7 +12,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::process::Child;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use sys::child::ExitStatus;
 use sys::pidfd::PidFd;
 use sys::signal::SignalFd;
@@ -25,6 +26,9 @@ use crate::output::{Ended, Output, READER_WAIT};
 use crate::poller::{Poller, Ready, Token};
 use crate::request::Request;
 use crate::stdio::{Direction, Opened, open_client, process_pipe, set_nonblocking};
+
+/// How long to wait before the status is written again, where it could not be: nothing tells when it can.
+const STATUS_PAUSE: Duration = Duration::from_secs(1);
 
 /// A request on `control`.
 #[derive(Debug, PartialEq, Eq)]
@@ -75,6 +79,7 @@ pub(crate) struct Shim {
 impl Shim {
     /// Everything up to a running process: stdio open, the runtime run, `pid` written.
     pub(crate) fn prepare(target: Target) -> Result<Shim, Failure> {
+        reach(Point::ShimBegun);
         sys::signal::block_all().context(|| "block signals".into())?;
         set_child_subreaper(Pid::from_raw(1)).context(|| "become a subreaper".into())?;
         let exit = match open("exit", OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()) {
@@ -82,12 +87,14 @@ impl Shim {
             Err(rustix::io::Errno::NXIO) => return Err(Failure::NoDaemon),
             Err(e) => return Err(Failure::System("open exit".into(), e.into())),
         };
+        reach(Point::ShimExitOpened);
         let control = open("control", OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())
             .context(|| "open control".into())?;
         // A daemon that is spared by the OOM killer does not mean its containers to be. Refused where the value
         // was set by someone with more rights.
         let _ = std::fs::write("/proc/self/oom_score_adj", "0");
         let request = Request::read()?;
+        files::reserve_status().context(|| "make room for the exit status".into())?;
         let poller = Poller::new().context(|| "make an epoll instance".into())?;
         let children =
             SignalFd::new(&[rustix::process::Signal::CHILD.as_raw()]).context(|| "make a signalfd".into())?;
@@ -114,6 +121,7 @@ impl Shim {
             process: 0,
         };
         let stdio = if shim.request.terminal { shim.open_terminal()? } else { shim.open_pipes()? };
+        reach(Point::ShimStdioOpened);
         shim.run_runtime(stdio)?;
         Ok(shim)
     }
@@ -171,6 +179,7 @@ impl Shim {
     fn run_runtime(&mut self, stdio: ProcessStdio) -> Result<(), Failure> {
         let socket = self.console.as_ref().map(ConsoleSocket::path);
         let runtime = oci::start(&self.target, &self.request, socket.as_deref(), stdio)?;
+        reach(Point::ShimRuntimeStarted);
         let pid = pid_of(&runtime)?;
         let mut more = false;
         let status = loop {
@@ -179,7 +188,7 @@ impl Shim {
             if let Some(status) = sys::child::try_reap(pid).context(|| "wait for the runtime".into())? {
                 break status;
             }
-            let timeout = more.then_some(std::time::Duration::ZERO);
+            let timeout = more.then_some(Duration::ZERO);
             let ready = self.poller.wait(timeout).context(|| "wait for events".into())?;
             more = self.attend(ready);
         };
@@ -193,6 +202,7 @@ impl Shim {
             return Err(Failure::Runtime(format!("{} sent no terminal", self.target.runtime.display())));
         }
         self.console = None;
+        reach(Point::ShimRuntimeEnded);
         let process = files::record_process()?;
         self.init = if self.request.exec {
             self.find_init()
@@ -221,6 +231,7 @@ impl Shim {
     /// The loop, until all is delivered and `exitStatus` is written.
     pub(crate) fn run(mut self) -> Result<(), Failure> {
         let mut ready = Ready::default();
+        reach(Point::ShimWatches);
         loop {
             // Who has ended is found out before the bytes are moved: what counts as delivered depends on it.
             self.reap()?;
@@ -228,11 +239,19 @@ impl Shim {
             if self.is_over() {
                 break;
             }
-            let timeout = if more { Some(std::time::Duration::ZERO) } else { self.next_deadline() };
+            let timeout = if more { Some(Duration::ZERO) } else { self.next_deadline() };
             ready = self.poller.wait(timeout).context(|| "wait for events".into())?;
         }
+        reach(Point::ShimDelivered);
         let status = self.ended.map_or(255, |(status, _)| status);
-        files::write_whole("exitStatus", &status.to_string()).context(|| "write exitStatus".into())
+        // Nobody else knows it: `exit` stays open until it is written, however long the disk is full or read-only.
+        while let Err(e) = files::write_status(status) {
+            if !sys::exhausted::may_pass(&e) {
+                return Err(Failure::System("write exitStatus".into(), e));
+            }
+            std::thread::sleep(STATUS_PAUSE);
+        }
+        Ok(())
     }
 
     /// Reacts to what is ready and moves bytes; true if there may be more to move at once.
@@ -297,7 +316,7 @@ impl Shim {
         self.ended.is_some_and(|(_, at)| at.elapsed() >= READER_WAIT)
     }
 
-    fn next_deadline(&self) -> Option<std::time::Duration> {
+    fn next_deadline(&self) -> Option<Duration> {
         let (_, ended) = self.ended?;
         let last = match self.init {
             ContainerInit::Own { namespace: false } if !self.has_waited_enough() => Some(ended + READER_WAIT),
@@ -329,6 +348,7 @@ impl Shim {
             self.killing = None;
         } else if pid.as_raw_nonzero().get() as u32 == self.process {
             self.ended = Some((status, Instant::now()));
+            reach(Point::ShimReaped);
             if matches!(self.init, ContainerInit::Own { namespace: false }) {
                 match oci::start_kill_all(&self.target, &self.request) {
                     Ok(child) => self.killing = Some(child),

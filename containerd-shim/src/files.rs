@@ -1,8 +1,10 @@
 //! The small files that tell the daemon how the process is. Each is whole or not there: a temporary name,
 //! then a rename. No fsync: the state directory does not outlive the machine.
 
-use std::io;
+use std::io::{self, Write};
 use std::path::Path;
+
+use failpoint::{Point, reach};
 
 use crate::error::{Context, Failure};
 
@@ -14,6 +16,27 @@ pub(crate) fn write_whole(name: &str, content: &str) -> io::Result<()> {
     let temporary = format!(".{name}");
     std::fs::write(&temporary, content)?;
     std::fs::rename(&temporary, name)
+}
+
+/// Where the status is written before it gets its name.
+const STATUS: &str = ".exitStatus";
+
+/// Takes the room for the status while there is some: when the process ends the disk may be full.
+pub(crate) fn reserve_status() -> io::Result<()> {
+    // As many characters as a status has at most.
+    std::fs::write(STATUS, "   ")
+}
+
+/// Writes `exitStatus`, in the room that was taken for it.
+pub(crate) fn write_status(status: u32) -> io::Result<()> {
+    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(STATUS)?;
+    let text = status.to_string();
+    file.write_all(text.as_bytes())?;
+    file.set_len(text.len() as u64)?;
+    reach(Point::ShimStatusPrepared);
+    std::fs::rename(STATUS, "exitStatus")?;
+    reach(Point::ShimStatusWritten);
+    Ok(())
 }
 
 /// Takes over the pid from the runtime, and writes `starttime` and then `pid`.
@@ -28,7 +51,9 @@ pub(crate) fn record_process() -> Result<u32, Failure> {
         .context(|| format!("read /proc/{pid}/stat"))?
         .ok_or_else(|| Failure::Runtime(format!("the runtime wrote the pid {pid}, and there is no such process")))?;
     write_whole("starttime", &stat.starttime.to_string()).context(|| "write starttime".into())?;
+    reach(Point::ShimStarttimeWritten);
     write_whole("pid", &pid.to_string()).context(|| "write pid".into())?;
+    reach(Point::ShimPidWritten);
     let _ = std::fs::remove_file(RUNTIME_PID);
     Ok(pid)
 }

@@ -3,6 +3,9 @@
 
 use crate::error::{Context, Failure};
 
+/// The latest format of `process.json` that is understood.
+const FORMAT: u32 = 1;
+
 /// The members of `process.json` that concern the shim.
 #[derive(Debug, Default, serde::Deserialize)]
 #[serde(default, rename_all = "camelCase")]
@@ -23,6 +26,8 @@ pub(crate) struct Request {
     pub(crate) root_uid: u32,
     #[serde(rename = "rootGID")]
     pub(crate) root_gid: u32,
+    /// The format of the file.
+    version: u32,
 }
 
 impl Request {
@@ -31,6 +36,12 @@ impl Request {
         let text = std::fs::read("process.json").context(|| "read process.json".into())?;
         let request: Request =
             serde_json::from_slice(&text).map_err(|e| Failure::Request(format!("process.json: {e}")))?;
+        if request.version > FORMAT {
+            let version = request.version;
+            return Err(Failure::Request(format!(
+                "process.json: a newer containerd wrote it (format {version}, and this shim knows {FORMAT}): install its shim"
+            )));
+        }
         if !request.checkpoint.is_empty() {
             return Err(Failure::Request("process.json: restoring from a checkpoint is not supported yet".into()));
         }

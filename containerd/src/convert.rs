@@ -60,6 +60,7 @@ fn status_name(state: State) -> &'static str {
     match state {
         State::Paused => "paused",
         State::Stopped => "stopped",
+        State::Broken => "broken",
         State::Creating | State::Created | State::Running => "running",
     }
 }

@@ -28,9 +28,11 @@ pub(crate) fn status(error: Error) -> Status {
             (Code::InvalidArgument, format!("containerd: invalid argument: {error}"))
         }
         Error::Limit { source: LimitError::Unreadable { .. }, .. } => (Code::Internal, format!("containerd: {error}")),
-        Error::Limit { .. } | Error::Inability { .. } | Error::NoCgroup { .. } | Error::State { .. } => {
-            (Code::FailedPrecondition, format!("containerd: {error}"))
-        }
+        Error::Limit { .. }
+        | Error::Inability { .. }
+        | Error::NoCgroup { .. }
+        | Error::State { .. }
+        | Error::Aside { .. } => (Code::FailedPrecondition, format!("containerd: {error}")),
         Error::RuntimeMissing(name) => (Code::FailedPrecondition, format!("{name} not installed on system")),
         Error::Runtime(words) => (Code::Unknown, format!("oci runtime error: {words}")),
         Error::RuntimeTimeout(e) => (Code::DeadlineExceeded, format!("oci runtime error: {e}; it was killed")),
@@ -38,9 +40,12 @@ pub(crate) fn status(error: Error) -> Status {
         Error::StartTimeout { .. } => {
             (Code::DeadlineExceeded, "containerd: container did not start before the specified timeout".into())
         }
-        Error::File(_) | Error::Journal(_) | Error::System { .. } => (Code::Internal, format!("containerd: {error}")),
+        Error::File(_) | Error::Journal(_) | Error::System { .. } | Error::Spawn { .. } => {
+            let code = if error.is_exhausted() { Code::ResourceExhausted } else { Code::Internal };
+            (code, format!("containerd: {error}"))
+        }
     };
-    if matches!(code, Code::Internal | Code::Unknown | Code::DeadlineExceeded) {
+    if matches!(code, Code::Internal | Code::Unknown | Code::DeadlineExceeded | Code::ResourceExhausted) {
         tracing::warn!("{message}");
     }
     Status::new(code, message)
@@ -73,5 +78,9 @@ mod tests {
         check(Error::RuntimeMissing("x".into()), Code::FailedPrecondition, "x not installed on system");
         check(Error::Runtime("a b".into()), Code::Unknown, "oci runtime error: a b");
         check(Error::Shim("a b".into()), Code::Unknown, "shim error: a b");
+        let io = std::io::Error::from_raw_os_error;
+        let (full, broken) = (io(rustix::io::Errno::NOSPC.raw_os_error()), io(rustix::io::Errno::IO.raw_os_error()));
+        check(Error::System { operation: "o", source: full }, Code::ResourceExhausted, "No space left");
+        check(Error::System { operation: "o", source: broken }, Code::Internal, "containerd: o: ");
     }
 }

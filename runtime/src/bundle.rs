@@ -21,6 +21,8 @@ pub struct Bundle {
     pub process: Map<String, Value>,
     /// The same, for us.
     pub spec: ProcessSpec,
+    /// The control group that it asks for; empty if it leaves that to the runtime.
+    pub cgroups_path: String,
     /// The host's user id that the container's root maps to.
     pub root_uid: u32,
     /// The host's group id that the container's root maps to.
@@ -68,6 +70,8 @@ struct Config {
 #[serde(default, rename_all = "camelCase")]
 struct Linux {
     #[serde(deserialize_with = "null_as_default")]
+    cgroups_path: String,
+    #[serde(deserialize_with = "null_as_default")]
     uid_mappings: Vec<Mapping>,
     #[serde(deserialize_with = "null_as_default")]
     gid_mappings: Vec<Mapping>,
@@ -102,7 +106,8 @@ impl Bundle {
         }
         let root = |mappings: &[Mapping]| mappings.iter().find(|m| m.container_id == 0).map_or(0, |m| m.host_id);
         let (root_uid, root_gid) = (root(&config.linux.uid_mappings), root(&config.linux.gid_mappings));
-        Ok(Bundle { path, process, spec, root_uid, root_gid })
+        let cgroups_path = config.linux.cgroups_path;
+        Ok(Bundle { path, process, spec, cgroups_path, root_uid, root_gid })
     }
 }
 

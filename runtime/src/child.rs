@@ -5,8 +5,13 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::process::{ChildStderr, Command};
+use std::time::Duration;
 use sys::child::ExitStatus;
+use sys::exhausted::is_exhausted;
 use tokio::io::unix::AsyncFd;
+
+/// How long to wait before a child is looked at again, when there is no descriptor to wait for it with.
+const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 
 /// A child in a process group of its own. Dropped before it has been reaped, it is killed with its group, unless it
 /// has been [set free](Child::set_free), and reaped in the background.
@@ -29,6 +34,11 @@ impl Child {
         let mut child = command.spawn()?;
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidData)?;
         Ok(Child { pid, pidfd: None, stderr: child.stderr.take(), reaped: false, free: false })
+    }
+
+    /// A child that this program started before it replaced itself by another: execve(2) keeps children. It is free.
+    pub fn kept(pid: Pid) -> Child {
+        Child { pid, pidfd: None, stderr: None, reaped: false, free: true }
     }
 
     /// The child's pid, which stays its own until it is reaped.
@@ -84,7 +94,15 @@ async fn reap(pid: Pid, pidfd: &mut Option<AsyncFd<OwnedFd>>) -> io::Result<Exit
         // Not reaped, so that the number is still this child's.
         let watched = match pidfd {
             Some(watched) => watched,
-            None => pidfd.insert(sys::watched::readable(pidfd_open(pid, PidfdFlags::empty())?)?),
+            None => match pidfd_open(pid, PidfdFlags::empty()).map_err(Into::into).and_then(sys::watched::readable) {
+                Ok(watched) => pidfd.insert(watched),
+                // Nothing tells when there is a descriptor to be had again.
+                Err(e) if is_exhausted(&e) => {
+                    tokio::time::sleep(EXHAUSTED_PAUSE).await;
+                    continue;
+                }
+                Err(e) => return Err(e),
+            },
         };
         watched.readable().await?.clear_ready();
     }

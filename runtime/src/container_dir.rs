@@ -1,11 +1,12 @@
 //! A container's directory: `state.json`, and a directory for each process.
 
+use failpoint::{Point, reach};
 use serde::{Deserialize, Serialize};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use crate::PathError;
-use crate::json::{null_as_default, write_whole};
+use crate::json::{FORMAT, check_format, null_as_default, read_object, write_whole};
 use crate::process_dir::ProcessDir;
 
 /// The name of a container's first process.
@@ -15,11 +16,14 @@ const STATE: &str = "state.json";
 const CGROUP: &str = ".cgroup";
 const OOM: &str = ".oom";
 const RESOURCES: &str = ".resources.json";
+const VERSION: &str = ".version";
 
 /// What `state.json` holds. Members beside those of the contract have names of their own and may be absent.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct ContainerRecord {
+    /// The format of the files; 0 if an older daemon wrote them.
+    pub version: u32,
     /// The OCI bundle, absolute.
     pub bundle: String,
     /// As the client gave them.
@@ -45,6 +49,9 @@ pub struct ContainerRecord {
     pub boot_id: String,
     /// Tells this container from others of the same id; empty if an older daemon made it.
     pub instance: String,
+    /// The control group that `config.json` asks for; empty if it leaves that to the runtime.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub cgroups_path: String,
     /// The container stays after its init's exit until it is deleted.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub keep: bool,
@@ -71,23 +78,28 @@ impl ContainerDir {
     /// Makes the directory and its `state.json`.
     pub fn create(&self, record: &ContainerRecord) -> Result<(), PathError> {
         std::fs::DirBuilder::new().mode(0o711).create(&self.0).map_err(PathError::new("create", &self.0))?;
+        reach(Point::DirectoryMade);
         let path = self.0.join(STATE);
         // Plain strings always serialize.
         let text = serde_json::to_vec(record).map_err(|e| PathError::new("write", &path)(e.into()))?;
-        write_whole(&path, &text).map_err(PathError::new("write", &path))
+        write_whole(&path, &text).map_err(PathError::new("write", &path))?;
+        reach(Point::StateWritten);
+        Ok(())
     }
 
-    /// Reads `state.json`.
+    /// Reads `state.json`. One that a later program wrote is an error.
     pub fn read(&self) -> Result<ContainerRecord, PathError> {
         let path = self.0.join(STATE);
         let text = std::fs::read(&path).map_err(PathError::new("read", &path))?;
-        serde_json::from_slice(&text).map_err(|e| PathError::new("read", &path)(e.into()))
+        read_object(&text).map_err(PathError::new("read", &path))
     }
 
     /// Keeps what the kernel says of the groups of its init, which may move into others later.
     pub fn write_cgroup(&self, places: &str) -> Result<(), PathError> {
         let path = self.0.join(CGROUP);
-        std::fs::write(&path, places).map_err(PathError::new("write", &path))
+        std::fs::write(&path, places).map_err(PathError::new("write", &path))?;
+        reach(Point::CgroupKept);
+        Ok(())
     }
 
     /// What [`ContainerDir::write_cgroup`] kept, if all of it is there.
@@ -140,10 +152,28 @@ impl ContainerDir {
         if self.0.is_dir() {
             for name in self.processes()? {
                 remove_all(&self.0.join(name))?;
+                reach(Point::ProcessDirectoryRemoved);
             }
         }
-        remove_all(&self.0)
+        remove_all(&self.0)?;
+        reach(Point::DirectoryRemoved);
+        Ok(())
     }
+}
+
+/// Makes sure that no later program has used the state directory, and says that this one does.
+pub fn claim_format(state_dir: &Path) -> Result<(), PathError> {
+    let path = state_dir.join(VERSION);
+    let text = match std::fs::read_to_string(&path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
+        result => result.map_err(PathError::new("read", &path))?,
+    };
+    let found = text.trim().parse().unwrap_or(0);
+    check_format(found).map_err(PathError::new("use the state directory, by", &path))?;
+    if found == FORMAT {
+        return Ok(());
+    }
+    write_whole(&path, format!("{FORMAT}\n").as_bytes()).map_err(PathError::new("write", &path))
 }
 
 /// Removes a directory; what is already gone is no error.

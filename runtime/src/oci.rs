@@ -58,6 +58,9 @@ pub enum OciError {
     /// It ran and failed; its own last words.
     #[error("{0}")]
     Failed(String),
+    /// It crashed: it was killed by a signal, or ended without a word in its log. Its last words on stderr, if any.
+    #[error("{0}")]
+    Crashed(String),
     /// It did not end in time and was killed.
     #[error("{runtime} {operation} did not end within {limit:?}")]
     Timeout {
@@ -90,7 +93,9 @@ impl Oci {
 
     /// One that is known by its path, whether or not it is there now.
     pub fn at(name: String, arguments: Vec<String>) -> Oci {
-        let binary = find_program(&name).unwrap_or_else(|| PathBuf::from(&name));
+        // A path is not looked at, as it may be on a file system that hangs.
+        let known = if name.contains('/') { None } else { find_program(&name) };
+        let binary = known.unwrap_or_else(|| PathBuf::from(&name));
         Oci { name, binary, arguments }
     }
 
@@ -136,12 +141,15 @@ impl Oci {
             Ok(Err(source)) => Err(spawn_error(source)),
             Ok(Ok(0)) => Ok(()),
             Ok(Ok(status)) => {
-                let words = match last_error(log, start) {
-                    Some(line) => line.msg,
-                    None => said.last_words().await,
-                };
-                Err(OciError::Failed(if words.is_empty() {
-                    format!("{} {} ended with status {status} and said nothing", self.name, operation.name())
+                if let Some(line) = last_error(log, start) {
+                    return Err(OciError::Failed(line.msg));
+                }
+                let (words, what) = (said.last_words().await, operation.name());
+                let how = if status > 128 { format!("signal {}", status - 128) } else { format!("status {status}") };
+                Err(OciError::Crashed(if words.is_empty() {
+                    format!("{} {what} ended with {how} and said nothing", self.name)
+                } else if status > 128 {
+                    format!("{} {what} ended with {how}: {words}", self.name)
                 } else {
                     words
                 }))

@@ -1,5 +1,6 @@
 //! A process's directory, through which its shim and whoever supervises it speak. The files are a contract.
 
+use failpoint::{Point, reach};
 use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat, open};
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -9,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use crate::PathError;
 use crate::container_dir::remove_all;
-use crate::json::{null_as_default, write_whole};
+use crate::json::{FORMAT, null_as_default, read_object, write_whole};
 use crate::spec::ProcessSpec;
 use crate::stdio::Stdio;
 
@@ -64,6 +65,7 @@ impl ProcessRecord {
         set("rootUID", self.root_uid.into());
         set("rootGID", self.root_gid.into());
         set("instance", self.instance.clone().into());
+        set("version", FORMAT.into());
     }
 }
 
@@ -110,6 +112,7 @@ impl ProcessDir {
     /// Makes the directory with `process.json` and the two FIFOs. A half-made one is removed.
     pub fn create(&self, mut process: Map<String, Value>, record: &ProcessRecord) -> Result<(), PathError> {
         std::fs::DirBuilder::new().mode(0o700).create(&self.0).map_err(PathError::new("create", &self.0))?;
+        reach(Point::ProcessDirectoryMade);
         record.add_to(&mut process);
         let made = self.fill(&Value::Object(process));
         if made.is_err() {
@@ -121,11 +124,13 @@ impl ProcessDir {
     fn fill(&self, process: &Value) -> Result<(), PathError> {
         let path = self.0.join("process.json");
         write_whole(&path, process.to_string().as_bytes()).map_err(PathError::new("write", &path))?;
+        reach(Point::ProcessWritten);
         for name in ["exit", "control"] {
             let path = self.0.join(name);
             mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)
                 .map_err(|e| PathError::new("make fifo", &path)(e.into()))?;
         }
+        reach(Point::FifosMade);
         Ok(())
     }
 
@@ -133,15 +138,17 @@ impl ProcessDir {
     pub fn read(&self) -> Result<(ProcessSpec, ProcessRecord), PathError> {
         let path = self.0.join("process.json");
         let text = std::fs::read(&path).map_err(PathError::new("read", &path))?;
-        let parse = || Ok((serde_json::from_slice(&text)?, serde_json::from_slice(&text)?));
-        parse().map_err(|e: serde_json::Error| PathError::new("read", &path)(e.into()))
+        let parse = || Ok((read_object(&text)?, read_object(&text)?));
+        parse().map_err(PathError::new("read", &path))
     }
 
     /// Opens the reading end of `exit`. A read gives 0 bytes once no shim holds the other end.
     pub fn open_exit(&self) -> Result<OwnedFd, PathError> {
         let path = self.0.join("exit");
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        open(&path, flags, Mode::empty()).map_err(|e| PathError::new("open", &path)(e.into()))
+        let exit = open(&path, flags, Mode::empty()).map_err(|e| PathError::new("open", &path)(e.into()))?;
+        reach(Point::ExitOpened);
+        Ok(exit)
     }
 
     /// Sends a command to the shim; false if there is none any more.
@@ -161,22 +168,39 @@ impl ProcessDir {
     }
 
     /// The pid and start time, once the shim has written them.
-    pub fn process(&self) -> Option<(u32, u64)> {
-        Some((self.number("pid")?.try_into().ok()?, self.number("starttime")?))
+    pub fn process(&self) -> Result<Option<(u32, u64)>, PathError> {
+        let Some(pid) = self.number("pid")? else { return Ok(None) };
+        // Written before the pid.
+        let starttime = self.number("starttime")?;
+        let missing = || PathError::new("read", &self.0.join("starttime"))(std::io::ErrorKind::NotFound.into());
+        starttime.map(|starttime| Some((pid, starttime))).ok_or_else(missing)
     }
 
     /// The pid that the runtime has written and the shim has not taken over.
     pub fn unrecorded_pid(&self) -> Option<u32> {
-        self.number(".runtime-pid")?.try_into().ok()
+        self.number(".runtime-pid").ok()?
     }
 
     /// How the process ended, once the shim has written it.
-    pub fn exit_status(&self) -> Option<u32> {
-        self.number("exitStatus")?.try_into().ok()
+    pub fn exit_status(&self) -> Result<Option<u32>, PathError> {
+        self.number("exitStatus")
     }
 
-    fn number(&self, name: &str) -> Option<u64> {
-        std::fs::read_to_string(self.0.join(name)).ok()?.trim().parse().ok()
+    /// Writes down how the process ended, in place of a shim that cannot.
+    pub fn write_exit_status(&self, status: u32) -> Result<(), PathError> {
+        let path = self.0.join("exitStatus");
+        write_whole(&path, status.to_string().as_bytes()).map_err(PathError::new("write", &path))
+    }
+
+    /// The number in a file; `None` if the file is not there.
+    fn number<N: std::str::FromStr>(&self, name: &str) -> Result<Option<N>, PathError> {
+        let path = self.0.join(name);
+        let text = match std::fs::read_to_string(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            result => result.map_err(PathError::new("read", &path))?,
+        };
+        let none = || std::io::Error::new(std::io::ErrorKind::InvalidData, "it is no number");
+        text.trim().parse().map(Some).map_err(|_| PathError::new("read", &path)(none()))
     }
 
     /// Where the runtime's own log goes.

@@ -1,5 +1,7 @@
 //! Starting a shim.
 
+use rustix::process::Pid;
+use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -40,6 +42,15 @@ impl Shim {
     /// The shims that have `directory` as their working directory: how one is found again that another supervisor
     /// started. Goes through all of `/proc`, so only for what rarely happens.
     pub fn running_in(directory: &ProcessDir) -> Vec<PidFd> {
+        Shim::in_state(directory, |_| true)
+    }
+
+    /// Those of them that somebody has stopped (SIGSTOP).
+    pub fn stopped_in(directory: &ProcessDir) -> Vec<PidFd> {
+        Shim::in_state(directory, sys::procfs::Stat::is_stopped)
+    }
+
+    fn in_state(directory: &ProcessDir, is_meant: impl Fn(&sys::procfs::Stat) -> bool) -> Vec<PidFd> {
         let Ok(directory) = std::fs::canonicalize(directory.path()) else { return Vec::new() };
         let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
         let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
@@ -48,8 +59,27 @@ impl Shim {
             let stat = sys::procfs::stat(pid).ok()??;
             let process = PidFd::open(pid, stat.starttime).ok()??;
             // Looked at again, now that it cannot be another one.
-            is_shim(pid).then_some(process)
+            (is_shim(pid) && is_meant(&stat)).then_some(process)
         };
         pids.filter(|pid| is_shim(*pid)).filter_map(open).collect()
+    }
+
+    /// The shims among this process's own children, by the directory that they work in: those that it started before
+    /// it replaced itself by another program. Children that have ended are reaped. Only before others are started.
+    pub fn kept_children() -> HashMap<PathBuf, Child> {
+        let mut found = HashMap::new();
+        while let Ok(Some(_)) = sys::child::try_reap_any() {}
+        for tasks in std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten() {
+            let children = std::fs::read_to_string(tasks.path().join("children")).unwrap_or_default();
+            for pid in children.split_ascii_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)) {
+                let child = Child::kept(pid);
+                match std::fs::read_link(format!("/proc/{}/cwd", pid.as_raw_nonzero())) {
+                    Ok(directory) => drop(found.insert(directory, child)),
+                    // It has ended just now; the drop reaps it.
+                    Err(_) => drop(child),
+                }
+            }
+        }
+        found
     }
 }

@@ -14,6 +14,14 @@ pub enum Error {
         /// As it was asked for.
         id: String,
     },
+    /// What its directory holds cannot be read, so that nothing can be done with it but removing it.
+    #[error("container {id} is broken and set aside: {reason}; SIGKILL to its init removes it")]
+    Aside {
+        /// The container.
+        id: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// The container has no process of this name.
     #[error("container {id} has no process {process}")]
     ProcessNotFound {
@@ -114,6 +122,14 @@ pub enum Error {
     /// A runtime call did not end in time and was killed.
     #[error("{0}")]
     RuntimeTimeout(OciError),
+    /// A program could not be started.
+    #[error("start {program}: {source}")]
+    Spawn {
+        /// The program.
+        program: String,
+        /// Why.
+        source: std::io::Error,
+    },
     /// The shim failed; its own words.
     #[error("{0}")]
     Shim(String),
@@ -140,6 +156,21 @@ pub enum Error {
 }
 
 impl Error {
+    /// What the kernel said, where it said something.
+    pub(crate) fn io(&self) -> Option<&std::io::Error> {
+        match self {
+            Error::File(e) => Some(&e.source),
+            Error::Journal(e) => Some(&e.source),
+            Error::System { source, .. } | Error::Spawn { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+
+    /// Whether this machine has run out of something, so that the same may work later.
+    pub fn is_exhausted(&self) -> bool {
+        self.io().is_some_and(sys::exhausted::is_exhausted)
+    }
+
     /// For `map_err` on I/O that concerns no particular file.
     pub(crate) fn system(operation: &'static str) -> impl FnOnce(std::io::Error) -> Error {
         move |source| Error::System { operation, source }
@@ -152,7 +183,8 @@ impl From<OciError> for Error {
             OciError::NotInstalled(name) => Error::RuntimeMissing(name),
             OciError::Failed(words) => Error::Runtime(words),
             e @ OciError::Timeout { .. } => Error::RuntimeTimeout(e),
-            e @ OciError::Spawn { .. } => Error::Runtime(e.to_string()),
+            OciError::Crashed(words) => Error::Runtime(words),
+            OciError::Spawn { runtime, source } => Error::Spawn { program: runtime, source },
         }
     }
 }

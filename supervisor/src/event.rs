@@ -122,6 +122,16 @@ impl Event {
         if self.process.is_empty() { &self.instance } else { &self.process }
     }
 
+    /// Whether it tells that the container was paused or resumed.
+    pub(crate) fn is_freezer(&self) -> bool {
+        matches!(self.kind, EventKind::Pause | EventKind::Resume)
+    }
+
+    /// The name of the process that it is about.
+    pub(crate) fn name(&self) -> &str {
+        if self.pid.is_empty() { runtime::INIT } else { &self.pid }
+    }
+
     /// Whether a later supervisor needs the event to know what has been told of a process that still has a
     /// directory.
     pub(crate) fn is_lifecycle(&self) -> bool {

@@ -1,17 +1,19 @@
 //! Added processes. The OCI runtime has one call for creating and starting them; creating one here makes
 //! everything ready for it, starting it makes that call.
 
+use failpoint::{Point, reach};
 use runtime::{ProcessRecord, ProcessSpec, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use tokio::time::Instant;
 
 use crate::container::Container;
+use crate::disk::on_disk;
 use crate::error::Error;
 use crate::event::EventKind;
 use crate::lifecycle::Request;
-use crate::process::Process;
-use crate::start::{carried_through, on_disk};
+use crate::process::{PAUSE, Process};
+use crate::start::carried_through;
 use crate::supervisor::{Shared, Supervisor, new_key};
 
 /// What is asked for when a process is added to a container.
@@ -92,10 +94,22 @@ impl Shared {
     }
 
     /// Removes the directory of an added process and frees its name.
-    pub(crate) fn remove_process(self: &Arc<Self>, container: &Container, process: &Arc<Process>) {
+    pub(crate) fn remove_process(self: &Arc<Self>, container: &Arc<Container>, process: &Arc<Process>) {
         let removed = container.removed.load(Ordering::Acquire);
-        if let Err(e) = if removed { Ok(()) } else { process.dir.remove() } {
-            tracing::error!(container = %container.id, process = %process.name, "{e}; remove it by hand");
+        match if removed { Ok(()) } else { process.dir.remove() } {
+            Err(e) if sys::exhausted::may_pass(&e.source) => {
+                tracing::warn!(container = %container.id, process = %process.name, "{e}; it is tried again");
+                let (shared, container, process) = (self.clone(), container.clone(), process.clone());
+                tokio::spawn(async move {
+                    tokio::time::sleep(PAUSE).await;
+                    shared.remove_process(&container, &process);
+                });
+                return;
+            }
+            Err(e) => {
+                tracing::error!(container = %container.id, process = %process.name, "{e}; remove it by hand");
+            }
+            Ok(()) => reach(Point::ProcessDirectoryRemoved),
         }
         container.remove(process);
         self.journal.release_key(&process.key);
@@ -120,11 +134,12 @@ impl Created {
             self.give_up().await;
             return Err(e.into());
         }
+        reach(Point::StartJournaled);
         self.started = true;
         self.shared.metrics.exec.record(begun.elapsed());
         let pid = process.pid().unwrap_or_default();
         tracing::debug!(container = %container.id, process = %process.name, pid, "process started");
-        tokio::spawn(self.shared.clone().watch_process(container.clone(), process.clone(), exit));
+        tokio::spawn(self.shared.clone().watch_process(container.clone(), process.clone(), exit, false));
         Ok(pid)
     }
 

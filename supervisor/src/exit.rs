@@ -1,5 +1,6 @@
 //! What follows when a process has ended: its shim's `exit` closes, its status is found, it is told.
 
+use failpoint::{Point, reach};
 use runtime::{INIT, Operation};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,24 +10,25 @@ use crate::error::Error;
 use crate::event::{Event, EventKind};
 use crate::journal::Held;
 use crate::lifecycle::{Action, Happened, Request};
-use crate::process::{DEATH_LIMIT, ExitFifo, Process};
+use crate::process::{DEATH_LIMIT, ExitFifo, PAUSE, Process};
 use crate::start::carried_through;
 use crate::supervisor::{Shared, Supervisor};
 
 /// The status of a process that was killed because its shim died.
-const KILLED: u32 = 137;
+pub(crate) const KILLED: u32 = 137;
 /// The status of a process of which nothing is known.
 pub(crate) const UNKNOWN: u32 = 255;
 
 /// How long the exits of added processes may take after init's end: the time that a shim waits for a reader, and some.
 const ADDED_LIMIT: Duration = Duration::from_secs(20);
 
-/// How long to wait before the journal is tried again, when it could not be written.
-pub(crate) const JOURNAL_RETRY: Duration = Duration::from_secs(1);
-
 impl Supervisor {
     /// Deletes a container that has stopped, or was never started.
     pub async fn delete(&self, id: &str) -> Result<(), Error> {
+        if let Some(aside) = self.0.aside(id) {
+            let cleared = tokio::spawn(self.0.clone().clear(id.to_string(), aside));
+            return cleared.await.map_err(|e| Error::system("remove a container")(std::io::Error::other(e)));
+        }
         let (shared, container) = (self.0.clone(), self.0.container(id)?);
         carried_through(async move {
             let _order = container.order.write().await;
@@ -39,7 +41,7 @@ impl Supervisor {
                     let _ = init.over.subscribe().wait_for(|over| *over).await;
                 }
                 shared.delete_by_runtime(&container, Operation::Delete).await;
-                shared.remove(&container);
+                shared.remove(&container).await;
             }
             Ok(())
         })
@@ -49,9 +51,16 @@ impl Supervisor {
 
 impl Shared {
     /// Waits for init's end, and sees to all that follows.
-    pub(crate) async fn watch_init(self: Arc<Self>, container: Arc<Container>, init: Arc<Process>, exit: ExitFifo) {
+    /// `orphan`: an earlier supervisor's shim is gone and has left no status.
+    pub(crate) async fn watch_init(
+        self: Arc<Self>,
+        container: Arc<Container>,
+        init: Arc<Process>,
+        exit: ExitFifo,
+        orphan: bool,
+    ) {
         let status = tokio::select! {
-            status = self.ended(&container, &init, exit) => status,
+            status = self.ended(&container, &init, exit, orphan) => status,
             never = self.watch_oom(&container) => match never {},
         };
         let begun = Instant::now();
@@ -68,6 +77,7 @@ impl Shared {
         drop(order);
         let _task = self.tasks.begin("exit of init", &container.id, INIT);
         self.end_added(&container).await;
+        reach(Point::AddedEnded);
         // The group goes with the runtime's `delete`.
         self.tell_last_oom(&container).await;
         Shared::log_shim_warnings(&container.id, INIT, &init.dir);
@@ -82,7 +92,7 @@ impl Shared {
         let deleting = Instant::now();
         self.delete_by_runtime(&container, Operation::Delete).await;
         let held = self.record_exit(Shared::event(EventKind::Exit, &container, Some(&init), status)).await;
-        self.remove(&container);
+        self.remove(&container).await;
         self.metrics.delete.record(deleting.elapsed());
         self.metrics.exit.record(begun.elapsed());
         init.over.send_replace(true);
@@ -96,8 +106,9 @@ impl Shared {
         container: Arc<Container>,
         process: Arc<Process>,
         exit: ExitFifo,
+        orphan: bool,
     ) {
-        let status = self.ended(&container, &process, exit).await;
+        let status = self.ended(&container, &process, exit, orphan).await;
         let begun = Instant::now();
         self.tell_last_oom(&container).await;
         Shared::log_shim_warnings(&container.id, &process.name, &process.dir);
@@ -110,18 +121,41 @@ impl Shared {
     }
 
     /// Waits until the process is over, and finds its status.
-    async fn ended(&self, container: &Container, process: &Process, exit: ExitFifo) -> u32 {
+    async fn ended(&self, container: &Container, process: &Process, exit: ExitFifo, orphan: bool) -> u32 {
         if let Err(e) = exit.closed().await {
             tracing::error!(container = %container.id, process = %process.name, "cannot wait for its exit: {e}");
         }
+        reach(Point::ExitClosed);
         if let Some(mut shim) = process.take_shim() {
             if tokio::time::timeout(DEATH_LIMIT, shim.wait()).await.is_err() {
                 tracing::warn!(container = %container.id, process = %process.name, "its shim is done and does not end");
                 shim.kill();
             }
         }
-        if let Some(status) = process.dir.exit_status() {
-            return status;
+        let status = self.status(container, process, orphan).await;
+        reach(Point::StatusKnown);
+        status
+    }
+
+    /// The status of a process that has no shim any more.
+    async fn status(&self, container: &Container, process: &Process, orphan: bool) -> u32 {
+        loop {
+            match process.dir.exit_status() {
+                Ok(Some(status)) => return status,
+                Ok(None) => break,
+                Err(e) if sys::exhausted::is_exhausted(&e.source) => {
+                    tracing::warn!(container = %container.id, process = %process.name, "{e}; it is tried again");
+                    tokio::time::sleep(PAUSE).await;
+                }
+                Err(e) => {
+                    tracing::error!(container = %container.id, process = %process.name, "{e}; how it ended is unknown");
+                    return UNKNOWN;
+                }
+            }
+        }
+        // Of one that was dead already when it was found nobody knows how it ended.
+        if orphan && matches!(process.open(), Ok(None)) {
+            return UNKNOWN;
         }
         tracing::warn!(container = %container.id, process = %process.name, "its shim died; it is killed");
         self.kill_orphan(container, process).await;
@@ -160,10 +194,13 @@ impl Shared {
     pub(crate) async fn record_exit(self: &Arc<Self>, event: Event) -> Held {
         loop {
             match self.journal.append_held(event.clone()) {
-                Ok(held) => return held,
+                Ok(held) => {
+                    reach(Point::ExitJournaled);
+                    return held;
+                }
                 Err(e) => tracing::error!(container = %event.id, "{e}; the exit is told once it can be written"),
             }
-            tokio::time::sleep(JOURNAL_RETRY).await;
+            tokio::time::sleep(PAUSE).await;
         }
     }
 }

@@ -12,6 +12,7 @@
 //!
 //! Subscribers have no queue. Each has a place in the journal and takes the next event when it is ready for it.
 
+use failpoint::{Point, reach};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, Write};
@@ -36,7 +37,7 @@ const TRIM_DELAY: Duration = Duration::from_secs(1);
 pub struct JournalError {
     operation: &'static str,
     path: PathBuf,
-    source: io::Error,
+    pub(crate) source: io::Error,
 }
 
 /// The journal of one state directory.
@@ -153,8 +154,7 @@ impl Journal {
     pub(crate) fn told(&self) -> Told {
         let mut told = Told::default();
         for event in self.lock().events.values() {
-            let name = if event.pid.is_empty() { runtime::INIT } else { &event.pid };
-            let key = key_or_name(event.key(), &event.id, name);
+            let key = key_or_name(event.key(), &event.id, event.name());
             match event.kind {
                 EventKind::Exit => drop(told.exited.insert(key)),
                 EventKind::StartContainer | EventKind::StartProcess => {
@@ -168,16 +168,39 @@ impl Journal {
         told
     }
 
+    /// The processes of a container id whose start has been told and whose end has not, added ones first.
+    pub(crate) fn open_of(&self, id: &str) -> Vec<Arc<Event>> {
+        let mut open: Vec<Arc<Event>> = Vec::new();
+        for event in self.lock().events.values().filter(|event| event.id == id && event.is_lifecycle()) {
+            let same = |other: &Arc<Event>| (other.key(), other.name()) == (event.key(), event.name());
+            open.retain(|other| !same(other));
+            if event.kind != EventKind::Exit {
+                open.push(event.clone());
+            }
+        }
+        open.sort_by_key(|event| event.kind == EventKind::StartContainer);
+        open
+    }
+
     /// Keeps what is told of the process `key` until [`Journal::release_key`].
     pub(crate) fn protect(&self, key: &str) {
         let mut inner = self.lock();
         let inner = &mut *inner;
-        let of_key = inner.events.values().filter(|e| e.is_lifecycle() && e.key() == key);
-        let timestamps: Vec<Timestamp> = of_key.map(|e| e.timestamp).collect();
+        let of_key = || inner.events.values().filter(|event| event.key() == key);
+        let lifecycle = of_key().filter(|event| event.is_lifecycle());
+        let freezer = of_key().rfind(|event| event.is_freezer());
+        let timestamps: Vec<Timestamp> = lifecycle.chain(freezer).map(|event| event.timestamp).collect();
         for timestamp in &timestamps {
             inner.trimmable.remove(timestamp);
         }
         inner.protected.insert(key.to_string(), timestamps);
+    }
+
+    /// Whether the last that was told of a container's freezer is that it is paused.
+    pub(crate) fn is_paused(&self, instance: &str) -> bool {
+        let inner = self.lock();
+        let last = inner.events.values().rfind(|event| event.is_freezer() && event.instance == instance);
+        last.is_some_and(|event| event.kind == EventKind::Pause)
     }
 
     /// As [`Journal::protect`], for a process of which nothing has been told yet.
@@ -233,8 +256,17 @@ impl Journal {
         inner.last = event.timestamp;
         let event = Arc::new(event);
         inner.events.insert(event.timestamp, event.clone());
-        match inner.protected.get_mut(event.key()).filter(|_| event.is_lifecycle()) {
-            Some(timestamps) => timestamps.push(event.timestamp),
+        match inner.protected.get_mut(event.key()).filter(|_| event.is_lifecycle() || event.is_freezer()) {
+            Some(timestamps) => {
+                if event.is_freezer() {
+                    // Of these only the last says something.
+                    let is_freezer = |timestamp: &Timestamp| inner.events[timestamp].is_freezer();
+                    if let Some(earlier) = timestamps.iter().position(is_freezer) {
+                        inner.trimmable.insert(timestamps.swap_remove(earlier));
+                    }
+                }
+                timestamps.push(event.timestamp);
+            }
             None => drop(inner.trimmable.insert(event.timestamp)),
         }
         self.trim(inner);
@@ -292,10 +324,13 @@ impl Journal {
             let _ = std::fs::remove_file(&temporary);
             let mut file = open_for_appending(&temporary)?;
             file.write_all(&text)?;
+            reach(Point::JournalShortened);
             std::fs::rename(&temporary, &self.path)?;
+            reach(Point::JournalReplaced);
             Ok(file)
         };
-        inner.file = write().map_err(failed)?;
+        // What could not be written whole takes no room.
+        inner.file = write().inspect_err(|_| drop(std::fs::remove_file(&temporary))).map_err(failed)?;
         inner.length = text.len() as u64;
         inner.lines = inner.events.len();
         Ok(())

@@ -11,8 +11,10 @@
 //!   held while a runtime or a shim is waited for;
 //! - an operation that was begun is carried through whether or not its caller is still there.
 
+mod aside;
 mod config;
 mod container;
+mod disk;
 mod error;
 mod event;
 mod exec;

@@ -25,6 +25,8 @@ pub enum State {
     Paused,
     /// It has ended.
     Stopped,
+    /// What its directory holds cannot be read; nothing happens to it any more.
+    Broken,
 }
 
 impl State {
@@ -36,6 +38,7 @@ impl State {
             State::Running => "running",
             State::Paused => "paused",
             State::Stopped => "stopped",
+            State::Broken => "broken",
         }
     }
 }

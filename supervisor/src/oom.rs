@@ -5,6 +5,7 @@
 //! event's line in the journal has the count, and so has a file of the container: a restart tells nothing twice.
 
 use cgroup::OomSource;
+use failpoint::{Point, reach};
 use std::convert::Infallible;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
@@ -12,9 +13,9 @@ use std::time::Duration;
 
 use crate::container::Container;
 use crate::event::EventKind;
-use crate::exit::JOURNAL_RETRY;
 use crate::journal::JournalError;
 use crate::lifecycle::State;
+use crate::process::PAUSE;
 use crate::supervisor::Shared;
 
 /// v1's eventfd fires before the kernel has chosen and killed a process (mm/memcontrol-v1.c, `memcg1_oom_prepare`), and
@@ -115,7 +116,7 @@ impl Shared {
     pub(crate) async fn tell_last_oom(self: &Arc<Self>, container: &Container) {
         while let Err(e) = self.look_for_oom(container) {
             tracing::error!(container = %container.id, "{e}; that it was out of memory is told once it can be written");
-            tokio::time::sleep(JOURNAL_RETRY).await;
+            tokio::time::sleep(PAUSE).await;
         }
     }
 
@@ -143,8 +144,10 @@ impl Shared {
             let mut event = Shared::event(EventKind::Oom, container, None, 0);
             event.oom_kills = kills;
             self.journal.append(event)?;
+            reach(Point::OomJournaled);
             tracing::warn!(container = %container.id, kills = kills - *last, "the kernel has killed for memory");
             container.keep_oom_kills(kills);
+            reach(Point::OomKept);
         }
         // On v1 the count of a group goes with the group.
         *last = kills;

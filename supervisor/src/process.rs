@@ -8,12 +8,16 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
+use sys::exhausted::is_exhausted;
 use sys::pidfd::PidFd;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
 /// How long something that was killed may take to die.
 pub(crate) const DEATH_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long to wait before something is tried again that this machine has run out of.
+pub(crate) const PAUSE: Duration = Duration::from_secs(1);
 
 /// A process that a client asked for.
 #[derive(Debug)]
@@ -55,9 +59,6 @@ impl Process {
 
     /// A process that an earlier supervisor started.
     pub(crate) fn adopted(self) -> Process {
-        if let Some(identity) = self.dir.process() {
-            self.set_identity(identity);
-        }
         Process { adopted: true, ..self }
     }
 
@@ -94,15 +95,17 @@ impl Process {
 
     /// Kills it and waits until it is dead; false if it was dead already.
     pub(crate) async fn kill(&self) -> io::Result<bool> {
-        let Some(process) = self.open()? else { return Ok(false) };
-        match process.send(9) {
-            Err(e) if Errno::from_io_error(&e) == Some(Errno::SRCH) => return Ok(false),
-            result => result?,
-        }
-        let ended = sys::watched::readable(process.into_fd())?;
-        match tokio::time::timeout(DEATH_LIMIT, ended.readable()).await {
-            Ok(_) => Ok(true),
-            Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "it was killed and does not die")),
+        loop {
+            let killed = match self.open() {
+                Ok(None) => return Ok(false),
+                Ok(Some(process)) => kill_and_wait(process).await,
+                Err(e) => Err(e),
+            };
+            match killed {
+                // It must not live on for want of a descriptor.
+                Err(e) if is_exhausted(&e) => tokio::time::sleep(PAUSE).await,
+                result => return result,
+            }
         }
     }
 
@@ -117,10 +120,8 @@ impl Process {
             return;
         }
         for shim in runtime::Shim::running_in(&self.dir) {
-            let killed = shim.send(9).and_then(|()| sys::watched::readable(shim.into_fd()));
-            match killed {
-                Ok(ended) => drop(tokio::time::timeout(DEATH_LIMIT, ended.readable()).await),
-                Err(e) => tracing::warn!(process = %self.name, "cannot kill a shim: {e}"),
+            if let Err(e) = kill_and_wait(shim).await {
+                tracing::warn!(process = %self.name, "cannot kill a shim: {e}");
             }
         }
     }
@@ -138,10 +139,23 @@ impl Process {
             }
             Some((pid, sys::procfs::stat(pid).ok()??.starttime))
         };
-        if let Some(identity) = self.dir.process().or_else(unrecorded) {
+        if let Some(identity) = self.dir.process().unwrap_or_default().or_else(unrecorded) {
             self.set_identity(identity);
         }
         self.kill().await.map(|_| ())
+    }
+}
+
+/// Sends SIGKILL and waits for the end; false if it was dead already.
+pub(crate) async fn kill_and_wait(process: PidFd) -> io::Result<bool> {
+    match process.send(9) {
+        Err(e) if Errno::from_io_error(&e) == Some(Errno::SRCH) => return Ok(false),
+        result => result?,
+    }
+    let ended = sys::watched::readable(process.into_fd())?;
+    match tokio::time::timeout(DEATH_LIMIT, ended.readable()).await {
+        Ok(_) => Ok(true),
+        Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "it was killed and does not die")),
     }
 }
 

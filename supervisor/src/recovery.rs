@@ -2,92 +2,192 @@
 //!
 //! The journal decides. A process whose start is not in it was never told of and is removed; one whose exit is in
 //! it is only cleaned up; each other is taken up where it is, and its end told when it comes or if it has come.
+//!
+//! There are two steps. *Looking* reads files and does nothing else; calls wait for it, all containers together, and
+//! never longer than [`LOOK_LIMIT`]. *Taking up* may kill, run the runtime and wait for what does not die; nobody waits
+//! for it but whoever wants the same id. What cannot be read is set aside.
 
-use runtime::{ContainerDir, INIT, Oci, Operation, ProcessDir, ProcessRecord, ProcessSpec};
-use std::sync::Arc;
+use failpoint::{Point, reach};
+use runtime::{Child, ContainerDir, INIT, Oci, Operation, PathError, ProcessRecord, Shim};
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
 
 use crate::container::Container;
 use crate::error::Error;
 use crate::event::EventKind;
 use crate::exit::UNKNOWN;
 use crate::journal::{Told, key_or_name};
-use crate::lifecycle::State;
-use crate::process::{ExitFifo, Process};
-use crate::supervisor::{Shared, Supervisor};
+use crate::lifecycle::{Happened, State};
+use crate::process::{ExitFifo, PAUSE, Process};
+use crate::supervisor::{Shared, Slot, Supervisor};
+
+/// How long calls wait at most for containers that cannot be looked at.
+const LOOK_LIMIT: Duration = Duration::from_secs(2);
+
+/// What is known before any container has been looked at.
+#[derive(Debug)]
+struct Recovery {
+    told: Told,
+    /// The state directory, without symbolic links.
+    state_dir: PathBuf,
+    /// Shims that are children of this process, by their directories.
+    kept: Mutex<HashMap<PathBuf, Child>>,
+}
+
+/// Held by whoever looks at a container.
+struct Looking {
+    /// Calls wait for it.
+    calls: Option<mpsc::Sender<Infallible>>,
+    /// The journal is not trimmed before it is gone.
+    _journal: mpsc::Sender<Infallible>,
+}
+
+/// What was found in a container's directory.
+enum Found {
+    /// Nothing that was ever told of, and nothing that runs.
+    HardlyBegun,
+    /// Its exit has been told; the key.
+    Told(String),
+    /// Its start was not told.
+    HalfMade(Arc<Container>, Arc<Process>),
+    /// It is of an earlier boot; with the processes whose exit is due.
+    Buried(Arc<Container>, Vec<Arc<Process>>),
+    /// It is to be supervised.
+    Alive(Arc<Container>, Left, Vec<(Left, Fate)>),
+}
+
+/// What is to be done about an added process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// Its exit has been told.
+    Told,
+    /// Its start was not told.
+    HalfMade,
+    /// It is to be supervised.
+    Alive,
+}
+
+/// A process of which the directory has been read.
+struct Left {
+    process: Arc<Process>,
+    /// The host's ids of the container's root.
+    root: (u32, u32),
+    exit: ExitFifo,
+    /// Its shim is gone and has left no status.
+    orphan: bool,
+}
 
 impl Supervisor {
-    /// Takes up all that is in the state directory, and then lets those go on that wait for
-    /// [`Supervisor::recovered`].
+    /// Takes up all that is in the state directory, and lets those go on that wait for [`Supervisor::recovered`] as
+    /// soon as it is known what there is.
     pub async fn recover(&self) -> Result<(), Error> {
         let shared = &self.0;
-        let told = Arc::new(shared.journal.told());
-        let mut tasks = tokio::task::JoinSet::new();
+        let state_dir = shared.config.state_dir.canonicalize().map_err(Error::system("find the state directory"))?;
+        let kept = Mutex::new(Shim::kept_children());
+        let recovery = Arc::new(Recovery { told: shared.journal.told(), state_dir, kept });
+        reach(Point::RecoveryBegun);
+        let (calls, mut calls_wait) = mpsc::channel(1);
+        let (journal, mut journal_waits) = mpsc::channel(1);
         let entries = std::fs::read_dir(&shared.config.state_dir).map_err(Error::system("list the state directory"))?;
+        let mut found = 0;
         for entry in entries {
             let entry = entry.map_err(Error::system("list the state directory"))?;
             let Ok(id) = entry.file_name().into_string() else { continue };
             // What has another kind of name is not ours.
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) && shared.reserve(&id).is_ok() {
-                tasks.spawn(shared.clone().recover_container(id, told.clone()));
+                let looking = Looking { calls: Some(calls.clone()), _journal: journal.clone() };
+                let (shared, recovery, (settled, waits)) = (shared.clone(), recovery.clone(), watch::channel(()));
+                shared.map().insert(id.clone(), Slot::Left(waits));
+                tokio::spawn(async move {
+                    shared.recover_container(id, recovery, looking).await;
+                    drop(settled);
+                });
+                found += 1;
             }
         }
-        let mut found = 0;
-        while let Some(result) = tasks.join_next().await {
-            match result {
-                Ok(Ok(())) => found += 1,
-                Ok(Err((id, e))) => tracing::error!(container = %id, "set aside, its id stays in use: {e}"),
-                Err(e) => tracing::error!("recovery of a container failed: {e}"),
-            }
+        drop((calls, journal, recovery));
+        if tokio::time::timeout(LOOK_LIMIT, calls_wait.recv()).await.is_err() {
+            tracing::warn!("some containers cannot be looked at yet; the others are served");
         }
-        shared.journal.recovered();
+        let waiting = shared.clone();
+        tokio::spawn(async move {
+            let _ = journal_waits.recv().await;
+            waiting.journal.recovered();
+        });
         tracing::info!(containers = found, "recovered");
         shared.recovered.send_replace(true);
+        reach(Point::RecoveryServes);
         Ok(())
     }
 }
 
-/// A process's directory, read.
-struct Left {
-    name: String,
-    dir: ProcessDir,
-    spec: ProcessSpec,
-    record: ProcessRecord,
-    exit: ExitFifo,
+impl Recovery {
+    /// The shim of the process in `dir`, if it is this program's own child.
+    fn take_kept(&self, id: &str, name: &str) -> Option<Child> {
+        let directory = self.state_dir.join(id).join(name);
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).remove(&directory)
+    }
+
+    /// Reads the directory of a process.
+    fn read(&self, container: &ContainerDir, id: &str, name: &str) -> Result<Left, Error> {
+        let dir = container.process(name);
+        let (spec, record) = dir.read()?;
+        let key = key_or_name(&record.instance, id, name);
+        let exit = ExitFifo::new(dir.open_exit()?).map_err(Error::system("watch the exit fifo"))?;
+        let identity = dir.process()?;
+        // The status is looked at when nobody can write it any more.
+        let closed = exit.is_closed().map_err(Error::system("read the exit fifo"))?;
+        let orphan = closed && dir.exit_status()?.is_none();
+        let ProcessRecord { root_uid, root_gid, .. } = record;
+        let process = Process::new(name, key, spec, record.stdio(), dir).adopted();
+        if let Some(shim) = self.take_kept(id, name) {
+            process.keep_shim(shim);
+        }
+        if let Some(identity) = identity {
+            process.set_identity(identity);
+        }
+        Ok(Left { process: Arc::new(process), root: (root_uid, root_gid), exit, orphan })
+    }
 }
 
-impl Left {
-    fn read(container: &ContainerDir, id: &str, name: String) -> Result<Left, Error> {
-        let dir = container.process(&name);
-        let (spec, mut record) = dir.read()?;
-        record.instance = key_or_name(&record.instance, id, &name);
-        let exit = ExitFifo::new(dir.open_exit()?).map_err(Error::system("watch the exit fifo"))?;
-        Ok(Left { name, dir, spec, record, exit })
-    }
-
-    fn into_process(self) -> (Arc<Process>, ExitFifo) {
-        let stdio = self.record.stdio();
-        let process = Process::new(&self.name, self.record.instance, self.spec, stdio, self.dir).adopted();
-        (Arc::new(process), self.exit)
-    }
+/// Whether a file is missing: what writes it had not got so far.
+fn is_missing(error: &Error) -> bool {
+    matches!(error, Error::File(PathError { source, .. }) if source.kind() == io::ErrorKind::NotFound)
 }
 
 impl Shared {
-    async fn recover_container(self: Arc<Self>, id: String, told: Arc<Told>) -> Result<(), (String, Error)> {
+    async fn recover_container(self: Arc<Self>, id: String, recovery: Arc<Recovery>, mut looking: Looking) {
         let _task = self.tasks.begin("recovery", &id, "");
-        self.take_up(&id, &told).await.map_err(|e| (id, e))
+        loop {
+            match self.look_at(&id, &recovery) {
+                Ok(found) => {
+                    reach(Point::RecoveryLooked);
+                    return self.take_up(&id, found, looking).await;
+                }
+                Err(e) if e.is_exhausted() => {
+                    if looking.calls.take().is_some() {
+                        tracing::error!(container = %id, "cannot be looked at, which is tried again: {e}");
+                    }
+                    tokio::time::sleep(PAUSE).await;
+                }
+                Err(e) => return self.set_aside(&id, &e),
+            }
+        }
     }
 
-    async fn take_up(self: &Arc<Self>, id: &str, told: &Told) -> Result<(), Error> {
+    fn look_at(self: &Arc<Self>, id: &str, recovery: &Recovery) -> Result<Found, Error> {
+        let told = &recovery.told;
         let dir = self.container_dir(id);
-        let Ok(mut record) = dir.read() else {
+        let mut record = match dir.read().map_err(Error::from) {
+            Ok(record) => record,
             // Written first of all, and whole: without it nothing else has been begun.
-            if dir.processes()?.is_empty() {
-                tracing::info!(container = %id, "removing what was hardly begun");
-                dir.remove()?;
-                self.map().remove(id);
-                return Ok(());
-            }
-            return dir.read().map(|_| ()).map_err(Error::from);
+            Err(e) if is_missing(&e) && dir.processes()?.is_empty() => return Ok(Found::HardlyBegun),
+            Err(e) => return Err(e),
         };
         // An older daemon wrote no keys; what it left had been started.
         let keyed = !record.instance.is_empty();
@@ -95,108 +195,144 @@ impl Shared {
         let key = record.instance.clone();
         let started = !keyed || record.keep || told.started.contains(&key);
         if told.exited.contains(&key) && !record.keep {
-            tracing::info!(container = %id, "its exit has been told; cleaning up");
             self.journal.protect(&key);
-            dir.remove()?;
-            self.map().remove(id);
-            self.journal.release_key(&key);
-            return Ok(());
+            return Ok(Found::Told(key));
         }
-        let oci = Oci::at(record.runtime.clone(), record.runtime_args.clone());
-        let same_boot = record.boot_id.is_empty() || record.boot_id == self.boot_id;
-        let init = match Left::read(&dir, id, INIT.to_string()) {
+        let init = match recovery.read(&dir, id, INIT) {
             Ok(init) => init,
-            Err(_) if !started => {
-                dir.remove()?;
-                self.map().remove(id);
-                return Ok(());
-            }
+            Err(e) if !started && is_missing(&e) => return Ok(Found::HardlyBegun),
             Err(e) => return Err(e),
         };
-        let root = (init.record.root_uid, init.record.root_gid);
-        let container = Arc::new(Container::new(id, record, dir.clone(), oci, root, State::Running));
-        let (init, exit) = init.into_process();
-        container.set_init(init.clone());
+        let oci = Oci::at(record.runtime.clone(), record.runtime_args.clone());
+        let same_boot = record.boot_id.is_empty() || record.boot_id == self.boot_id;
+        let container = Arc::new(Container::new(id, record, dir, oci, init.root, State::Running));
+        container.set_init(init.process.clone());
         self.journal.protect(&key);
-        if same_boot {
-            self.find_cgroup_again(&container, &init);
-            container.recall_oom_kills(told.oom_kills.get(&key).copied());
-        }
         if !same_boot {
-            return self.bury(&container, &init, told).await;
+            let others = self.others(&container, recovery)?.into_iter();
+            let alive = others.filter(|(_, fate)| *fate == Fate::Alive).map(|(left, _)| left.process);
+            let due = alive.chain([init.process]).filter(|_| started).collect();
+            return Ok(Found::Buried(container, due));
         }
+        self.find_cgroup_again(&container, &init.process);
         if !started {
-            tracing::info!(container = %id, "was being made when its daemon ended; removing it");
-            self.remove_half_made(&container, &init).await;
-            return Ok(());
+            return Ok(Found::HalfMade(container, init.process));
         }
-        self.adopt(container, init, exit, told).await
+        container.recall_oom_kills(told.oom_kills.get(&key).copied());
+        let others = self.others(&container, recovery)?;
+        Ok(Found::Alive(container, init, others))
     }
 
-    /// Goes on supervising a container.
-    async fn adopt(
-        self: &Arc<Self>,
-        container: Arc<Container>,
-        init: Arc<Process>,
-        exit: ExitFifo,
-        told: &Told,
-    ) -> Result<(), Error> {
-        let mut added = Vec::new();
+    /// The added processes of a container, in the order of their starts.
+    fn others(&self, container: &Container, recovery: &Recovery) -> Result<Vec<(Left, Fate)>, Error> {
+        let mut others = Vec::new();
         for name in container.dir.processes()?.into_iter().filter(|name| name != INIT) {
-            match Left::read(&container.dir, &container.id, name.clone()) {
-                Ok(left) => added.push(left.into_process()),
-                Err(e) => {
-                    tracing::warn!(container = %container.id, process = %name, "removing what was hardly begun: {e}");
-                    container.dir.process(&name).remove()?;
+            match recovery.read(&container.dir, &container.id, &name) {
+                Ok(left) => {
+                    let key = &left.process.key;
+                    self.journal.protect(key);
+                    let fate = if recovery.told.exited.contains(key) {
+                        Fate::Told
+                    } else if key.contains('/') || recovery.told.started.contains(key) {
+                        Fate::Alive
+                    } else {
+                        Fate::HalfMade
+                    };
+                    others.push((left, fate));
+                }
+                Err(e) if e.is_exhausted() => return Err(e),
+                Err(e) => self.tell_unreadable(container, &name, &e),
+            }
+        }
+        others.sort_by_key(|(left, _)| left.process.identity().map(|(pid, starttime)| (starttime, pid)));
+        Ok(others)
+    }
+
+    /// Removes an added process whose directory cannot be read, and tells its exit if that is due.
+    fn tell_unreadable(&self, container: &Container, name: &str, why: &Error) {
+        let dir = container.dir.process(name);
+        let mut open = self.journal.open_of(&container.id).into_iter();
+        let started = open.find(|event| event.name() == name && event.instance == container.record.instance);
+        for shim in Shim::running_in(&dir) {
+            let _ = shim.send(9);
+        }
+        match started {
+            None => tracing::info!(container = %container.id, process = %name, "removing what was hardly begun: {why}"),
+            Some(start) => {
+                tracing::error!(container = %container.id, process = %name, "its exit is told as unknown: {why}");
+                let status = dir.exit_status().ok().flatten().unwrap_or(UNKNOWN);
+                let exit = crate::event::Event { kind: EventKind::Exit, status, ..start.as_ref().clone() };
+                if let Err(e) = self.journal.append(exit) {
+                    tracing::error!(container = %container.id, process = %name, "{e}; the next daemon tries again");
+                    return;
                 }
             }
         }
-        added.sort_by_key(|(process, _)| process.identity().map(|(pid, starttime)| (starttime, pid)));
-        let state = container.cgroup().map(cgroup::Cgroup::is_frozen);
-        if let Some(Ok(true)) = state {
-            container.happened(crate::lifecycle::Happened::Paused);
+        if let Err(e) = dir.remove() {
+            tracing::error!(container = %container.id, process = %name, "{e}; remove it by hand");
         }
-        self.map().insert(container.id.clone(), Some(container.clone()));
-        // Of what happened while no supervisor was there.
-        self.tell_oom(&container);
-        for (process, exit) in added {
-            self.adopt_process(&container, process, exit, told).await?;
-        }
-        let lost = exit.is_closed().map_err(Error::system("read the exit fifo"))? && init.dir.exit_status().is_none();
-        if lost {
-            self.settle(&container, &init).await;
-        }
-        tokio::spawn(self.clone().watch_init(container, init, exit));
-        Ok(())
     }
 
-    async fn adopt_process(
-        self: &Arc<Self>,
-        container: &Arc<Container>,
-        process: Arc<Process>,
-        exit: ExitFifo,
-        told: &Told,
-    ) -> Result<(), Error> {
-        self.journal.protect(&process.key);
-        container.add(&process)?;
-        if told.exited.contains(&process.key) {
-            self.remove_process(container, &process);
-            return Ok(());
-        }
-        if !process.key.contains('/') && !told.started.contains(&process.key) {
-            tracing::info!(container = %container.id, process = %process.name, "was being made; removing it");
-            if let Err(e) = process.kill_half_made(container.cgroup()).await {
-                tracing::warn!(container = %container.id, process = %process.name, "cannot kill it: {e}");
+    async fn take_up(self: &Arc<Self>, id: &str, found: Found, looking: Looking) {
+        match found {
+            Found::HardlyBegun => {
+                tracing::info!(container = %id, "removing what was hardly begun");
+                self.remove_directory(id, &self.container_dir(id)).await;
+                self.map().remove(id);
             }
-            self.remove_process(container, &process);
-            return Ok(());
+            Found::Told(key) => {
+                tracing::info!(container = %id, "its exit has been told; cleaning up");
+                drop(looking);
+                self.remove_directory(id, &self.container_dir(id)).await;
+                self.map().remove(id);
+                self.journal.release_key(&key);
+            }
+            Found::HalfMade(container, init) => {
+                drop(looking);
+                tracing::info!(container = %id, "was being made when its daemon ended; removing it");
+                self.remove_half_made(&container, &init).await;
+            }
+            Found::Buried(container, due) => {
+                drop(looking);
+                self.bury(&container, &due).await;
+            }
+            Found::Alive(container, init, others) => self.adopt(container, init, others, looking),
         }
-        let lost = exit.is_closed().map_err(Error::system("read the exit fifo"))?;
-        if lost && process.dir.exit_status().is_none() {
-            self.settle(container, &process).await;
+    }
+
+    /// Goes on supervising a container.
+    fn adopt(self: &Arc<Self>, container: Arc<Container>, init: Left, others: Vec<(Left, Fate)>, looking: Looking) {
+        if let Some(Ok(true)) = container.cgroup().map(cgroup::Cgroup::is_frozen) {
+            container.happened(Happened::Paused);
+            self.tell_frozen(&container);
         }
-        tokio::spawn(self.clone().watch_process(container.clone(), process, exit));
-        Ok(())
+        // All of them are there before init's end can be dealt with, which waits for theirs.
+        let others: Vec<_> = others.into_iter().filter(|(left, _)| container.add(&left.process).is_ok()).collect();
+        self.map().insert(container.id.clone(), Slot::Here(container.clone()));
+        // Of what happened while no supervisor was there.
+        self.tell_oom(&container);
+        for (left, fate) in others {
+            tokio::spawn(self.clone().adopt_process(container.clone(), left, fate));
+        }
+        reach(Point::RecoveryAdopted);
+        tokio::spawn(self.clone().watch_init(container, init.process, init.exit, init.orphan));
+        drop(looking);
+    }
+
+    async fn adopt_process(self: Arc<Self>, container: Arc<Container>, left: Left, fate: Fate) {
+        let process = &left.process;
+        match fate {
+            Fate::Alive => return self.watch_process(container, left.process, left.exit, left.orphan).await,
+            Fate::Told => {}
+            Fate::HalfMade => {
+                tracing::info!(container = %container.id, process = %process.name, "was being made; removing it");
+                if let Err(e) = process.kill_half_made(container.cgroup()).await {
+                    tracing::warn!(container = %container.id, process = %process.name, "cannot kill it: {e}");
+                }
+            }
+        }
+        self.remove_process(&container, process);
+        process.over.send_replace(true);
     }
 
     /// The groups that were found when the container was made; an older daemon did not keep them.
@@ -209,47 +345,29 @@ impl Shared {
         container.set_cgroup(places.and_then(|places| self.hierarchies.cgroup(&places)));
     }
 
-    /// For a process whose shim died while no supervisor was there: killed if it is there, otherwise nobody knows how
-    /// it ended.
-    async fn settle(&self, container: &Container, process: &Process) {
-        let alive = process.open().is_ok_and(|process| process.is_some());
-        if alive {
-            self.kill_orphan(container, process).await;
-        } else if let Err(e) = std::fs::write(process.dir.path().join("exitStatus"), UNKNOWN.to_string()) {
-            tracing::warn!(container = %container.id, process = %process.name, "cannot write down its status: {e}");
-        }
-    }
-
     /// Removes a container that was never told of.
     async fn remove_half_made(self: &Arc<Self>, container: &Arc<Container>, init: &Arc<Process>) {
         if let Err(e) = init.kill().await {
             tracing::warn!(container = %container.id, "cannot kill init: {e}");
         }
+        reach(Point::RecoveryKilledProcess);
         init.kill_shim().await;
+        reach(Point::RecoveryKilledShim);
         self.delete_by_runtime(container, Operation::ForceDelete).await;
         container.kill_all();
-        self.remove(container);
+        self.remove_left_groups(container).await;
+        reach(Point::RecoveryDeleted);
+        self.remove(container).await;
     }
 
     /// For what an earlier boot left: nothing is signalled, since no number means what it meant.
-    async fn bury(self: &Arc<Self>, container: &Arc<Container>, init: &Process, told: &Told) -> Result<(), Error> {
+    async fn bury(self: &Arc<Self>, container: &Arc<Container>, due: &[Arc<Process>]) {
         tracing::info!(container = %container.id, "is of an earlier boot; its exit is told as unknown");
         let mut held = Vec::new();
-        let key = &container.record.instance;
-        if (key.contains('/') || told.started.contains(key)) && !told.exited.contains(key) {
-            for name in container.dir.processes()?.into_iter().filter(|name| name != INIT) {
-                let Ok(left) = Left::read(&container.dir, &container.id, name) else { continue };
-                let (process, _) = left.into_process();
-                if told.started.contains(&process.key) && !told.exited.contains(&process.key) {
-                    let event = Shared::event(EventKind::Exit, container, Some(&process), UNKNOWN);
-                    held.push(self.record_exit(event).await);
-                }
-            }
-            let event = Shared::event(EventKind::Exit, container, Some(init), UNKNOWN);
-            held.push(self.record_exit(event).await);
+        for process in due {
+            held.push(self.record_exit(Shared::event(EventKind::Exit, container, Some(process), UNKNOWN)).await);
         }
-        self.remove(container);
+        self.remove(container).await;
         drop(held);
-        Ok(())
     }
 }

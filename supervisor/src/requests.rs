@@ -1,7 +1,8 @@
 //! What clients ask of containers that run: signals, pausing, stdin, terminals.
 
 use cgroup::Cgroup;
-use runtime::{Command, INIT, Operation};
+use failpoint::{Point, reach};
+use runtime::{Command, INIT, Operation, Shim};
 use rustix::io::Errno;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -9,7 +10,7 @@ use std::sync::atomic::Ordering;
 use crate::container::Container;
 use crate::error::Error;
 use crate::event::EventKind;
-use crate::lifecycle::{Happened, Request};
+use crate::lifecycle::{Happened, Request, State};
 use crate::process::Process;
 use crate::start::carried_through;
 use crate::supervisor::{Shared, Supervisor};
@@ -19,13 +20,26 @@ const SIGKILL: u32 = 9;
 impl Supervisor {
     /// Sends a signal to one process, and never to another one that has its pid now. Waits for nothing.
     pub fn kill(&self, id: &str, name: &str, signal: u32) -> Result<(), Error> {
+        if let Some(aside) = self.0.aside(id) {
+            if (name, signal) != (INIT, SIGKILL) {
+                return Err(aside.error(id));
+            }
+            tokio::spawn(self.0.clone().clear(id.to_string(), aside));
+            return Ok(());
+        }
         let (container, process) = self.0.process(id, name)?;
         if !(1..=sys::signal::MAX).contains(&signal) {
             let reason = "is no signal: it must be from 1 to 64";
             return Err(Error::Argument { field: "signal", value: signal.to_string(), reason });
         }
         let ended = || Error::ProcessEnded { id: id.to_string(), process: name.to_string() };
-        let opened = process.open().map_err(Error::system("look up a process"))?.ok_or_else(ended)?;
+        let Some(opened) = process.open().map_err(Error::system("look up a process"))? else {
+            if signal == SIGKILL && end_stopped_shim(&process)? {
+                tracing::warn!(container = %id, process = %name, "its shim is stopped; it is killed");
+                return Ok(());
+            }
+            return Err(ended());
+        };
         match opened.send(signal) {
             Err(e) if Errno::from_io_error(&e) == Some(Errno::SRCH) => return Err(ended()),
             result => result.map_err(Error::system("send a signal"))?,
@@ -58,12 +72,14 @@ impl Supervisor {
         let (shared, container) = (self.0.clone(), self.0.container(id)?);
         carried_through(async move {
             let _order = container.order.write().await;
+            shared.follow_freezer(&container);
             container.check(request)?;
             let log = container.dir.process(INIT).runtime_log();
             let what = if request == Request::Pause { "runtime pause" } else { "runtime resume" };
             let task = shared.tasks.begin_runtime(what, &container.id, "");
             let result = container.oci.run(operation, &container.id, &log, shared.config.call_timeout).await;
             drop(task);
+            reach(Point::FreezerChanged);
             if container.killed.load(Ordering::SeqCst) {
                 // It was killed meanwhile, and on v1 would not die frozen.
                 if let Some(Err(e)) = container.cgroup().map(Cgroup::thaw_for_kill) {
@@ -75,6 +91,7 @@ impl Supervisor {
             if result.is_ok() || matches!(frozen, Some(Ok(is)) if is == (request == Request::Pause)) {
                 container.happened(happened);
                 shared.journal.append(Shared::event(kind, &container, None, 0))?;
+                reach(Point::FreezerJournaled);
                 tracing::info!(container = %container.id, state = container.state().name(), "changed");
             }
             Ok(result?)
@@ -98,7 +115,54 @@ impl Supervisor {
     }
 }
 
+/// Ends the shim of a process that is dead, if somebody has stopped it: it would never say so. How the process ended is
+/// then told by the kernel, which keeps that until the process is reaped.
+fn end_stopped_shim(process: &Process) -> Result<bool, Error> {
+    let shims = Shim::stopped_in(&process.dir);
+    if shims.is_empty() {
+        return Ok(false);
+    }
+    let Some((pid, starttime)) = process.identity() else { return Ok(false) };
+    let status = sys::procfs::exit_status(pid, starttime).map_err(Error::system("look up a process"))?;
+    if let Some(status) = status.filter(|_| process.dir.exit_status().is_ok_and(|status| status.is_none())) {
+        process.dir.write_exit_status(status)?;
+    }
+    for shim in shims {
+        shim.send(SIGKILL).map_err(Error::system("kill a stopped shim"))?;
+    }
+    Ok(true)
+}
+
 impl Shared {
+    /// Takes the state that the kernel shows: a runtime that outlived its daemon, or somebody else, may have frozen
+    /// or thawed the container. Only while nothing else is done about it.
+    pub(crate) fn follow_freezer(self: &Arc<Self>, container: &Container) {
+        let Some(Ok(frozen)) = container.cgroup().map(Cgroup::is_frozen) else { return };
+        let (happened, kind) = match (container.state(), frozen) {
+            (State::Running, true) => (Happened::Paused, EventKind::Pause),
+            (State::Paused, false) if !container.killed.load(Ordering::SeqCst) => {
+                (Happened::Resumed, EventKind::Resume)
+            }
+            _ => return,
+        };
+        if container.happened(happened).is_some() {
+            tracing::info!(container = %container.id, state = container.state().name(), "was changed by somebody else");
+            if let Err(e) = self.journal.append(Shared::event(kind, container, None, 0)) {
+                tracing::error!(container = %container.id, "{e}; that it changed is not told");
+            }
+        }
+    }
+
+    /// Tells that a container is frozen that was found so, unless that has been told.
+    pub(crate) fn tell_frozen(self: &Arc<Self>, container: &Container) {
+        if self.journal.is_paused(&container.record.instance) {
+            return;
+        }
+        if let Err(e) = self.journal.append(Shared::event(EventKind::Pause, container, None, 0)) {
+            tracing::error!(container = %container.id, "{e}; that it is paused is not told");
+        }
+    }
+
     /// Thaws a container of which a process has been sent SIGKILL, where it would not die frozen. If the container
     /// itself goes on, it has been resumed by that.
     fn thaw_for_kill(self: &Arc<Self>, container: &Container, name: &str) -> Result<(), Error> {

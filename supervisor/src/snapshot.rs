@@ -4,11 +4,11 @@ use runtime::{ProcessSpec, Stdio};
 use std::sync::Arc;
 
 use crate::container::Container;
+use crate::disk::on_disk;
 use crate::error::Error;
 use crate::lifecycle::State;
 use crate::process::Process;
-use crate::start::on_disk;
-use crate::supervisor::Supervisor;
+use crate::supervisor::{Shared, Slot, Supervisor};
 
 /// A container as it is told of.
 #[derive(Debug, Clone)]
@@ -17,7 +17,7 @@ pub struct ContainerInfo {
     pub id: String,
     /// The bundle, absolute.
     pub bundle: String,
-    /// Running, paused or stopped.
+    /// Running, paused, stopped or broken.
     pub state: State,
     /// As they were given.
     pub labels: Vec<String>,
@@ -45,12 +45,20 @@ pub struct ProcessInfo {
 impl Supervisor {
     /// All containers that have been started, ordered by id, or the one that is asked for.
     pub async fn state(&self, id: Option<&str>) -> Result<Vec<ContainerInfo>, Error> {
-        let containers: Vec<Arc<Container>> = match id {
-            Some(id) => vec![self.0.container(id)?],
-            None => self.0.map().values().flatten().cloned().collect(),
+        let slots: Vec<(String, Slot)> = match id {
+            Some(id) => match self.0.aside(id) {
+                Some(aside) => vec![(id.to_string(), Slot::Aside(aside))],
+                None => vec![(id.to_string(), Slot::Here(self.0.container(id)?))],
+            },
+            None => self.0.map().iter().map(|(id, slot)| (id.clone(), slot.clone())).collect(),
         };
-        let mut infos: Vec<ContainerInfo> =
-            on_disk(move || containers.iter().filter_map(|container| look(container)).collect()).await?;
+        let shared = self.0.clone();
+        let look = move |(id, slot): &(String, Slot)| match slot {
+            Slot::Here(container) => shared.look(container),
+            Slot::Aside(aside) => Some(aside.info(id)),
+            Slot::Taken | Slot::Left(_) => None,
+        };
+        let mut infos: Vec<ContainerInfo> = on_disk(move || slots.iter().filter_map(look).collect()).await?;
         infos.sort_unstable_by(|a, b| a.id.cmp(&b.id));
         match id {
             Some(id) if infos.is_empty() => Err(Error::ContainerNotFound { id: id.to_string() }),
@@ -59,11 +67,21 @@ impl Supervisor {
     }
 }
 
-/// `None` for one that has not been started, of which nobody knows yet.
-fn look(container: &Container) -> Option<ContainerInfo> {
-    if matches!(container.state(), State::Creating | State::Created) && !container.keeps() {
-        return None;
+impl Shared {
+    /// `None` for one that has not been started, of which nobody knows yet.
+    fn look(self: &Arc<Self>, container: &Container) -> Option<ContainerInfo> {
+        if matches!(container.state(), State::Creating | State::Created) && !container.keeps() {
+            return None;
+        }
+        // Unless something is being done about it just now, it is as the kernel says.
+        if let Ok(_order) = container.order.try_write() {
+            self.follow_freezer(container);
+        }
+        look(container)
     }
+}
+
+fn look(container: &Container) -> Option<ContainerInfo> {
     let init = container.init()?.pid()?;
     let pids = match container.cgroup().map(cgroup::Cgroup::pids) {
         Some(Ok(pids)) => pids,

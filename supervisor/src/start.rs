@@ -1,6 +1,9 @@
 //! Creating and starting: a container, and what both containers and added processes need of a shim.
 
-use runtime::{Ability, Bundle, Child, INIT, NameError, Oci, Operation, ProcessDir, ProcessRecord};
+use failpoint::{Point, reach};
+use runtime::{
+    Ability, Bundle, Child, ContainerDir, INIT, NameError, Oci, OciError, Operation, ProcessDir, ProcessRecord,
+};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -9,12 +12,13 @@ use tokio::time::Instant;
 use tracing::Instrument;
 
 use crate::container::{Container, CreateContainer, OnExit};
+use crate::disk::on_disk;
 use crate::error::Error;
 use crate::event::EventKind;
 use crate::lifecycle::{Happened, Request, State};
-use crate::process::{DEATH_LIMIT, ExitFifo, Process};
+use crate::process::{DEATH_LIMIT, ExitFifo, PAUSE, Process};
 use crate::snapshot::ContainerInfo;
-use crate::supervisor::{Shared, Supervisor, check_name, new_key};
+use crate::supervisor::{Shared, Slot, Supervisor, check_name, new_key};
 use crate::tasks::passed_on;
 
 /// How long a start goes on after the container's init has ended: the runtime finds out by itself, normally.
@@ -70,18 +74,10 @@ pub async fn carried_through<T: Send + 'static>(
     }
 }
 
-/// Runs what may wait for a file system, which may be anybody's, where it delays nobody.
-pub(crate) async fn on_disk<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
-    tokio::task::spawn_blocking(work).await.map_err(|e| match e.try_into_panic() {
-        Ok(panic) => std::panic::resume_unwind(panic),
-        Err(e) => Error::System { operation: "read files", source: io::Error::other(e) },
-    })
-}
-
 impl Shared {
     async fn create(self: Arc<Self>, request: CreateContainer, deadline: Instant) -> Result<(), Error> {
         let begun = Instant::now();
-        self.reserve(&request.id)?;
+        self.reserve_once_free(&request.id, deadline).await?;
         if request.no_pivot_root {
             let oci = self.runtime_for(request.runtime.as_deref(), &request.runtime_args);
             let able = async { self.check_ability(&oci?, Ability::NoPivot).await };
@@ -109,9 +105,9 @@ impl Shared {
         self.find_cgroup(&container, &init);
         container.happened(Happened::Created);
         self.metrics.create.record(begun.elapsed());
-        self.map().insert(container.id.clone(), Some(container.clone()));
+        self.map().insert(container.id.clone(), Slot::Here(container.clone()));
         tracing::debug!(container = %container.id, pid = init.pid(), "created");
-        tokio::spawn(self.watch_init(container, init, exit));
+        tokio::spawn(self.watch_init(container, init, exit, false));
         Ok(())
     }
 
@@ -126,6 +122,8 @@ impl Shared {
         let stdio = request.stdio.resolve()?;
         let bundle_path = bundle.path.to_string_lossy().into_owned();
         let record = runtime::ContainerRecord {
+            version: runtime::FORMAT,
+            cgroups_path: bundle.cgroups_path,
             bundle: bundle_path,
             labels: request.labels,
             stdin: stdio.stdin.clone(),
@@ -182,8 +180,10 @@ impl Shared {
         let exit = process.dir.open_exit()?;
         let mut watch = self.pids.watch(process.dir.path()).map_err(Error::system("watch a process directory"))?;
         let started = self.shim.start(&container.id, &container.record.bundle, &container.oci, &process.dir);
-        let mut shim = started.map_err(|e| Error::Shim(format!("start {}: {e}", self.shim.path().display())))?;
+        let program = || self.shim.path().display().to_string();
+        let mut shim = started.map_err(|source| Error::Spawn { program: program(), source })?;
         process.begun.store(true, Ordering::Release);
+        reach(Point::ShimStarted);
         let mut init_ended = container.init_ended.subscribe();
         let gone_with_init = async {
             if init_ended.wait_for(|ended| *ended).await.is_err() {
@@ -206,9 +206,10 @@ impl Shared {
             }
         };
         drop(watch);
-        match process.dir.process() {
+        match process.dir.process()? {
             // Also if the process and its shim are over by now.
             Some(identity) => {
+                reach(Point::PidSeen);
                 process.set_identity(identity);
                 shim.set_free();
                 process.keep_shim(shim);
@@ -264,8 +265,10 @@ impl Shared {
             e => e.into(),
         })?;
         drop(task);
+        reach(Point::Started);
         // In the journal before anybody is told, and before the exit, which waits for `order`.
         self.journal.append(Shared::event(EventKind::StartContainer, container, None, 0))?;
+        reach(Point::StartJournaled);
         container.happened(Happened::Started);
         self.metrics.start.record(begun.elapsed());
         // What was killed before it was known to run is told now.
@@ -275,28 +278,54 @@ impl Shared {
     }
 
     /// Removes all that there is of a container that nobody has been told of: shim, processes, what the runtime
-    /// keeps, and the directory, which frees the id.
+    /// keeps, and the directory, which frees the id. Goes on in the background if that takes very long.
     pub(crate) async fn discard(self: &Arc<Self>, container: &Arc<Container>) {
+        let (shared, container) = (self.clone(), container.clone());
+        let limit = self.config.call_timeout.saturating_add(DEATH_LIMIT);
+        let discarded = tokio::spawn(async move { shared.discard_now(&container).await }.in_current_span());
+        let _ = tokio::time::timeout(limit, discarded).await;
+    }
+
+    async fn discard_now(self: &Arc<Self>, container: &Arc<Container>) {
         if let Some(init) = container.init() {
-            let created = init.dir.process().is_some();
-            if let Some(identity) = init.dir.process() {
+            let identity = init.dir.process().unwrap_or_default();
+            if let Some(identity) = identity {
                 init.set_identity(identity);
             }
             // The process first: its shim then ends by itself, having reaped it.
             if let Err(e) = init.kill().await {
                 tracing::warn!(container = %container.id, "cannot kill init: {e}");
             }
-            if created || (init.begun.load(Ordering::Acquire) && interrupted(&init.dir)) {
+            let interrupted = init.begun.load(Ordering::Acquire) && interrupted(&init.dir);
+            if identity.is_some() || interrupted {
                 self.delete_by_runtime(container, Operation::ForceDelete).await;
             }
             container.kill_all();
             init.kill_shim().await;
+            if interrupted {
+                self.remove_left_groups(container).await;
+            }
             Shared::log_shim_warnings(&container.id, INIT, &init.dir);
         }
-        self.remove(container);
+        self.remove(container).await;
     }
 
-    /// The runtime's `delete`, whose failure is only logged.
+    /// Removes the groups that a runtime has left that was killed half-way. What it had started ends by itself, which
+    /// nothing tells of.
+    pub(crate) async fn remove_left_groups(&self, container: &Container) {
+        let mut pause = Duration::from_millis(1);
+        while pause < DEATH_LIMIT {
+            if self.hierarchies.remove_empty(&container.record.cgroups_path, &container.id) {
+                return;
+            }
+            tokio::time::sleep(pause).await;
+            pause *= 2;
+        }
+        tracing::warn!(container = %container.id, "somebody is in the cgroup that it was to have; it is left");
+    }
+
+    /// The runtime's `delete`. What fails for want of something that this machine has run out of is tried until it
+    /// has it again; a runtime that crashed, until the time limit of a call; what it refuses is only logged.
     pub(crate) async fn delete_by_runtime(&self, container: &Container, operation: Operation<'_>) {
         // On v2 what was killed while it was frozen is still paused to the runtime, which then refuses.
         if let Some(Err(e)) = container.cgroup().map(cgroup::Cgroup::thaw) {
@@ -304,20 +333,48 @@ impl Shared {
         }
         let _task = self.tasks.begin_runtime("runtime delete", &container.id, "");
         let log = container.dir.process(INIT).runtime_log();
-        let oci = &container.oci;
-        if let Err(e) = oci.run(operation, &container.id, &log, self.config.call_timeout).await {
-            tracing::warn!(container = %container.id, "{} {} failed: {e}", oci.name(), operation.name());
+        let (oci, limit) = (&container.oci, self.config.call_timeout);
+        let deadline = Instant::now() + limit;
+        let mut operation = operation;
+        loop {
+            let failed = match oci.run(operation, &container.id, &log, limit).await {
+                Ok(()) => return reach(Point::Deleted),
+                Err(e) => e,
+            };
+            let name = operation.name();
+            tracing::warn!(container = %container.id, "{} {name} failed: {failed}", oci.name());
+            let again = match &failed {
+                OciError::Spawn { source, .. } => sys::exhausted::may_pass(source),
+                OciError::Crashed(_) => Instant::now() + PAUSE < deadline,
+                _ => false,
+            };
+            if !again {
+                return;
+            }
+            tokio::time::sleep(PAUSE).await;
+            // One that crashed may have got half-way.
+            operation = Operation::ForceDelete;
         }
     }
 
     /// Removes the directory and frees the id.
-    pub(crate) fn remove(self: &Arc<Self>, container: &Container) {
+    pub(crate) async fn remove(self: &Arc<Self>, container: &Container) {
         container.removed.store(true, Ordering::Release);
-        if let Err(e) = container.dir.remove() {
-            tracing::error!(container = %container.id, "{e}; remove it by hand");
-        }
+        self.remove_directory(&container.id, &container.dir).await;
         self.map().remove(&container.id);
         self.journal.release_key(&container.record.instance);
+    }
+
+    /// Removes a container's directory, however long that takes if it cannot be done at the moment.
+    pub(crate) async fn remove_directory(&self, id: &str, dir: &ContainerDir) {
+        while let Err(e) = dir.remove() {
+            if !sys::exhausted::may_pass(&e.source) {
+                tracing::error!(container = %id, "{e}; remove it by hand");
+                return;
+            }
+            tracing::warn!(container = %id, "{e}; it is tried again");
+            tokio::time::sleep(PAUSE).await;
+        }
     }
 }
 
@@ -338,10 +395,20 @@ fn why_it_failed(dir: &ProcessDir, ended: Option<io::Result<u32>>) -> Error {
     }
     match (shim, ended) {
         (Some(line), _) => Error::Shim(line.msg),
+        // It could not even say so.
+        (None, Some(Ok(_))) if is_full(dir) => Error::System {
+            operation: "start a process",
+            source: io::Error::from_raw_os_error(rustix::io::Errno::NOSPC.raw_os_error()),
+        },
         (None, Some(Ok(status))) => Error::Shim(format!("it ended with status {status} and said nothing")),
         (None, Some(Err(e))) => Error::Shim(format!("it cannot be waited for: {e}")),
         (None, None) => Error::Shim("it wrote no pid".into()),
     }
+}
+
+/// Whether the file system of a directory has no room for another file.
+fn is_full(dir: &ProcessDir) -> bool {
+    rustix::fs::statvfs(dir.path()).is_ok_and(|fs| fs.f_bavail == 0 || (fs.f_files > 0 && fs.f_favail == 0))
 }
 
 impl Shared {

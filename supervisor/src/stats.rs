@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::container::Container;
+use crate::disk::on_disk;
 use crate::error::Error;
 use crate::event::Timestamp;
 use crate::lifecycle::State;
 use crate::network::{Interface, interfaces};
-use crate::start::on_disk;
 use crate::supervisor::Supervisor;
 
 /// What a container uses.

@@ -1,15 +1,19 @@
 //! The supervisor: the map of containers, and what all operations need.
 
 use cgroup::Hierarchies;
+use failpoint::{Point, reach};
 use runtime::{Abilities, ContainerDir, Oci, ProcessDir, Shim};
 use std::collections::HashMap;
 use std::os::unix::fs::DirBuilderExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
+use crate::aside::Aside;
 use crate::config::Config;
 use crate::container::Container;
+use crate::disk;
 use crate::error::{Error, shorten};
 use crate::event::{Event, EventKind, Timestamp};
 use crate::journal::{self, Journal};
@@ -34,9 +38,22 @@ pub(crate) struct Shared {
     pub(crate) metrics: Metrics,
     pub(crate) tasks: Tasks,
     pub(crate) boot_id: String,
-    /// Every id that is in use; a container that is being created is there without one.
-    containers: Mutex<HashMap<String, Option<Arc<Container>>>>,
+    /// Every id that is in use.
+    containers: Mutex<HashMap<String, Slot>>,
     pub(crate) recovered: watch::Sender<bool>,
+}
+
+/// What an id stands for.
+#[derive(Debug, Clone)]
+pub(crate) enum Slot {
+    /// A container that is being created.
+    Taken,
+    /// One that an earlier supervisor left, and that has not been taken up yet. The sender goes when it has been.
+    Left(watch::Receiver<()>),
+    /// One that is supervised.
+    Here(Arc<Container>),
+    /// One whose files cannot be read.
+    Aside(Arc<Aside>),
 }
 
 impl Supervisor {
@@ -45,6 +62,8 @@ impl Supervisor {
     pub fn open(config: Config) -> Result<Supervisor, Error> {
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o711).create(&config.state_dir);
         made.map_err(Error::system("create the state directory"))?;
+        runtime::claim_format(&config.state_dir)?;
+        disk::begin().map_err(Error::system("start a thread"))?;
         let shim = Shim::find(&config.shim).map_err(|e| Error::Shim(e.to_string()))?;
         let journal = Journal::open(&config.state_dir, config.retain)?;
         let boot_id =
@@ -104,7 +123,7 @@ impl Supervisor {
 }
 
 impl Shared {
-    pub(crate) fn map(&self) -> MutexGuard<'_, HashMap<String, Option<Arc<Container>>>> {
+    pub(crate) fn map(&self) -> MutexGuard<'_, HashMap<String, Slot>> {
         // Held for plain look-ups only.
         self.containers.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -116,15 +135,36 @@ impl Shared {
         if map.contains_key(id) {
             return Err(Error::ContainerExists { id: id.to_string() });
         }
-        map.insert(id.to_string(), None);
+        map.insert(id.to_string(), Slot::Taken);
+        drop(map);
+        reach(Point::IdTaken);
         Ok(())
+    }
+
+    /// The same; what an earlier supervisor left of that id is waited for.
+    pub(crate) async fn reserve_once_free(&self, id: &str, deadline: Instant) -> Result<(), Error> {
+        loop {
+            let taken = match self.reserve(id) {
+                Err(e @ Error::ContainerExists { .. }) => e,
+                result => return result,
+            };
+            let Some(Slot::Left(mut settled)) = self.map().get(id).cloned() else { return Err(taken) };
+            tokio::select! {
+                // Nothing is ever sent: this is the sender's end.
+                _ = settled.changed() => {}
+                () = tokio::time::sleep_until(deadline) => return Err(taken),
+            }
+        }
     }
 
     /// Looks up a container that has been created.
     pub(crate) fn container(&self, id: &str) -> Result<Arc<Container>, Error> {
         check_name("id", id, &[journal::FILE])?;
-        let found = self.map().get(id).cloned().flatten();
-        found.ok_or_else(|| Error::ContainerNotFound { id: id.to_string() })
+        match self.map().get(id) {
+            Some(Slot::Here(container)) => Ok(container.clone()),
+            Some(Slot::Aside(aside)) => Err(aside.error(id)),
+            Some(Slot::Taken | Slot::Left(_)) | None => Err(Error::ContainerNotFound { id: id.to_string() }),
+        }
     }
 
     pub(crate) fn container_dir(&self, id: &str) -> ContainerDir {

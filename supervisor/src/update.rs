@@ -5,15 +5,17 @@
 //! named and has changed is put back; and if anything fails, so is all else.
 
 use cgroup::{Cgroup, Changes, Field, Limit, LimitError, Setting, Value};
+use failpoint::{Point, reach};
 use runtime::{Ability, Operation};
 use serde_json::{Map, Value as Json, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::container::Container;
+use crate::disk::on_disk;
 use crate::error::Error;
 use crate::lifecycle::Request;
-use crate::start::{carried_through, on_disk};
+use crate::start::carried_through;
 use crate::supervisor::{Shared, Supervisor};
 
 /// What the kernel had for each field.
@@ -44,6 +46,7 @@ impl Shared {
         let expected = cgroup.expected(&changes).map_err(refused)?;
         let before = cgroup.limits().map_err(refused)?;
         let by_runtime = self.update_by_runtime(container, cgroup, &changes).await;
+        reach(Point::Updated);
         // Taking memory away may take the kernel a while.
         let (cgroup, asked, id) = (cgroup.clone(), changes.clone(), container.id.clone());
         let settled = on_disk(move || {
@@ -60,6 +63,7 @@ impl Shared {
             result
         });
         settled.await??;
+        reach(Point::LimitsSettled);
         tracing::info!(container = %container.id, limits = %describe(&changes), "limits changed");
         Ok(())
     }

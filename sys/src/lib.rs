@@ -7,6 +7,7 @@ pub mod activation;
 pub mod allocator;
 pub mod child;
 pub mod descriptors;
+pub mod exhausted;
 pub mod pidfd;
 pub mod procfs;
 pub mod signal;

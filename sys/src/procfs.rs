@@ -3,6 +3,8 @@
 use std::fs;
 use std::io::{self, Read};
 
+use crate::child::ExitStatus;
+
 /// The fields of `/proc/<pid>/stat` that tell whether a process is the same one, and alive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stat {
@@ -10,6 +12,8 @@ pub struct Stat {
     pub state: u8,
     /// Field 22: clock ticks after boot at which the process started.
     pub starttime: u64,
+    /// Field 52, as waitpid(2) gives it; only of a process that has ended, and only for root.
+    wait_status: i32,
 }
 
 impl Stat {
@@ -17,12 +21,26 @@ impl Stat {
     pub fn is_dead(&self) -> bool {
         matches!(self.state, b'Z' | b'X' | b'x')
     }
+
+    /// Whether somebody has stopped the process (SIGSTOP), or traces it.
+    pub fn is_stopped(&self) -> bool {
+        matches!(self.state, b'T' | b't')
+    }
 }
 
 /// Reads `/proc/<pid>/stat`; `None` if there is no such process.
 pub fn stat(pid: u32) -> io::Result<Option<Stat>> {
     let Some(text) = read(pid, "stat")? else { return Ok(None) };
     parse_stat(&text).map(Some).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "unreadable /proc/<pid>/stat"))
+}
+
+/// How a process ended that nobody has reaped yet, as shells count; `None` if it is gone or runs.
+pub fn exit_status(pid: u32, starttime: u64) -> io::Result<Option<ExitStatus>> {
+    let ended = stat(pid)?.filter(|stat| stat.starttime == starttime && stat.is_dead());
+    Ok(ended.map(|stat| match stat.wait_status & 0x7f {
+        0 => (stat.wait_status >> 8 & 0xff) as u32,
+        signal => 128 + signal as u32,
+    }))
 }
 
 /// Reads the file `name` of a process; `None` if the process is gone.
@@ -56,7 +74,8 @@ fn parse_stat(text: &str) -> Option<Stat> {
     let mut fields = rest.split_ascii_whitespace();
     let state = *fields.next()?.as_bytes().first()?;
     let starttime = fields.nth(18)?.parse().ok()?;
-    Some(Stat { state, starttime })
+    let wait_status = fields.nth(29).and_then(|status| status.parse().ok()).unwrap_or_default();
+    Some(Stat { state, starttime, wait_status })
 }
 
 #[cfg(test)]
@@ -66,7 +85,7 @@ mod tests {
     #[test]
     fn a_name_with_parentheses_is_skipped() {
         let text = "42 (a) Z (b) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 7777 20";
-        assert_eq!(parse_stat(text), Some(Stat { state: b'S', starttime: 7777 }));
+        assert_eq!(parse_stat(text), Some(Stat { state: b'S', starttime: 7777, wait_status: 0 }));
         assert_eq!(parse_stat("42 (a"), None);
         assert_eq!(parse_stat("42 (a) S 1 2"), None);
     }
@@ -88,6 +107,22 @@ mod tests {
         })
         .join()
         .expect("no panic");
+    }
+
+    #[test]
+    fn a_zombie_tells_how_it_ended() {
+        for (script, status) in [("exit 7", 7), ("kill -9 $$", 137)] {
+            let mut child = std::process::Command::new("/bin/sh").args(["-c", script]).spawn().expect("sh starts");
+            let started = stat(child.id()).expect("proc").expect("not reaped").starttime;
+            let pid = rustix::process::Pid::from_child(&child);
+            let ended = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).expect("our child");
+            rustix::event::poll(&mut [rustix::event::PollFd::new(&ended, rustix::event::PollFlags::IN)], None)
+                .expect("poll");
+            assert_eq!(exit_status(child.id(), started).expect("proc"), Some(status));
+            assert_eq!(exit_status(child.id(), started + 1).expect("proc"), None);
+            child.wait().expect("reaps");
+            assert_eq!(exit_status(child.id(), started).expect("proc"), None);
+        }
     }
 
     #[test]

@@ -76,6 +76,13 @@ impl Bundle {
         self
     }
 
+    /// Makes the fake runtime ([`crate::FAULTS`]) fail: `create:hang`, `start:signal-9,delete:fail`, …
+    #[must_use]
+    pub fn fault(mut self, faults: &str) -> Bundle {
+        self.config["annotations"] = json!({"test.fault": faults});
+        self
+    }
+
     /// Gives the process a terminal.
     #[must_use]
     pub fn terminal(self) -> Bundle {

@@ -26,6 +26,10 @@ pub struct Options {
     pub fake_runtime: Option<&'static str>,
     /// Environment variables.
     pub env: Vec<(&'static str, &'static str)>,
+    /// Programs that can be killed at named steps, with [`Host::arm`].
+    pub failpoints: bool,
+    /// In front of the daemon's command line: a program that limits it, for example.
+    pub wrapper: Vec<String>,
 }
 
 /// A daemon with everything that belongs to it.
@@ -118,7 +122,16 @@ impl Host {
             Some(_) => self.join("fake-runtime"),
             None => runtime(),
         };
-        let mut command = Command::new(bin("containerd"));
+        let program = if self.options.failpoints { bin("../failpoints/containerd") } else { bin("containerd") };
+        let mut command = match self.options.wrapper.split_first() {
+            Some((wrapper, arguments)) => {
+                let mut command = Command::new(wrapper);
+                command.args(arguments).arg(program);
+                command
+            }
+            None => Command::new(program),
+        };
+        command.env(failpoint::VARIABLE, self.join("failpoint"));
         command.arg("--state-dir").arg(self.state_dir()).arg("--listen").arg(self.address());
         command.args(["--runtime", &runtime, &format!("--runtime-args=--root={}", self.join("root")), "--debug"]);
         command.args(&self.options.flags).envs(self.options.env.iter().copied());
@@ -132,14 +145,51 @@ impl Host {
     /// # Panics
     /// When it does not.
     pub async fn start(&mut self) {
+        assert!(self.try_start().await, "the daemon does not serve: {}", self.log());
+    }
+
+    /// The same; false if it ended by itself before it served.
+    ///
+    /// # Panics
+    /// When it neither serves nor ends.
+    pub async fn try_start(&mut self) -> bool {
         assert!(self.daemon.is_none(), "one daemon at a time");
         self.daemon = Some(self.command().spawn().expect("containerd starts"));
         let deadline = Instant::now() + crate::LIMIT;
         while UnixStream::connect(self.path().join("socket")).await.is_err() {
-            let ended = self.daemon.as_mut().and_then(|daemon| daemon.try_wait().expect("our child"));
-            assert!(ended.is_none() && Instant::now() < deadline, "the daemon does not serve: {}", self.log());
+            if self.has_died() {
+                return false;
+            }
+            assert!(Instant::now() < deadline, "the daemon does not serve: {}", self.log());
             tokio::time::sleep(std::time::Duration::from_millis(1)).await;
         }
+        true
+    }
+
+    /// Whether the daemon has ended by itself; then there is none any more.
+    ///
+    /// # Panics
+    /// Never: it is our child.
+    pub fn has_died(&mut self) -> bool {
+        let ended = self.daemon.as_mut().is_none_or(|daemon| daemon.try_wait().expect("our child").is_some());
+        if ended {
+            self.daemon = None;
+        }
+        ended
+    }
+
+    /// Has the next program die that gets to `point`, after it has passed it some times.
+    ///
+    /// # Panics
+    /// When the file cannot be written.
+    pub fn arm(&self, point: failpoint::Point, pass: usize) {
+        assert!(self.options.failpoints, "a daemon that has failpoints");
+        std::fs::write(self.path().join("failpoint"), format!("{} {pass}", point.name())).expect("arms");
+    }
+
+    /// Whether nobody has died where it was to.
+    pub fn is_armed(&self) -> bool {
+        self.path().join("failpoint").exists()
     }
 
     /// The daemon's pid.
@@ -185,6 +235,12 @@ impl Host {
         ApiClient::new(self.channel().await).max_decoding_message_size(usize::MAX)
     }
 
+    /// A client that connects when it is used, and again after each daemon.
+    pub fn lazy_client(&self) -> Client {
+        let channel = Endpoint::from_static("http://localhost").connect_with_connector_lazy(self.connector());
+        ApiClient::new(channel).max_decoding_message_size(usize::MAX)
+    }
+
     /// Connects a client whose streams take at most so many bytes before they are read.
     ///
     /// # Panics
@@ -203,12 +259,23 @@ impl Host {
     }
 
     async fn connect(&self, endpoint: Endpoint) -> Channel {
+        endpoint.connect_with_connector(self.connector()).await.expect("connects")
+    }
+
+    fn connector(
+        &self,
+    ) -> impl tower::Service<
+        tonic::transport::Uri,
+        Response = TokioIo<UnixStream>,
+        Error = std::io::Error,
+        Future = impl Future<Output = std::io::Result<TokioIo<UnixStream>>> + Send,
+    > + Send
+    + 'static {
         let path = self.path().join("socket");
-        let connector = tower::service_fn(move |_| {
+        tower::service_fn(move |_| {
             let path = path.clone();
             async move { UnixStream::connect(path).await.map(TokioIo::new) }
-        });
-        endpoint.connect_with_connector(connector).await.expect("connects")
+        })
     }
 
     /// A name that nothing else on this host has.

@@ -10,12 +10,17 @@ pub mod cgroup;
 mod fifo;
 mod host;
 mod leaks;
+mod ledger;
 mod process;
 
 pub use bundle::{Bundle, rootfs};
 pub use fifo::{Fifo, Pipe};
 pub use host::{Client, Host, Options, bin, runtime};
+pub use ledger::{Expected, Ledger};
 pub use process::{Usage, children_of, eventually, usage};
+
+/// A runtime, for [`Options::fake_runtime`], whose failures are chosen by annotations: see [`Bundle::fault`].
+pub const FAULTS: &str = include_str!("fake-runtime.sh");
 
 /// Far longer than anything takes, so that only a failure gets there.
 pub const LIMIT: std::time::Duration = std::time::Duration::from_secs(60);

@@ -52,7 +52,8 @@ async fn what_recovery_needs_is_not_trimmed() {
         journal.append(event(EventKind::Pause, "alive")).expect("appends");
     }
     assert!(journal.told().started.contains("key-alive"));
-    assert_eq!(journal.lock().events.len(), 6, "five, and the start of what is alive");
+    assert_eq!(journal.lock().events.len(), 7, "five, the start of what is alive, and whether it is paused");
+    assert!(journal.is_paused("key-alive") && !journal.is_paused("key-other"));
     let again = Journal::open(directory.path(), 5).expect("opens");
     again.protect("key-alive");
     again.recovered();

@@ -10,7 +10,7 @@ const BAD_NAMES: [&str; 8] = ["../x", "a/b", "-x", "", ".", "..", "a b", "x\n"];
 async fn unharmed(host: &Host) {
     let mut client = host.client().await;
     let left: Vec<_> = std::fs::read_dir(host.state_dir()).unwrap().map(|e| e.unwrap().file_name()).collect();
-    assert!(left.iter().all(|name| name == "events.log" || name == ".lock"), "{left:?}");
+    assert!(left.iter().all(|name| name == "events.log" || name == ".lock" || name == ".version"), "{left:?}");
     assert_eq!(std::fs::read_dir(host.path().join("root")).unwrap().count(), 0, "nothing is left with the runtime");
     let mut watch = Watch::new(&mut client).await;
     start(&mut client, "fine", &host.bundle(&["true"]).write()).await;

@@ -8,6 +8,7 @@ mod ctr;
 mod errors;
 mod events;
 mod exits;
+mod failpoints;
 mod hostile;
 mod insight;
 mod limits;

@@ -1,0 +1,167 @@
+//! Containers whose files cannot be read: set aside at the start, so that all others are served, and removed when a
+//! client says so.
+//!
+//! Nothing is taken for granted of them. A process is only signalled if something tells that it is the container's and
+//! of this boot: a shim that works in its directory, or a readable `state.json`.
+
+use runtime::{ContainerRecord, INIT, Oci, Operation, Shim};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use sys::pidfd::PidFd;
+
+use crate::error::Error;
+use crate::event::{Event, EventKind, Timestamp};
+use crate::exit::{KILLED, UNKNOWN};
+use crate::journal::key_or_name;
+use crate::lifecycle::State;
+use crate::process::kill_and_wait;
+use crate::snapshot::ContainerInfo;
+use crate::supervisor::{Shared, Slot};
+
+/// A container that has been set aside.
+#[derive(Debug)]
+pub(crate) struct Aside {
+    reason: String,
+    /// What it was made from, if that can be read.
+    record: Option<ContainerRecord>,
+    /// It is being removed.
+    clearing: AtomicBool,
+}
+
+impl Aside {
+    pub(crate) fn error(&self, id: &str) -> Error {
+        Error::Aside { id: id.to_string(), reason: self.reason.clone() }
+    }
+
+    /// What can be told of it.
+    pub(crate) fn info(&self, id: &str) -> ContainerInfo {
+        let record = self.record.clone().unwrap_or_default();
+        ContainerInfo {
+            id: id.to_string(),
+            bundle: record.bundle,
+            state: State::Broken,
+            labels: record.labels,
+            runtime: record.runtime,
+            pids: Vec::new(),
+            processes: Vec::new(),
+        }
+    }
+}
+
+impl Shared {
+    /// Puts a container aside that cannot be taken up.
+    pub(crate) fn set_aside(&self, id: &str, why: &Error) {
+        let reason = why.to_string();
+        tracing::error!(container = %id, "set aside as broken, SIGKILL to its init removes it: {reason}");
+        let record = self.container_dir(id).read().ok();
+        for event in self.journal.open_of(id) {
+            self.journal.protect(event.key());
+        }
+        let aside = Aside { reason, record, clearing: AtomicBool::new(false) };
+        self.map().insert(id.to_string(), Slot::Aside(Arc::new(aside)));
+    }
+
+    /// The container, if it has been set aside.
+    pub(crate) fn aside(&self, id: &str) -> Option<Arc<Aside>> {
+        match self.map().get(id) {
+            Some(Slot::Aside(aside)) => Some(aside.clone()),
+            _ => None,
+        }
+    }
+
+    /// Removes all that there is of a container that was set aside, and tells the exits that are due.
+    pub(crate) async fn clear(self: Arc<Self>, id: String, aside: Arc<Aside>) {
+        if aside.clearing.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        tracing::info!(container = %id, "removing what was set aside");
+        let dir = self.container_dir(&id);
+        let open = self.journal.open_of(&id);
+        let mut ends = self.end_all(&id, &aside).await;
+        if let Some(cgroup) = dir.cgroup().and_then(|places| self.hierarchies.cgroup(&places)) {
+            // Kept by a daemon of this boot, if anything of it was alive.
+            if ends.alive || aside.record.as_ref().is_some_and(|record| record.boot_id == self.boot_id) {
+                if let Err(e) = cgroup.thaw_for_kill().and_then(|()| cgroup.kill()) {
+                    tracing::warn!(container = %id, "cannot kill what is in the cgroup: {e}");
+                }
+            }
+        }
+        let oci = match &aside.record {
+            Some(record) => Ok(Oci::at(record.runtime.clone(), record.runtime_args.clone())),
+            None => self.runtime_for(None, &[]),
+        };
+        let limit = self.config.call_timeout;
+        match oci {
+            Ok(oci) => {
+                let _task = self.tasks.begin_runtime("runtime delete", &id, "");
+                if let Err(e) = oci.run(Operation::ForceDelete, &id, Path::new("/dev/null"), limit).await {
+                    tracing::warn!(container = %id, "{} delete failed: {e}", oci.name());
+                }
+            }
+            Err(e) => tracing::warn!(container = %id, "what its runtime keeps is left: {e}"),
+        }
+        let mut held = Vec::new();
+        for start in &open {
+            let name = start.name().to_string();
+            let status = ends.statuses.remove(&name).unwrap_or(UNKNOWN);
+            let exit = Event {
+                kind: EventKind::Exit,
+                pid: name,
+                status,
+                timestamp: Timestamp::default(),
+                ..start.as_ref().clone()
+            };
+            held.push(self.record_exit(exit).await);
+        }
+        self.remove_directory(&id, &dir).await;
+        self.map().remove(&id);
+        for start in &open {
+            self.journal.release_key(&key_or_name(start.key(), &id, start.name()));
+        }
+        drop(held);
+    }
+
+    /// Kills the shims and the processes that can be told to be the container's.
+    async fn end_all(&self, id: &str, aside: &Aside) -> Ends {
+        let dir = self.container_dir(id);
+        let mut ends = Ends::default();
+        let mut names = dir.processes().unwrap_or_default();
+        // With init all others end, and then it is not known how.
+        names.sort_by_key(|name| name == INIT);
+        let of_this_boot = |record: &ContainerRecord| record.boot_id.is_empty() || record.boot_id == self.boot_id;
+        let known = aside.record.as_ref().is_some_and(of_this_boot);
+        for name in names {
+            let process = dir.process(&name);
+            if let Ok(Some(status)) = process.exit_status() {
+                ends.statuses.insert(name.clone(), status);
+            }
+            let mut mine = Shim::running_in(&process);
+            if known || !mine.is_empty() {
+                let identity = process.process().ok().flatten();
+                let running = identity.and_then(|(pid, starttime)| PidFd::open(pid, starttime).ok().flatten());
+                ends.alive |= running.is_some() || !mine.is_empty();
+                if running.is_some() {
+                    ends.statuses.entry(name.clone()).or_insert(KILLED);
+                }
+                // The shims first, so that none writes anything after it has been looked.
+                mine.extend(running);
+                for one in mine {
+                    if let Err(e) = kill_and_wait(one).await {
+                        tracing::warn!(container = %id, process = %name, "cannot kill what is left of it: {e}");
+                    }
+                }
+            }
+        }
+        ends
+    }
+}
+
+/// What was found of the processes of a container.
+#[derive(Debug, Default)]
+struct Ends {
+    /// How those ended that have a status.
+    statuses: std::collections::HashMap<String, u32>,
+    /// Something of it was alive.
+    alive: bool,
+}

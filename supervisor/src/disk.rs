@@ -1,0 +1,153 @@
+//! Threads for what may wait for a file system, which may be anybody's, where it delays nobody.
+//!
+//! One thread is always there, so that nothing waits for ever on a machine that has no process to give; others come
+//! when they are needed and go when they have been idle for a while. tokio's own pool cannot do that: where no thread
+//! can be started, what it was given waits until something else is given to it (tokio::runtime::blocking).
+
+use std::collections::VecDeque;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+use tokio::sync::oneshot;
+
+use crate::error::Error;
+
+/// Threads at most: as many file systems may hang, and a little work goes on beside.
+const MOST: usize = 64;
+
+/// How long a thread that is not needed stays.
+const KEEP: Duration = Duration::from_secs(1);
+
+/// Little is done in these threads: they read small files.
+const STACK: usize = 512 << 10;
+
+type Job = Box<dyn FnOnce() + Send>;
+
+#[derive(Default)]
+struct Queue {
+    jobs: VecDeque<Job>,
+    threads: usize,
+    idle: usize,
+}
+
+#[derive(Default)]
+struct Pool {
+    queue: Mutex<Queue>,
+    wake: Condvar,
+}
+
+/// The program's own.
+static POOL: OnceLock<Pool> = OnceLock::new();
+
+/// Starts the first thread, if it is not there.
+pub(crate) fn begin() -> io::Result<()> {
+    let pool = POOL.get_or_init(Pool::default);
+    let mut queue = pool.lock();
+    if queue.threads == 0 {
+        pool.start_thread(true)?;
+        queue.threads = 1;
+    }
+    Ok(())
+}
+
+/// Runs `work` in one of the threads.
+pub(crate) async fn on_disk<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
+    let (sender, result) = oneshot::channel();
+    let runtime = tokio::runtime::Handle::try_current().ok();
+    let job = move || {
+        let _runtime = runtime.as_ref().map(tokio::runtime::Handle::enter);
+        // Nobody may be there to take it.
+        let _ = sender.send(catch_unwind(AssertUnwindSafe(work)));
+    };
+    begin().map_err(Error::system("start a thread"))?;
+    POOL.get_or_init(Pool::default).push(Box::new(job));
+    match result.await {
+        Ok(Ok(result)) => Ok(result),
+        Ok(Err(panic)) => resume_unwind(panic),
+        Err(e) => Err(Error::System { operation: "read files", source: io::Error::other(e) }),
+    }
+}
+
+impl Pool {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        // Held for plain assignments only.
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn push(&'static self, job: Job) {
+        let mut queue = self.lock();
+        queue.jobs.push_back(job);
+        if queue.idle >= queue.jobs.len() {
+            self.wake.notify_one();
+        } else if queue.threads < MOST {
+            // One that cannot be started is not needed: those that are there take the work up in their turn.
+            if self.start_thread(false).is_ok() {
+                queue.threads += 1;
+            }
+        }
+    }
+
+    fn start_thread(&'static self, stays: bool) -> io::Result<()> {
+        let builder = std::thread::Builder::new().name("disk".into()).stack_size(STACK);
+        builder.spawn(move || self.work(stays)).map(drop)
+    }
+
+    fn work(&self, stays: bool) {
+        let mut queue = self.lock();
+        loop {
+            if let Some(job) = queue.jobs.pop_front() {
+                drop(queue);
+                job();
+                queue = self.lock();
+                continue;
+            }
+            queue.idle += 1;
+            let waited = if stays {
+                (self.wake.wait(queue).unwrap_or_else(PoisonError::into_inner), false)
+            } else {
+                let (queue, timeout) = self.wake.wait_timeout(queue, KEEP).unwrap_or_else(PoisonError::into_inner);
+                (queue, timeout.timed_out())
+            };
+            queue = waited.0;
+            queue.idle -= 1;
+            if waited.1 && queue.jobs.is_empty() {
+                queue.threads -= 1;
+                return;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn work_that_hangs_delays_no_other() {
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        let held = std::sync::Arc::new(Mutex::new(held));
+        let hanging: Vec<_> = (0..10)
+            .map(|_| {
+                let held = held.clone();
+                tokio::spawn(on_disk(move || held.lock().expect("lock").recv().is_ok()))
+            })
+            .collect();
+        for n in 0..100 {
+            assert_eq!(on_disk(move || n).await.expect("runs"), n);
+        }
+        for _ in &hanging {
+            release.send(()).expect("somebody waits");
+        }
+        for one in hanging {
+            assert!(one.await.expect("no panic").expect("runs"));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_passed_on_and_the_threads_go_on() {
+        let failed = tokio::spawn(on_disk(|| panic!("on purpose"))).await;
+        assert!(failed.expect_err("panics").is_panic());
+        assert_eq!(on_disk(|| 1).await.expect("runs"), 1);
+    }
+}
