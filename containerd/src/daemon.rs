@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use api::api_server::ApiServer;
-use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
+use rustix::fs::{FlockOperation, Mode, OFlags, fcntl_lock, open};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -68,9 +68,13 @@ fn lock(state_dir: &Path) -> Result<OwnedFd> {
     made.with_context(|| format!("create the state directory {}", at()))?;
     let file = open(state_dir.join(".lock"), OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR)
         .with_context(|| format!("lock the state directory {}", at()))?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+    // A lock of this process alone (fcntl(2), F_SETLK). One of flock(2) would be shared by a child that has been forked and
+    // has not yet come to its exec, and outlive a daemon that is killed just then.
+    match fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
-        Err(rustix::io::Errno::AGAIN) => bail!("the state directory {} is in use by another daemon", at()),
+        Err(rustix::io::Errno::AGAIN | rustix::io::Errno::ACCESS) => {
+            bail!("the state directory {} is in use by another daemon", at())
+        }
         Err(e) => Err(e).with_context(|| format!("lock the state directory {}", at())),
     }
 }

@@ -113,12 +113,20 @@ fn remove_stale(path: &Path) -> Result<()> {
         bail!("there is something that is no socket");
     }
     match std::os::unix::net::UnixStream::connect(path) {
+        Ok(socket) if is_orphan(&socket) => {}
         Ok(_) => bail!("another process listens there"),
-        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
-            std::fs::remove_file(path).context("remove the socket that nobody listens on")
-        }
-        Err(e) => Err(e).context("find out whether somebody listens there"),
+        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {}
+        Err(e) => return Err(e).context("find out whether somebody listens there"),
     }
+    std::fs::remove_file(path).context("remove the socket that nobody listens on")
+}
+
+/// Whether the process that listened is dead: a daemon that was killed while it started a child, which holds the socket
+/// until it has come to its exec. Whose the other end is was noted when it began to listen (unix(7), SO_PEERCRED).
+fn is_orphan(socket: &std::os::unix::net::UnixStream) -> bool {
+    let Ok(peer) = rustix::net::sockopt::socket_peercred(socket) else { return false };
+    let pid = peer.pid.as_raw_nonzero().get().unsigned_abs();
+    sys::procfs::stat(pid).is_ok_and(|stat| stat.is_none_or(|stat| stat.is_dead()))
 }
 
 /// A TCP socket with TLS, or on loopback if it must be without.

@@ -51,6 +51,11 @@ impl Child {
         self.stderr.take()
     }
 
+    /// Waits for its end without reaping it: its number and its process group stay its own.
+    pub async fn ended(&mut self) -> io::Result<()> {
+        watched(self.pid, &mut self.pidfd).await?.readable().await.map(drop)
+    }
+
     /// Waits for its end and reaps it.
     pub async fn wait(&mut self) -> io::Result<ExitStatus> {
         let status = reap(self.pid, &mut self.pidfd).await?;
@@ -92,20 +97,21 @@ async fn reap(pid: Pid, pidfd: &mut Option<AsyncFd<OwnedFd>>) -> io::Result<Exit
             return Ok(status);
         }
         // Not reaped, so that the number is still this child's.
-        let watched = match pidfd {
-            Some(watched) => watched,
-            None => match pidfd_open(pid, PidfdFlags::empty()).map_err(Into::into).and_then(sys::watched::readable) {
-                Ok(watched) => pidfd.insert(watched),
-                // Nothing tells when there is a descriptor to be had again.
-                Err(e) if is_exhausted(&e) => {
-                    tokio::time::sleep(EXHAUSTED_PAUSE).await;
-                    continue;
-                }
-                Err(e) => return Err(e),
-            },
-        };
-        watched.readable().await?.clear_ready();
+        watched(pid, pidfd).await?.readable().await?.clear_ready();
     }
+}
+
+/// The descriptor that tells of the end of a child.
+async fn watched(pid: Pid, pidfd: &mut Option<AsyncFd<OwnedFd>>) -> io::Result<&AsyncFd<OwnedFd>> {
+    while pidfd.is_none() {
+        match pidfd_open(pid, PidfdFlags::empty()).map_err(Into::into).and_then(sys::watched::readable) {
+            Ok(watched) => *pidfd = Some(watched),
+            // Nothing tells when there is a descriptor to be had again.
+            Err(e) if is_exhausted(&e) => tokio::time::sleep(EXHAUSTED_PAUSE).await,
+            Err(e) => return Err(e),
+        }
+    }
+    pidfd.as_ref().ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
 impl Drop for Child {

@@ -41,27 +41,26 @@ impl Shim {
 
     /// The shims that have `directory` as their working directory: how one is found again that another supervisor
     /// started. Goes through all of `/proc`, so only for what rarely happens.
-    pub fn running_in(directory: &ProcessDir) -> Vec<PidFd> {
+    pub fn running_in(directory: &ProcessDir) -> Vec<(Pid, PidFd)> {
         Shim::in_state(directory, |_| true)
     }
 
     /// Those of them that somebody has stopped (SIGSTOP).
-    pub fn stopped_in(directory: &ProcessDir) -> Vec<PidFd> {
+    pub fn stopped_in(directory: &ProcessDir) -> Vec<(Pid, PidFd)> {
         Shim::in_state(directory, sys::procfs::Stat::is_stopped)
     }
 
-    fn in_state(directory: &ProcessDir, is_meant: impl Fn(&sys::procfs::Stat) -> bool) -> Vec<PidFd> {
+    fn in_state(directory: &ProcessDir, is_meant: impl Fn(&sys::procfs::Stat) -> bool) -> Vec<(Pid, PidFd)> {
         let Ok(directory) = std::fs::canonicalize(directory.path()) else { return Vec::new() };
-        let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
-        let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
         let is_shim = |pid: u32| std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == directory);
-        let open = |pid| {
-            let stat = sys::procfs::stat(pid).ok()??;
-            let process = PidFd::open(pid, stat.starttime).ok()??;
-            // Looked at again, now that it cannot be another one.
-            (is_shim(pid) && is_meant(&stat)).then_some(process)
-        };
-        pids.filter(|pid| is_shim(*pid)).filter_map(open).collect()
+        find_processes(is_shim, is_meant)
+    }
+
+    /// What a shim has started and has not let go: the OCI runtime, mostly. The group must be held, by a shim that lives
+    /// or has not been reaped.
+    pub fn others_in_group(shim: Pid) -> Vec<(Pid, PidFd)> {
+        let group = shim.as_raw_nonzero().get().unsigned_abs();
+        find_processes(|pid| pid != group, |stat| stat.group == group)
     }
 
     /// The shims among this process's own children, by the directory that they work in: those that it started before
@@ -82,4 +81,20 @@ impl Shim {
         }
         found
     }
+}
+
+/// The processes of this host that are meant. Goes through all of `/proc`.
+fn find_processes(is_it: impl Fn(u32) -> bool, is_meant: impl Fn(&sys::procfs::Stat) -> bool) -> Vec<(Pid, PidFd)> {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let open = |pid| {
+        let stat = sys::procfs::stat(pid).ok()??;
+        if !is_meant(&stat) {
+            return None;
+        }
+        let process = PidFd::open(pid, stat.starttime).ok()??;
+        // Looked at again, now that it cannot be another one.
+        Some((Pid::from_raw(i32::try_from(pid).ok()?)?, process)).filter(|_| is_it(pid))
+    };
+    pids.filter(|pid| is_it(*pid)).filter_map(open).collect()
 }

@@ -4,7 +4,7 @@
 //! Nothing is taken for granted of them. A process is only signalled if something tells that it is the container's and
 //! of this boot: a shim that works in its directory, or a readable `state.json`.
 
-use runtime::{ContainerRecord, INIT, Oci, Operation, Shim};
+use runtime::{ContainerRecord, INIT, Oci, Operation};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,7 +15,7 @@ use crate::event::{Event, EventKind, Timestamp};
 use crate::exit::{KILLED, UNKNOWN};
 use crate::journal::key_or_name;
 use crate::lifecycle::State;
-use crate::process::kill_and_wait;
+use crate::process::{end_shims_in, kill_and_wait};
 use crate::snapshot::ContainerInfo;
 use crate::supervisor::{Shared, Slot};
 
@@ -136,21 +136,17 @@ impl Shared {
             if let Ok(Some(status)) = process.exit_status() {
                 ends.statuses.insert(name.clone(), status);
             }
-            let mut mine = Shim::running_in(&process);
-            if known || !mine.is_empty() {
-                let identity = process.process().ok().flatten();
-                let running = identity.and_then(|(pid, starttime)| PidFd::open(pid, starttime).ok().flatten());
-                ends.alive |= running.is_some() || !mine.is_empty();
-                if running.is_some() {
-                    ends.statuses.entry(name.clone()).or_insert(KILLED);
-                }
-                // The shims first, so that none writes anything after it has been looked.
-                mine.extend(running);
-                for one in mine {
-                    if let Err(e) = kill_and_wait(one).await {
-                        tracing::warn!(container = %id, process = %name, "cannot kill what is left of it: {e}");
-                    }
-                }
+            // The shim first, so that it writes nothing after it has been looked.
+            let had_shim = end_shims_in(&process).await;
+            ends.alive |= had_shim;
+            let Some((pid, starttime)) = process.process().ok().flatten().filter(|_| known || had_shim) else {
+                continue;
+            };
+            let Some(running) = PidFd::open(pid, starttime).ok().flatten() else { continue };
+            ends.alive = true;
+            ends.statuses.entry(name.clone()).or_insert(KILLED);
+            if let Err(e) = kill_and_wait(running).await {
+                tracing::warn!(container = %id, process = %name, "cannot kill it: {e}");
             }
         }
         ends

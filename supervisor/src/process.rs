@@ -3,6 +3,7 @@
 use cgroup::Cgroup;
 use runtime::{Child, ProcessDir, ProcessSpec, Stdio};
 use rustix::io::Errno;
+use rustix::process::Pid;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::AtomicBool;
@@ -111,19 +112,14 @@ impl Process {
 
     /// Kills a shim that does not end by itself, wherever it came from.
     pub(crate) async fn kill_shim(&self) {
-        if let Some(mut shim) = self.take_shim() {
-            shim.kill();
-            let _ = tokio::time::timeout(DEATH_LIMIT, shim.wait()).await;
+        if let Some(shim) = self.take_shim() {
+            end_shim(shim).await;
             return;
         }
         if !self.adopted {
             return;
         }
-        for shim in runtime::Shim::running_in(&self.dir) {
-            if let Err(e) = kill_and_wait(shim).await {
-                tracing::warn!(process = %self.name, "cannot kill a shim: {e}");
-            }
-        }
+        end_shims_in(&self.dir).await;
     }
 
     /// Kills an added process whose start nobody will be told of, with its shim: the shim first, so that it writes
@@ -143,6 +139,38 @@ impl Process {
             self.set_identity(identity);
         }
         self.kill().await.map(|_| ())
+    }
+}
+
+/// Kills a shim with all that it has started and has not let go, and waits until they are gone: a runtime that is just
+/// dying may still make something.
+pub(crate) async fn end_shim(mut shim: Child) {
+    let others = runtime::Shim::others_in_group(shim.pid());
+    shim.kill();
+    kill_all(others).await;
+    if tokio::time::timeout(DEATH_LIMIT, shim.wait()).await.is_err() {
+        tracing::warn!(shim = shim.pid().as_raw_nonzero(), "a killed shim does not die");
+    }
+}
+
+/// The same for the shims of another daemon. True if there were any.
+pub(crate) async fn end_shims_in(dir: &ProcessDir) -> bool {
+    let shims = runtime::Shim::running_in(dir);
+    let some = !shims.is_empty();
+    for (pid, shim) in shims {
+        // Held until all are dead: a group lasts as long as one of its members.
+        let others = runtime::Shim::others_in_group(pid);
+        kill_all(std::iter::once((pid, shim)).chain(others)).await;
+    }
+    some
+}
+
+/// Kills processes and waits until they are dead.
+pub(crate) async fn kill_all(processes: impl IntoIterator<Item = (Pid, PidFd)>) {
+    for (pid, process) in processes {
+        if let Err(e) = kill_and_wait(process).await {
+            tracing::warn!(pid = pid.as_raw_nonzero(), "cannot kill a process: {e}");
+        }
     }
 }
 

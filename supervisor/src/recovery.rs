@@ -253,7 +253,7 @@ impl Shared {
         let dir = container.dir.process(name);
         let mut open = self.journal.open_of(&container.id).into_iter();
         let started = open.find(|event| event.name() == name && event.instance == container.record.instance);
-        for shim in Shim::running_in(&dir) {
+        for (_, shim) in Shim::running_in(&dir) {
             let _ = shim.send(9);
         }
         match started {

@@ -127,7 +127,7 @@ fn end_stopped_shim(process: &Process) -> Result<bool, Error> {
     if let Some(status) = status.filter(|_| process.dir.exit_status().is_ok_and(|status| status.is_none())) {
         process.dir.write_exit_status(status)?;
     }
-    for shim in shims {
+    for (_, shim) in shims {
         shim.send(SIGKILL).map_err(Error::system("kill a stopped shim"))?;
     }
     Ok(true)

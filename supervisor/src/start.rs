@@ -2,7 +2,7 @@
 
 use failpoint::{Point, reach};
 use runtime::{
-    Ability, Bundle, Child, ContainerDir, INIT, NameError, Oci, OciError, Operation, ProcessDir, ProcessRecord,
+    Ability, Bundle, ContainerDir, INIT, NameError, Oci, OciError, Operation, ProcessDir, ProcessRecord, Shim,
 };
 use std::io;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use crate::disk::on_disk;
 use crate::error::Error;
 use crate::event::EventKind;
 use crate::lifecycle::{Happened, Request, State};
-use crate::process::{DEATH_LIMIT, ExitFifo, PAUSE, Process};
+use crate::process::{DEATH_LIMIT, ExitFifo, PAUSE, Process, end_shim, kill_all};
 use crate::snapshot::ContainerInfo;
 use crate::supervisor::{Shared, Slot, Supervisor, check_name, new_key};
 use crate::tasks::passed_on;
@@ -194,13 +194,14 @@ impl Shared {
         let ended = tokio::select! {
             biased;
             () = watch.written() => None,
-            ended = shim.wait() => Some(ended),
+            // Not reaped yet: its group tells what it has started.
+            ended = shim.ended() => Some(ended),
             () = tokio::time::sleep_until(deadline) => {
-                self.abandon(shim).await;
+                end_shim(shim).await;
                 return Err(Error::StartTimeout { id: container.id.clone() });
             }
             () = gone_with_init => {
-                self.abandon(shim).await;
+                end_shim(shim).await;
                 let (operation, state) = (Request::Exec.name(), State::Stopped.name());
                 return Err(Error::State { id: container.id.clone(), operation, state });
             }
@@ -215,7 +216,18 @@ impl Shared {
                 process.keep_shim(shim);
                 ExitFifo::new(exit).map_err(Error::system("watch the exit fifo"))
             }
-            None => Err(why_it_failed(&process.dir, ended)),
+            None => {
+                let ended = match ended {
+                    Some(Ok(())) => {
+                        // A shim that was killed takes the runtime along, which may not have gone yet.
+                        kill_all(Shim::others_in_group(shim.pid())).await;
+                        Some(shim.wait().await)
+                    }
+                    Some(Err(e)) => Some(Err(e)),
+                    None => None,
+                };
+                Err(why_it_failed(&process.dir, ended))
+            }
         }
     }
 
@@ -241,14 +253,6 @@ impl Shared {
             Ok(true) => Ok(()),
             Ok(false) => Err(Error::Inability { runtime: oci.name().to_string(), ability }),
             Err(e) => Err(Error::Runtime(format!("{} cannot be asked what it can do: {e}", oci.name()))),
-        }
-    }
-
-    /// Kills a shim that is not done, and the runtime with it.
-    async fn abandon(&self, mut shim: Child) {
-        shim.kill();
-        if tokio::time::timeout(DEATH_LIMIT, shim.wait()).await.is_err() {
-            tracing::warn!(pid = shim.pid().as_raw_nonzero(), "a killed shim does not die");
         }
     }
 

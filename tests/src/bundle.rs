@@ -54,6 +54,21 @@ impl Bundle {
         &self.path
     }
 
+    /// The same beside it, with another name and program, and a cgroup of its own.
+    ///
+    /// # Panics
+    /// Never: its path has a parent.
+    #[must_use]
+    pub fn copy(&self, name: &str, args: &[&str]) -> Bundle {
+        let path = self.path.with_file_name(name);
+        let cgroup = self.cgroup();
+        let parent = cgroup.rsplit_once('/').expect("it is absolute").0;
+        let mut config = self.config.clone();
+        config["process"]["args"] = json!(args);
+        config["linux"]["cgroupsPath"] = format!("{parent}/{name}").into();
+        Bundle { path, config }
+    }
+
     /// The path of its containers' cgroup.
     ///
     /// # Panics

@@ -12,12 +12,14 @@ mod host;
 mod leaks;
 mod ledger;
 mod process;
+mod random;
 
 pub use bundle::{Bundle, rootfs};
 pub use fifo::{Fifo, Pipe};
 pub use host::{Client, Host, Options, bin, runtime};
 pub use ledger::{Expected, Ledger};
 pub use process::{Usage, children_of, eventually, usage};
+pub use random::Random;
 
 /// A runtime, for [`Options::fake_runtime`], whose failures are chosen by annotations: see [`Bundle::fault`].
 pub const FAULTS: &str = include_str!("fake-runtime.sh");

@@ -11,6 +11,7 @@ mod exits;
 mod failpoints;
 mod hostile;
 mod insight;
+mod kills;
 mod limits;
 mod listen;
 mod oom;

@@ -120,3 +120,14 @@ pub(crate) fn refused<T: std::fmt::Debug>(result: Result<T, Status>, code: Code,
         assert!(status.message().contains(text), "{:?} lacks {text:?}", status.message());
     }
 }
+
+/// Whether a call failed because its daemon went away, as this client library tells that.
+pub(crate) fn is_cut_off(status: &Status) -> bool {
+    match status.code() {
+        Code::Unavailable | Code::Cancelled => true,
+        Code::Unknown | Code::Internal => {
+            ["transport error", "h2 protocol error"].iter().any(|text| status.message().contains(text))
+        }
+        _ => false,
+    }
+}
