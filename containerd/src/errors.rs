@@ -6,6 +6,8 @@ use tonic::{Code, Status};
 /// The one mapping of the supervisor's errors.
 pub(crate) fn status(error: Error) -> Status {
     let (code, message) = match &error {
+        // Whatever it was that could not be done for want of it.
+        error if error.is_exhausted() => (Code::ResourceExhausted, format!("containerd: {error}")),
         Error::ContainerNotFound { id } => (Code::NotFound, format!("containerd: container not found: {id}")),
         Error::ProcessNotFound { id, process } => {
             (Code::NotFound, format!("containerd: process not found for container: {process} in {id}"))
@@ -41,8 +43,7 @@ pub(crate) fn status(error: Error) -> Status {
             (Code::DeadlineExceeded, "containerd: container did not start before the specified timeout".into())
         }
         Error::File(_) | Error::Journal(_) | Error::System { .. } | Error::Spawn { .. } => {
-            let code = if error.is_exhausted() { Code::ResourceExhausted } else { Code::Internal };
-            (code, format!("containerd: {error}"))
+            (Code::Internal, format!("containerd: {error}"))
         }
     };
     if matches!(code, Code::Internal | Code::Unknown | Code::DeadlineExceeded | Code::ResourceExhausted) {

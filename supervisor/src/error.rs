@@ -160,6 +160,8 @@ impl Error {
     pub(crate) fn io(&self) -> Option<&std::io::Error> {
         match self {
             Error::File(e) => Some(&e.source),
+            Error::Bundle(BundleError::Missing { source, .. } | BundleError::Unreadable { source, .. }) => Some(source),
+            Error::Stdio(e) => Some(&e.reason),
             Error::Journal(e) => Some(&e.source),
             Error::System { source, .. } | Error::Spawn { source, .. } => Some(source),
             _ => None,

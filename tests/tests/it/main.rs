@@ -9,6 +9,7 @@ mod errors;
 mod events;
 mod exits;
 mod failpoints;
+mod faults;
 mod hostile;
 mod insight;
 mod kills;
