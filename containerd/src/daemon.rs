@@ -3,12 +3,12 @@
 use anyhow::{Context, Result, bail};
 use api::api_server::ApiServer;
 use rustix::fs::{FlockOperation, Mode, OFlags, fcntl_lock, open};
+use sd_notify::NotifyState;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use supervisor::{Config, Supervisor};
-use sys::activation::Passed;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tonic_health::ServingStatus;
@@ -16,14 +16,19 @@ use tonic_health::ServingStatus;
 use crate::dump;
 use crate::flags::{Flags, limit};
 use crate::http;
-use crate::listen;
+use crate::listen::{self, Inherited};
 use crate::logging::Level;
 use crate::metrics;
 use crate::profile;
+use crate::replace::Replacement;
 use crate::service::Service;
 
 /// How long calls that are under way may take when the daemon is stopped.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long calls may take that came when this program was about to make way for another one: no client is to wait
+/// longer than a second.
+const REPLACE_LIMIT: Duration = Duration::from_millis(700);
 
 /// How long clients may take to receive the last answers.
 const FLUSH_LIMIT: Duration = Duration::from_millis(200);
@@ -39,7 +44,8 @@ pub(crate) fn run(flags: Flags, level: Level) -> Result<()> {
     sys::allocator::limit_heaps(2);
     // Whoever started this process may have blocked some; threads and children would inherit that.
     sys::signal::unblock_all().context("unblock signals")?;
-    let passed = sys::activation::take();
+    let inherited = Inherited::take();
+    let replacement = Replacement::new()?;
     // What this process was started with is not the containers' business.
     sys::descriptors::close_on_exec_from(3).context("set close-on-exec")?;
     if let Err(e) = sys::descriptors::raise_limit() {
@@ -55,7 +61,7 @@ pub(crate) fn run(flags: Flags, level: Level) -> Result<()> {
         .enable_all()
         .build()
         .context("start the threads")?;
-    let result = runtime.block_on(serve(&flags, level, state_dir, passed));
+    let result = runtime.block_on(serve(&flags, level, state_dir, inherited, &replacement));
     // What is still under way is taken up by the next daemon.
     runtime.shutdown_background();
     result
@@ -79,10 +85,17 @@ fn lock(state_dir: &Path) -> Result<OwnedFd> {
     }
 }
 
-async fn serve(flags: &Flags, level: Level, state_dir: PathBuf, passed: Vec<Passed>) -> Result<()> {
+async fn serve(
+    flags: &Flags,
+    level: Level,
+    state_dir: PathBuf,
+    inherited: Inherited,
+    replacement: &Replacement,
+) -> Result<()> {
     let mut stop = Stop::new()?;
+    let mut replace = signal(SignalKind::hangup()).context("listen for signals")?;
     let mut dump = signal(SignalKind::user_defined1()).context("listen for signals")?;
-    let mut sockets = listen::listen(flags, passed)?;
+    let mut sockets = listen::listen(flags, inherited)?;
     let metrics_listener = http_listener("--metrics-address", flags.metrics_address.as_deref()).await?;
     let profile_listener = http_listener("--pprof-address", flags.pprof_address.as_deref()).await?;
     let supervisor = Supervisor::open(Config {
@@ -133,27 +146,71 @@ async fn serve(flags: &Flags, level: Level, state_dir: PathBuf, passed: Vec<Pass
     let recovery = async {
         recovering.recover().await.context("recover the containers")?;
         set_health(&health, ServingStatus::Serving).await;
+        tell_manager(NotifyState::Ready);
         std::future::pending::<Result<()>>().await
     };
-    tokio::select! {
-        result = recovery => return result,
-        result = &mut server => {
-            result.context("serve")?.context("serve")?;
-            bail!("the server ended by itself");
+    tokio::pin!(recovery);
+    // Calls that are not waited for any more.
+    let mut hanging = 0;
+    let replaced = loop {
+        tokio::select! {
+            result = &mut recovery => return result,
+            result = &mut server => {
+                result.context("serve")?.context("serve")?;
+                bail!("the server ended by itself");
+            }
+            signal = stop.wait() => {
+                tracing::info!(signal, "stopping; containers go on running");
+                break false;
+            }
+            _ = replace.recv() => match replacement.check().await {
+                Ok(version) => {
+                    tracing::info!(version, "making way for the program that is installed now");
+                    // All is served meanwhile.
+                    hanging = calls_of_before(&supervisor, under_way.clone()).await;
+                    break true;
+                }
+                Err(e) => tracing::error!("not replaced, going on: {e:#}"),
+            }
         }
-        signal = stop.wait() => tracing::info!(signal, "stopping; containers go on running"),
+    };
+    tell_manager(if replaced { NotifyState::Reloading } else { NotifyState::Stopping });
+    if !replaced {
+        sockets.close();
     }
     set_health(&health, ServingStatus::NotServing).await;
     stopping.send_replace(true);
     // The server ends when every client has gone, which one that hangs never does; what counts are calls.
     let finished = async {
-        let _ = under_way.wait_for(|calls| *calls == 0).await;
+        // Each counts once for its client and may count once more for itself.
+        let _ = under_way.wait_for(|calls| *calls <= 2 * hanging).await;
         let _ = tokio::time::timeout(FLUSH_LIMIT, &mut server).await;
     };
-    if tokio::time::timeout(STOP_LIMIT, finished).await.is_err() {
-        tracing::warn!("calls are still under way after {} s; the next daemon takes them up", STOP_LIMIT.as_secs());
+    let limit = if replaced { REPLACE_LIMIT } else { STOP_LIMIT };
+    if tokio::time::timeout(limit, finished).await.is_err() {
+        tracing::warn!("calls are still under way after {limit:?}; the next daemon takes up what they have begun");
+    }
+    if replaced {
+        // Clients wait in the sockets.
+        bail!(replacement.take_over(sockets.hand_over().context("hand the sockets over")?));
     }
     Ok(())
+}
+
+/// Waits for the calls that are under way now to finish, but not without end; how many have not.
+async fn calls_of_before(supervisor: &Supervisor, mut under_way: watch::Receiver<usize>) -> usize {
+    let now = Instant::now();
+    let left = || supervisor.tasks().running().iter().filter(|task| task.is_call && task.since <= now).count();
+    let finished = async { while left() > 0 && under_way.changed().await.is_ok() {} };
+    let _ = tokio::time::timeout(STOP_LIMIT, finished).await;
+    left()
+}
+
+/// Tells the service manager, if one wants to know (sd_notify(3)).
+fn tell_manager(state: NotifyState<'_>) {
+    if let Err(e) = sd_notify::notify(&[state]) {
+        tracing::warn!("cannot tell the service manager: {e}");
+    }
 }
 
 async fn http_listener(flag: &'static str, address: Option<&str>) -> Result<Option<tokio::net::TcpListener>> {

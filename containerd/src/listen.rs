@@ -43,7 +43,9 @@ enum Listener {
 /// All sockets, whose files go when this is dropped.
 pub(crate) struct Sockets {
     listeners: Vec<Listener>,
-    _file: Option<SocketFile>,
+    /// Copies, which keep clients waiting that come when the listeners have gone.
+    kept: Vec<OwnedFd>,
+    file: Option<SocketFile>,
 }
 
 /// A socket's file, if this process made it.
@@ -54,29 +56,57 @@ struct SocketFile {
     file: (u64, u64),
 }
 
-/// Listens as the flags say. `passed` are the sockets of a service manager. A socket file that nobody listens on is
-/// replaced; one that somebody does is not.
-pub(crate) fn listen(flags: &Flags, passed: Vec<Passed>) -> Result<Sockets> {
+/// Sockets that this process was started with.
+#[derive(Debug)]
+pub(crate) struct Inherited {
+    /// A service manager's.
+    passed: Vec<Passed>,
+    /// Those of the program that was here before, which are taken whatever the flags say.
+    handed_over: Vec<OwnedFd>,
+}
+
+impl Inherited {
+    /// Takes them; gives none the second time.
+    pub(crate) fn take() -> Inherited {
+        Inherited { passed: sys::activation::take(), handed_over: sys::activation::take_handed_over() }
+    }
+}
+
+/// Listens as the flags say. A socket file that nobody listens on is replaced; one that somebody does is not.
+pub(crate) fn listen(flags: &Flags, inherited: Inherited) -> Result<Sockets> {
+    let (listeners, file) = listeners(flags, inherited)?;
+    let kept = listeners.iter().map(Listener::copy).collect::<io::Result<_>>().context("copy the socket")?;
+    Ok(Sockets { listeners, kept, file })
+}
+
+fn listeners(flags: &Flags, inherited: Inherited) -> Result<(Vec<Listener>, Option<SocketFile>)> {
+    let Inherited { passed, handed_over } = inherited;
     let address = flags.listen.as_str();
     let cannot = || format!("cannot listen at {address}");
     let tls = tls::acceptor(flags)?;
     if flags.group.is_some() && !address.starts_with("unix://") {
         tracing::warn!("--group is for sockets that this daemon makes, which {address} is not; it is not used");
     }
+    if !handed_over.is_empty() {
+        let adopt = |fd| adopt_one(fd, tls.as_ref(), flags.insecure_tcp);
+        let listeners = handed_over.into_iter().map(adopt).collect::<Result<_>>().with_context(cannot)?;
+        let path = address.strip_prefix("unix://").map(std::path::absolute).transpose()?;
+        return Ok((listeners, path.and_then(|path| SocketFile::at(&path).ok())));
+    }
     match address.split_once("://") {
         Some(("unix", path)) if !path.is_empty() => {
             let (listener, file) =
                 listen_at(&std::path::absolute(path)?, flags.group.as_deref()).with_context(cannot)?;
-            Ok(Sockets { listeners: vec![Listener::Unix(listener)], _file: Some(file) })
+            Ok((vec![Listener::Unix(listener)], Some(file)))
         }
         Some(("tcp", host)) if !host.is_empty() => {
             let listener = std::net::TcpListener::bind(host).with_context(cannot)?;
             let listener = tcp(listener, tls, flags.insecure_tcp).with_context(cannot)?;
-            Ok(Sockets { listeners: vec![listener], _file: None })
+            Ok((vec![listener], None))
         }
         Some(("fd", which)) => {
             let listeners = adopt(passed, which, tls.as_ref(), flags.insecure_tcp).with_context(cannot)?;
-            Ok(Sockets { listeners, _file: None })
+            Ok((listeners, None))
         }
         _ => bail!(
             "cannot listen at {address:?}: an address is written as unix:///path/of/the/socket, tcp://host:port or fd://"
@@ -99,9 +129,7 @@ fn listen_at(path: &Path, group: Option<&str>) -> Result<(UnixListener, SocketFi
     if let Some(group) = group {
         chown(path, None, Some(Gid::from_raw(group))).context("give the socket to its group")?;
     }
-    let metadata = std::fs::symlink_metadata(path)?;
-    let socket = SocketFile { path: path.to_path_buf(), file: (metadata.dev(), metadata.ino()) };
-    Ok((UnixListener::from_std(listener)?, socket))
+    Ok((UnixListener::from_std(listener)?, SocketFile::at(path)?))
 }
 
 fn remove_stale(path: &Path) -> Result<()> {
@@ -203,6 +231,22 @@ fn find_group(name: &str) -> Result<u32> {
     line.and_then(|line| line.split(':').nth(2)?.parse().ok()).with_context(|| format!("there is no group {name}"))
 }
 
+impl Listener {
+    fn copy(&self) -> io::Result<OwnedFd> {
+        match self {
+            Listener::Unix(listener) => listener.as_fd().try_clone_to_owned(),
+            Listener::Insecure(listener) | Listener::Tls(listener, _) => listener.as_fd().try_clone_to_owned(),
+        }
+    }
+}
+
+impl SocketFile {
+    fn at(path: &Path) -> io::Result<SocketFile> {
+        let metadata = std::fs::symlink_metadata(path)?;
+        Ok(SocketFile { path: path.to_path_buf(), file: (metadata.dev(), metadata.ino()) })
+    }
+}
+
 impl Drop for SocketFile {
     fn drop(&mut self) {
         if std::fs::symlink_metadata(&self.path).is_ok_and(|m| (m.dev(), m.ino()) == self.file) {
@@ -212,6 +256,17 @@ impl Drop for SocketFile {
 }
 
 impl Sockets {
+    /// Leaves the sockets to the program that takes this one's place: what is to be added to its environment.
+    pub(crate) fn hand_over(&self) -> io::Result<(&'static str, String)> {
+        sys::activation::hand_over(&self.kept)
+    }
+
+    /// Nobody is to wait for an answer any more.
+    pub(crate) fn close(&mut self) {
+        self.kept.clear();
+        self.file = None;
+    }
+
     /// The connections that come, without end: one that cannot be taken is not the end of the others.
     pub(crate) fn connections(&mut self) -> impl Stream<Item = io::Result<Connection>> + use<> {
         let (sender, receiver) = mpsc::channel(BACKLOG);

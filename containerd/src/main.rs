@@ -15,6 +15,7 @@ mod listen;
 mod logging;
 mod metrics;
 mod profile;
+mod replace;
 mod service;
 mod tls;
 

@@ -65,7 +65,7 @@ impl Service {
         let span =
             tracing::info_span!("call", method, container = id, process = (!process.is_empty()).then_some(process));
         let carry_out = async {
-            let _task = self.supervisor.tasks().begin(method, id, process);
+            let _task = self.supervisor.tasks().begin_call(method, id, process);
             self.supervisor.recovered().await;
             let (result, in_runtime) = with_runtime_time(work).await;
             let code = result.as_ref().err().map_or(Code::Ok, Status::code);

@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::process::{ChildStderr, Command};
 use std::time::Duration;
+use sys::activation::HANDED_OVER;
 use sys::child::ExitStatus;
 use sys::exhausted::is_exhausted;
 use tokio::io::unix::AsyncFd;
@@ -28,7 +29,7 @@ impl Child {
     /// Starts `command`. What systemd means for the daemon alone is taken out of its environment.
     pub fn spawn(command: &mut Command) -> io::Result<Child> {
         command.process_group(0);
-        for name in ["NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"] {
+        for name in ["NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", HANDED_OVER] {
             command.env_remove(name);
         }
         let mut child = command.spawn()?;

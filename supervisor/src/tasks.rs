@@ -23,6 +23,8 @@ pub struct Task {
     pub process: String,
     /// When it began.
     pub since: Instant,
+    /// Somebody waits for an answer.
+    pub is_call: bool,
 }
 
 /// All that is being done.
@@ -45,10 +47,19 @@ pub struct TaskGuard {
 }
 
 impl Tasks {
+    /// Begins a call of somebody's who waits for an answer.
+    pub fn begin_call(&self, what: &'static str, container: &str, process: &str) -> TaskGuard {
+        self.begin_one(what, container, process, true)
+    }
+
     /// Begins a task.
     pub fn begin(&self, what: &'static str, container: &str, process: &str) -> TaskGuard {
+        self.begin_one(what, container, process, false)
+    }
+
+    fn begin_one(&self, what: &'static str, container: &str, process: &str, is_call: bool) -> TaskGuard {
         let number = self.0.begun.fetch_add(1, Ordering::Relaxed);
-        let task = Task { what, container: container.into(), process: process.into(), since: Instant::now() };
+        let task = Task { what, container: container.into(), process: process.into(), since: Instant::now(), is_call };
         self.0.lock().insert(number, task);
         TaskGuard { tasks: self.0.clone(), number, in_runtime: None }
     }

@@ -1,6 +1,8 @@
-//! Sockets that a service manager opened for this process (sd_listen_fds(3)).
+//! Sockets that somebody else opened for this process: a service manager (sd_listen_fds(3)), or the program that was in
+//! its place before.
 
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The first descriptor that is passed.
@@ -41,6 +43,37 @@ pub fn take() -> Vec<Passed> {
         .collect()
 }
 
+/// The variable that tells a program which sockets the one before it, in the same process, has left to it.
+pub const HANDED_OVER: &str = "CONTAINERD_SOCKETS";
+
+/// Says which sockets the program that takes this one's place is to have: the variable and its value. They stay open
+/// over execve(2).
+pub fn hand_over(sockets: &[OwnedFd]) -> io::Result<(&'static str, String)> {
+    let mut numbers = Vec::new();
+    for socket in sockets {
+        rustix::io::fcntl_setfd(socket, rustix::io::FdFlags::empty())?;
+        numbers.push(socket.as_raw_fd().to_string());
+    }
+    Ok((HANDED_OVER, format!("{}:{}", std::process::id(), numbers.join(","))))
+}
+
+/// Takes what [`hand_over`] has left. Only the first call gives any.
+pub fn take_handed_over() -> Vec<OwnedFd> {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    let variable = std::env::var(HANDED_OVER).unwrap_or_default();
+    let Some((pid, numbers)) = variable.split_once(':') else { return Vec::new() };
+    if pid.parse() != Ok(std::process::id()) || TAKEN.swap(true, Ordering::SeqCst) {
+        return Vec::new();
+    }
+    let mut numbers: Vec<RawFd> = numbers.split(',').filter_map(|number| number.parse().ok()).collect();
+    numbers.sort_unstable();
+    numbers.dedup();
+    let is_meant = |number: &RawFd| *number >= FIRST && is_open(*number);
+    // SAFETY: it is open, as was looked at; the program before this one left it to this process to own, and this is
+    // done once and for each number once, so that nobody else owns it.
+    numbers.into_iter().filter(is_meant).map(|number| unsafe { OwnedFd::from_raw_fd(number) }).collect()
+}
+
 fn is_open(number: RawFd) -> bool {
     // SAFETY: F_GETFD takes any number, and changes nothing (fcntl(2)).
     unsafe { libc::fcntl(number, libc::F_GETFD) != -1 }
@@ -53,7 +86,7 @@ mod tests {
     #[test]
     fn nothing_is_taken_that_was_meant_for_another_process() {
         // Whoever runs the tests passes none to them.
-        assert!(take().is_empty());
+        assert!(take().is_empty() && take_handed_over().is_empty());
         assert!(is_open(0) && !is_open(-1) && !is_open(1 << 20));
     }
 }

@@ -28,6 +28,8 @@ pub struct Options {
     pub env: Vec<(&'static str, &'static str)>,
     /// Programs that can be killed at named steps, with [`Host::arm`].
     pub failpoints: bool,
+    /// Programs of the host's own directory, where the test puts them.
+    pub own_programs: bool,
     /// In front of the daemon's command line: a program that limits it, for example.
     pub wrapper: Vec<String>,
 }
@@ -40,6 +42,7 @@ pub struct Host {
     options: Options,
     daemon: Option<Child>,
     counter: AtomicU32,
+    env: Vec<(String, String)>,
 }
 
 /// A built binary.
@@ -56,6 +59,28 @@ pub fn bin(name: &str) -> PathBuf {
 /// The runtime that the tests use: `CONTAINERD_TEST_RUNTIME`, or runc.
 pub fn runtime() -> String {
     std::env::var("CONTAINERD_TEST_RUNTIME").unwrap_or_else(|_| "runc".into())
+}
+
+/// A client of whoever listens on a socket, which connects when it is used, and again when it has to.
+pub fn client_at(socket: &str) -> Client {
+    let channel = Endpoint::from_static("http://localhost").connect_with_connector_lazy(connector(socket));
+    ApiClient::new(channel).max_decoding_message_size(usize::MAX)
+}
+
+fn connector(
+    socket: &str,
+) -> impl tower::Service<
+    tonic::transport::Uri,
+    Response = TokioIo<UnixStream>,
+    Error = std::io::Error,
+    Future = impl Future<Output = std::io::Result<TokioIo<UnixStream>>> + Send + use<>,
+> + Send
++ use<> {
+    let path = socket.to_string();
+    tower::service_fn(move |_| {
+        let path = path.clone();
+        async move { UnixStream::connect(path).await.map(TokioIo::new) }
+    })
 }
 
 impl Host {
@@ -87,7 +112,12 @@ impl Host {
             std::fs::write(&path, format!("#!/bin/sh\nRUNTIME={}\n{script}\n", runtime())).expect("writes");
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("chmod");
         }
-        Host { directory, cgroup, options, daemon: None, counter: AtomicU32::new(0) }
+        Host { directory, cgroup, options, daemon: None, counter: AtomicU32::new(0), env: Vec::new() }
+    }
+
+    /// Sets a variable for the daemons to come.
+    pub fn set_env(&mut self, name: &str, value: &str) {
+        self.env.push((name.into(), value.into()));
     }
 
     /// Its directory.
@@ -122,7 +152,11 @@ impl Host {
             Some(_) => self.join("fake-runtime"),
             None => runtime(),
         };
-        let program = if self.options.failpoints { bin("../failpoints/containerd") } else { bin("containerd") };
+        let program = match (self.options.own_programs, self.options.failpoints) {
+            (true, _) => self.path().join("containerd"),
+            (false, true) => bin("../failpoints/containerd"),
+            (false, false) => bin("containerd"),
+        };
         let mut command = match self.options.wrapper.split_first() {
             Some((wrapper, arguments)) => {
                 let mut command = Command::new(wrapper);
@@ -134,7 +168,7 @@ impl Host {
         command.env(failpoint::VARIABLE, self.join("failpoint"));
         command.arg("--state-dir").arg(self.state_dir()).arg("--listen").arg(self.address());
         command.args(["--runtime", &runtime, &format!("--runtime-args=--root={}", self.join("root")), "--debug"]);
-        command.args(&self.options.flags).envs(self.options.env.iter().copied());
+        command.args(&self.options.flags).envs(self.options.env.iter().copied()).envs(self.env.clone());
         let log = std::fs::File::options().append(true).create(true).open(self.path().join("log"));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log.expect("opens the log"));
         command
@@ -237,8 +271,7 @@ impl Host {
 
     /// A client that connects when it is used, and again after each daemon.
     pub fn lazy_client(&self) -> Client {
-        let channel = Endpoint::from_static("http://localhost").connect_with_connector_lazy(self.connector());
-        ApiClient::new(channel).max_decoding_message_size(usize::MAX)
+        client_at(&self.join("socket"))
     }
 
     /// Connects a client whose streams take at most so many bytes before they are read.
@@ -259,23 +292,7 @@ impl Host {
     }
 
     async fn connect(&self, endpoint: Endpoint) -> Channel {
-        endpoint.connect_with_connector(self.connector()).await.expect("connects")
-    }
-
-    fn connector(
-        &self,
-    ) -> impl tower::Service<
-        tonic::transport::Uri,
-        Response = TokioIo<UnixStream>,
-        Error = std::io::Error,
-        Future = impl Future<Output = std::io::Result<TokioIo<UnixStream>>> + Send,
-    > + Send
-    + 'static {
-        let path = self.path().join("socket");
-        tower::service_fn(move |_| {
-            let path = path.clone();
-            async move { UnixStream::connect(path).await.map(TokioIo::new) }
-        })
+        endpoint.connect_with_connector(connector(&self.join("socket"))).await.expect("connects")
     }
 
     /// A name that nothing else on this host has.

@@ -14,7 +14,7 @@ impl Random {
     pub fn from_environment() -> Random {
         let given = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok());
         let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let seed = given.unwrap_or_else(|| clock.as_nanos() as u64 % 1_000_000_000);
+        let seed = given.unwrap_or(clock.as_nanos() as u64 % 1_000_000_000);
         Random { seed, state: seed }
     }
 

@@ -148,9 +148,66 @@ fn median(mut runs: Vec<Duration>) -> f64 {
     runs[runs.len() / 2].as_secs_f64() * 1e6
 }
 
+/// The 50th and the 99th of a hundred.
+fn percentiles(mut times: Vec<Duration>) -> (f64, f64) {
+    times.sort_unstable();
+    let at = |percent: usize| times[times.len() * percent / 100].as_secs_f64() * 1e6;
+    (at(50), at(99))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hung_runtime_makes_nobody_else_slow() {
+    const CALLS: usize = 100;
+    let host = Host::with(Options { fake_runtime: Some(tests::FAULTS), ..Options::default() }).await;
+    let mut client = host.client().await;
+    sleeper(&host, &mut client, "c").await;
+    let mut medians: Vec<[f64; 3]> = Vec::new();
+    for hung in [false, true] {
+        let hanging = hung.then(|| {
+            let (mut client, bundle) = (host.lazy_client(), host.bundle(&["true"]).fault("create:hang").write());
+            tokio::spawn(async move { client.create_container(container("hangs", &bundle)).await })
+        });
+        if hung {
+            let reached = host.join("reached");
+            eventually("the runtime hangs", || std::fs::exists(&reached).unwrap());
+        }
+        let mut watch = Watch::new(&mut client).await;
+        let (mut states, mut signals, mut creates) = (Vec::new(), Vec::new(), Vec::new());
+        for n in 0..CALLS {
+            let begun = Instant::now();
+            state(&mut client).await;
+            states.push(begun.elapsed());
+            let begun = Instant::now();
+            signal(&mut client, "c", "init", 28).await.unwrap();
+            signals.push(begun.elapsed());
+            let (id, bundle) = (format!("d{n}"), host.bundle(&["true"]).write());
+            let begun = Instant::now();
+            start(&mut client, &id, &bundle).await;
+            creates.push(begun.elapsed());
+            assert_eq!(watch.exit(&id, "init").await, 0);
+        }
+        let all = [states, signals, creates].map(percentiles);
+        println!("hung: {hung}: State, Signal, CreateContainer: median and p99 in us: {all:.0?}");
+        medians.push(all.map(|(median, _)| median));
+        if let Some(hanging) = hanging {
+            assert!(!hanging.is_finished());
+            hanging.abort();
+            // Its client has gone; the next daemon removes what it has begun.
+            assert!(hanging.await.unwrap_err().is_cancelled());
+        }
+    }
+    for (with, without) in medians[1].iter().zip(medians[0]) {
+        assert!(*with < 2.0 * without, "{medians:?}");
+    }
+    let mut host = host;
+    host.restart(Signal::KILL).await;
+    kill(&mut host.client().await, "c").await;
+    host.finish();
+}
+
 #[tokio::test]
 async fn state_of_500_and_stats_of_one_start_no_process_and_take_less_than_the_runtime_does() {
-    let host = Host::new().await;
+    let mut host = Host::new().await;
     let mut tasks = tokio::task::JoinSet::new();
     for lane in 0..8 {
         let mut client = host.client().await;
@@ -221,6 +278,44 @@ async fn state_of_500_and_stats_of_one_start_no_process_and_take_less_than_the_r
         println!("{} ps: {runtime:.0} us; State is {:.5} of it a container", tests::runtime(), per_container / runtime);
         assert!(per_container < runtime);
     }
+    let bare = || {
+        let begun = Instant::now();
+        for n in 0..500 {
+            let directory = host.state_dir().join(format!("c{n}"));
+            let files = ["state.json", ".cgroup", "init/process.json", "init/pid", "init/starttime"];
+            files.iter().for_each(|file| drop(std::fs::read(directory.join(file)).unwrap()));
+        }
+        begun.elapsed()
+    };
+    let bare = median((0..5).map(|_| bare()).collect());
+    // Another daemon answers; the second time while ten of the shims are stopped.
+    let shims = children_of(host.pid());
+    let send = |signal| {
+        for shim in &shims[..10] {
+            rustix::process::kill_process(rustix::process::Pid::from_raw(*shim as i32).unwrap(), signal).unwrap();
+        }
+    };
+    for stopped in [false, true] {
+        let mut times = Vec::new();
+        for _ in 0..5 {
+            host.stop(Signal::KILL);
+            if stopped {
+                send(Signal::STOP);
+            }
+            let begun = Instant::now();
+            host.start().await;
+            assert_eq!(crate::support::state(&mut host.client().await).await.len(), 500);
+            times.push(begun.elapsed());
+        }
+        let best = times.iter().min().unwrap().as_secs_f64() * 1e6;
+        println!(
+            "exec to a complete State of 500, stopped shims: {stopped}: {times:?}, {:.1} of reading the files",
+            best / bare
+        );
+        assert!(best < 250e3, "{times:?}");
+        send(Signal::CONT);
+    }
+    let mut client = host.client().await;
     let mut watch = Watch::new(&mut client).await;
     for n in 0..500 {
         signal(&mut client, &format!("c{n}"), "init", 9).await.unwrap();

@@ -25,3 +25,4 @@ mod stdin;
 mod steps;
 mod support;
 mod terminal;
+mod upgrade;
