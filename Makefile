@@ -3,7 +3,7 @@
 CARGO ?= cargo
 BIN := target/release
 
-.PHONY: build failpoints demo test test-v2 lint format setup install clean help
+.PHONY: build failpoints demo test soak test-v2 lint format setup install clean help
 
 build: ## build containerd, containerd-shim and ctr into target/release
 	$(CARGO) build --locked --release
@@ -32,10 +32,16 @@ demo: ## run a real container under a daemon of its own, and show how
 test: setup failpoints build ## run every test, with the real daemon and the real runtimes
 	RUST_TEST_THREADS=$(TEST_THREADS) $(CARGO) test --locked --release --workspace
 	RUNTIME=crun scripts/test-v2.sh limits:: stats:: oom::a_ calls::a_paused
+	$(MAKE) --no-print-directory soak MINUTES=3
 
 test-v2: build ## run what control groups matter to in a machine with version 2 only, with runc
 	$(CARGO) test --locked --release --workspace --no-run
 	scripts/test-v2.sh
+
+soak: build ## everything at once for MINUTES=n while things are killed at random; SEED=n for the same again
+	$(CARGO) run --locked --release -q -p tests --bin soak -- $(MINUTES)
+
+MINUTES ?= 10
 
 # Tests wait for processes more than they compute.
 TEST_THREADS ?= 4

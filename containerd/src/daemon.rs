@@ -30,6 +30,9 @@ const STOP_LIMIT: Duration = Duration::from_secs(10);
 /// longer than a second.
 const REPLACE_LIMIT: Duration = Duration::from_millis(700);
 
+/// How long a signal that has come may take until it is seen.
+const SIGNAL_LIMIT: Duration = Duration::from_millis(5);
+
 /// How long clients may take to receive the last answers.
 const FLUSH_LIMIT: Duration = Duration::from_millis(200);
 
@@ -167,8 +170,16 @@ async fn serve(
                 Ok(version) => {
                     tracing::info!(version, "making way for the program that is installed now");
                     // All is served meanwhile.
-                    hanging = calls_of_before(&supervisor, under_way.clone()).await;
-                    break true;
+                    tokio::select! {
+                        left = calls_of_before(&supervisor, under_way.clone()) => {
+                            hanging = left;
+                            break true;
+                        }
+                        signal = stop.wait() => {
+                            tracing::info!(signal, "stopping after all; containers go on running");
+                            break false;
+                        }
+                    }
                 }
                 Err(e) => tracing::error!("not replaced, going on: {e:#}"),
             }
@@ -191,6 +202,12 @@ async fn serve(
         tracing::warn!("calls are still under way after {limit:?}; the next daemon takes up what they have begun");
     }
     if replaced {
+        // From here on a signal to stop ends this process, whichever program is in it; one that came before does too.
+        Stop::restore_default().context("give signals back")?;
+        if let Ok(signal) = tokio::time::timeout(SIGNAL_LIMIT, stop.wait()).await {
+            tracing::info!(signal, "stopping after all; containers go on running");
+            return Ok(());
+        }
         // Clients wait in the sockets.
         bail!(replacement.take_over(sockets.hand_over().context("hand the sockets over")?));
     }
@@ -235,6 +252,14 @@ impl Stop {
     fn new() -> Result<Stop> {
         let listen = |kind| signal(kind).context("listen for signals");
         Ok(Stop { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+    }
+
+    /// Lets them end this process, and ignores another wish to be replaced until the next program has heard it.
+    fn restore_default() -> std::io::Result<()> {
+        for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
+            sys::signal::restore_default(kind.as_raw_value())?;
+        }
+        sys::signal::ignore(SignalKind::hangup().as_raw_value())
     }
 
     /// Waits for one that says to stop.

@@ -47,6 +47,13 @@ pub fn block(signals: &[i32]) -> io::Result<()> {
 /// The signal of the CPU time profiler (setitimer(2), `ITIMER_PROF`).
 pub const PROF: i32 = libc::SIGPROF;
 
+/// Ignores a signal. That is inherited by children and kept over execve(2).
+pub fn ignore(signal: i32) -> io::Result<()> {
+    // SAFETY: no handler of ours goes away by this, and SIG_IGN needs none.
+    let before = unsafe { libc::signal(signal, libc::SIG_IGN) };
+    if before == libc::SIG_ERR { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Gives a signal its default action back. What is ignored is inherited by children, what is handled is not.
 pub fn restore_default(signal: i32) -> io::Result<()> {
     // SAFETY: no handler of ours goes away by this, and SIG_DFL needs none.

@@ -24,6 +24,8 @@ pub struct Options {
     pub flags: Vec<String>,
     /// A script in place of the runtime, which `$RUNTIME` names.
     pub fake_runtime: Option<&'static str>,
+    /// Leave `--debug` out.
+    pub without_debug: bool,
     /// Environment variables.
     pub env: Vec<(&'static str, &'static str)>,
     /// Programs that can be killed at named steps, with [`Host::arm`].
@@ -167,7 +169,10 @@ impl Host {
         };
         command.env(failpoint::VARIABLE, self.join("failpoint"));
         command.arg("--state-dir").arg(self.state_dir()).arg("--listen").arg(self.address());
-        command.args(["--runtime", &runtime, &format!("--runtime-args=--root={}", self.join("root")), "--debug"]);
+        command.args(["--runtime", &runtime, &format!("--runtime-args=--root={}", self.join("root"))]);
+        if !self.options.without_debug {
+            command.arg("--debug");
+        }
         command.args(&self.options.flags).envs(self.options.env.iter().copied()).envs(self.env.clone());
         let log = std::fs::File::options().append(true).create(true).open(self.path().join("log"));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log.expect("opens the log"));
