@@ -38,7 +38,7 @@ test-v2: build ## run what control groups matter to in a machine with version 2 
 	$(CARGO) test --locked --release --workspace --no-run
 	scripts/test-v2.sh
 
-soak: build ## everything at once for MINUTES=n while things are killed at random; SEED=n for the same again
+soak: setup build ## everything at once for MINUTES=n while things are killed at random; SEED=n for the same again
 	$(CARGO) run --locked --release -q -p tests --bin soak -- $(MINUTES)
 
 MINUTES ?= 10
@@ -56,7 +56,14 @@ format: ## format the code
 PREFIX ?= /usr/local
 install: build ## install into PREFIX (default /usr/local)
 	install -d $(DESTDIR)$(PREFIX)/bin
-	install -m 0755 $(BIN)/containerd $(BIN)/containerd-shim $(BIN)/ctr $(DESTDIR)$(PREFIX)/bin
+	# By a rename: a program that runs can be replaced, and is not half-written for whoever starts it just then.
+	for program in containerd-shim containerd ctr; do \
+		install -m 0755 $(BIN)/$$program $(DESTDIR)$(PREFIX)/bin/.$$program.new && \
+		mv -f $(DESTDIR)$(PREFIX)/bin/.$$program.new $(DESTDIR)$(PREFIX)/bin/$$program || exit 1; \
+	done
+	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
+	sed 's|/usr/local/bin|$(PREFIX)/bin|' dist/systemd/containerd.service >$(DESTDIR)$(PREFIX)/lib/systemd/system/containerd.service
+	install -m 0644 dist/systemd/containerd.socket $(DESTDIR)$(PREFIX)/lib/systemd/system/
 
 clean: ## remove what was built
 	$(CARGO) clean
