@@ -152,7 +152,7 @@ fn parse_mounts(text: &str) -> Vec<Mount> {
         .filter_map(|line| {
             let (left, right) = line.split_once(" - ")?;
             let mut left = left.split(' ').skip(3);
-            let (root, point) = (unescape(left.next()?), unescape(left.next()?));
+            let (root, point) = (sys::procfs::unescape(left.next()?), sys::procfs::unescape(left.next()?));
             let mut right = right.split(' ');
             let kind = right.next()?;
             let options = right.nth(1)?;
@@ -176,11 +176,6 @@ fn parse_places(text: &str) -> Vec<Place> {
             Some(Place { controllers, path: parts.next()?.to_string() })
         })
         .collect()
-}
-
-/// Blanks are written as octal numbers.
-fn unescape(text: &str) -> String {
-    text.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
 }
 
 /// For tests with directories of their own.

@@ -17,6 +17,7 @@ use crate::journal::key_or_name;
 use crate::lifecycle::State;
 use crate::process::{end_shims_in, kill_and_wait};
 use crate::snapshot::ContainerInfo;
+use crate::start::unmount_leftovers;
 use crate::supervisor::{Shared, Slot};
 
 /// A container that has been set aside.
@@ -95,6 +96,7 @@ impl Shared {
         match oci {
             Ok(oci) => {
                 let _task = self.tasks.begin_runtime("runtime delete", &id, "");
+                unmount_leftovers(&id);
                 if let Err(e) = oci.run(Operation::ForceDelete, &id, Path::new("/dev/null"), limit).await {
                     tracing::warn!(container = %id, "{} delete failed: {e}", oci.name());
                 }

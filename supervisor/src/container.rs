@@ -60,6 +60,8 @@ pub(crate) struct Container {
     pub(crate) oom_kills: Mutex<u64>,
     /// Its init has been sent SIGKILL: nothing may hold it frozen.
     pub(crate) killed: AtomicBool,
+    /// A runtime was killed while it added a process, and may have left something.
+    pub(crate) cut_off: AtomicBool,
     /// Its directory has been removed, and whatever has that path now belongs to another one.
     pub(crate) removed: AtomicBool,
     /// Init has ended: whatever is being started in the container will not.
@@ -95,6 +97,7 @@ impl Container {
             cgroup: OnceLock::new(),
             oom_kills: Mutex::new(0),
             killed: AtomicBool::new(false),
+            cut_off: AtomicBool::new(false),
             removed: AtomicBool::new(false),
             init_ended,
         }

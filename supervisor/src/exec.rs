@@ -145,6 +145,7 @@ impl Created {
 
     /// Kills what there may be of it.
     async fn give_up(&self) {
+        self.container.cut_off.store(true, Ordering::SeqCst);
         if let Err(e) = self.process.kill_half_made(self.container.cgroup()).await {
             tracing::warn!(container = %self.container.id, process = %self.process.name, "cannot kill it: {e}");
         }

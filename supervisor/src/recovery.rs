@@ -13,6 +13,7 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -325,6 +326,7 @@ impl Shared {
             Fate::Alive => return self.watch_process(container, left.process, left.exit, left.orphan).await,
             Fate::Told => {}
             Fate::HalfMade => {
+                container.cut_off.store(true, Ordering::SeqCst);
                 tracing::info!(container = %container.id, process = %process.name, "was being made; removing it");
                 if let Err(e) = process.kill_half_made(container.cgroup()).await {
                     tracing::warn!(container = %container.id, process = %process.name, "cannot kill it: {e}");

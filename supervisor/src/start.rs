@@ -341,6 +341,10 @@ impl Shared {
         let deadline = Instant::now() + limit;
         let mut operation = operation;
         loop {
+            // Where one was killed, by us or by others. Its mount would keep the next one from removing anything.
+            if operation == Operation::ForceDelete || container.cut_off.load(Ordering::SeqCst) {
+                unmount_leftovers(&container.id);
+            }
             let failed = match oci.run(operation, &container.id, &log, limit).await {
                 Ok(()) => return reach(Point::Deleted),
                 Err(e) => e,
@@ -379,6 +383,13 @@ impl Shared {
             tracing::warn!(container = %id, "{e}; it is tried again");
             tokio::time::sleep(PAUSE).await;
         }
+    }
+}
+
+/// Unmounts what a killed runtime has left. Not while a runtime is at work on the container.
+pub(crate) fn unmount_leftovers(id: &str) {
+    if let Err(e) = runtime::unmount_leftovers(id) {
+        tracing::warn!(container = %id, "cannot unmount what its runtime left: {e}");
     }
 }
 

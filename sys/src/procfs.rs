@@ -57,6 +57,11 @@ pub fn read(pid: u32, name: &str) -> io::Result<Option<String>> {
     }
 }
 
+/// A path as it is, which `/proc/<pid>/mountinfo` has with blanks as octal numbers.
+pub fn unescape(text: &str) -> String {
+    text.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
+}
+
 /// Whether a process is the first of its PID namespace, whose end ends all others in it: `NSpid` of
 /// `/proc/<pid>/status` has more than one number and the last is 1.
 pub fn is_namespace_init(pid: u32) -> io::Result<bool> {

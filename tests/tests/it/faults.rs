@@ -116,6 +116,33 @@ async fn what_a_runtime_may_do_to_a_container_that_runs() {
     host.finish();
 }
 
+#[tokio::test]
+async fn what_a_killed_runc_has_mounted_is_unmounted() {
+    const MOUNTS: &str = r#"
+mount_here() {
+    mkdir -p "$(dirname $0)/root/$1"
+    touch "$(dirname $0)/root/$1/runc.Ab12Cd"
+    mount --bind "$(command -v $RUNTIME)" "$(dirname $0)/root/$1/runc.Ab12Cd"
+}
+case " $* " in
+*" create "*half*) mount_here half; sleep 100000 ;;
+*" exec "*) mount_here c; sleep 100000 ;;
+esac
+exec $RUNTIME "$@""#;
+    let flags = vec!["--start-timeout=1s".into()];
+    let host = Host::with(Options { fake_runtime: Some(MOUNTS), flags, ..Options::default() }).await;
+    let mut client = host.client().await;
+    let bundle = host.bundle(&["sleep", "1000"]).write();
+    refused(client.create_container(container("half", &bundle)).await, Code::DeadlineExceeded, &["did not start"]);
+    nothing_of(&host, "half");
+    sleeper(&host, &mut client, "c").await;
+    refused(client.add_process(process("c", "p", &["true"])).await, Code::DeadlineExceeded, &["did not start"]);
+    assert!(std::fs::read_to_string("/proc/self/mountinfo").unwrap().contains(&host.join("root/c/runc.Ab12Cd")));
+    kill(&mut client, "c").await;
+    nothing_of(&host, "c");
+    host.finish();
+}
+
 /// The shim that works in a process's directory.
 fn shim_of(host: &Host, id: &str, process: &str) -> Pid {
     let directory = host.state_dir().join(id).join(process);
