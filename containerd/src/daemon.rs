@@ -47,6 +47,9 @@ pub(crate) fn run(flags: Flags, level: Level) -> Result<()> {
     sys::allocator::limit_heaps(2);
     // Whoever started this process may have blocked some; threads and children would inherit that.
     sys::signal::unblock_all().context("unblock signals")?;
+    // The program before this one, in the same process, may have been profiled.
+    sys::signal::stop_profile_timer();
+    sys::signal::restore_default(sys::signal::PROF).context("give a signal back")?;
     let inherited = Inherited::take();
     let replacement = Replacement::new()?;
     // What this process was started with is not the containers' business.
@@ -120,7 +123,7 @@ async fn serve(
         .max_concurrent_streams(STREAMS_PER_CONNECTION)
         .add_service(health_server)
         .add_service(ApiServer::new(service))
-        .serve_with_incoming_shutdown(sockets.connections(), async move {
+        .serve_with_incoming_shutdown(sockets.connections(&until.clone()), async move {
             let _ = until.wait_for(|stop| *stop).await;
         });
     let mut server = tokio::spawn(server);
@@ -150,14 +153,18 @@ async fn serve(
         recovering.recover().await.context("recover the containers")?;
         set_health(&health, ServingStatus::Serving).await;
         tell_manager(NotifyState::Ready);
-        std::future::pending::<Result<()>>().await
+        anyhow::Ok(())
     };
     tokio::pin!(recovery);
     // Calls that are not waited for any more.
     let mut hanging = 0;
+    let mut ready = false;
     let replaced = loop {
         tokio::select! {
-            result = &mut recovery => return result,
+            result = &mut recovery, if !ready => {
+                result?;
+                ready = true;
+            }
             result = &mut server => {
                 result.context("serve")?.context("serve")?;
                 bail!("the server ended by itself");
@@ -166,22 +173,27 @@ async fn serve(
                 tracing::info!(signal, "stopping; containers go on running");
                 break false;
             }
-            _ = replace.recv() => match replacement.check().await {
-                Ok(version) => {
+            // Calls wait for recovery, which would wait for them.
+            _ = replace.recv(), if ready => {
+                let make_way = async {
+                    let version = replacement.check().await?;
                     tracing::info!(version, "making way for the program that is installed now");
                     // All is served meanwhile.
-                    tokio::select! {
-                        left = calls_of_before(&supervisor, under_way.clone()) => {
+                    anyhow::Ok(calls_of_before(&supervisor, under_way.clone()).await)
+                };
+                tokio::select! {
+                    result = make_way => match result {
+                        Ok(left) => {
                             hanging = left;
                             break true;
                         }
-                        signal = stop.wait() => {
-                            tracing::info!(signal, "stopping after all; containers go on running");
-                            break false;
-                        }
+                        Err(e) => tracing::error!("not replaced, going on: {e:#}"),
+                    },
+                    signal = stop.wait() => {
+                        tracing::info!(signal, "stopping after all; containers go on running");
+                        break false;
                     }
                 }
-                Err(e) => tracing::error!("not replaced, going on: {e:#}"),
             }
         }
     };
@@ -207,6 +219,12 @@ async fn serve(
         if let Ok(signal) = tokio::time::timeout(SIGNAL_LIMIT, stop.wait()).await {
             tracing::info!(signal, "stopping after all; containers go on running");
             return Ok(());
+        }
+        // What is left to the next program is not for children. From here on nothing is waited for.
+        sys::child::start_no_more();
+        sys::signal::stop_profile_timer();
+        for signal in [SignalKind::hangup().as_raw_value(), sys::signal::PROF] {
+            sys::signal::ignore(signal).context("ignore a signal")?;
         }
         // Clients wait in the sockets.
         bail!(replacement.take_over(sockets.hand_over().context("hand the sockets over")?));
@@ -254,12 +272,12 @@ impl Stop {
         Ok(Stop { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
     }
 
-    /// Lets them end this process, and ignores another wish to be replaced until the next program has heard it.
+    /// Lets them end this process.
     fn restore_default() -> std::io::Result<()> {
         for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
             sys::signal::restore_default(kind.as_raw_value())?;
         }
-        sys::signal::ignore(SignalKind::hangup().as_raw_value())
+        Ok(())
     }
 
     /// Waits for one that says to stop.

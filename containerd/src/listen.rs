@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use sys::activation::Passed;
 use tokio::net::{TcpListener, TcpStream, UnixListener};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_rustls::TlsAcceptor;
 
 use crate::authority::Connection;
@@ -267,11 +267,14 @@ impl Sockets {
         self.file = None;
     }
 
-    /// The connections that come, without end: one that cannot be taken is not the end of the others.
-    pub(crate) fn connections(&mut self) -> impl Stream<Item = io::Result<Connection>> + use<> {
+    /// The connections that come until this program stops: one that cannot be taken is not the end of the others.
+    pub(crate) fn connections(
+        &mut self,
+        stopping: &watch::Receiver<bool>,
+    ) -> impl Stream<Item = io::Result<Connection>> + use<> {
         let (sender, receiver) = mpsc::channel(BACKLOG);
         for listener in self.listeners.drain(..) {
-            tokio::spawn(accept_all(listener, sender.clone()));
+            tokio::spawn(accept_all(listener, sender.clone(), stopping.clone()));
         }
         futures_util::stream::unfold(receiver, |mut receiver| async {
             let connection = receiver.recv().await?;
@@ -283,8 +286,8 @@ impl Sockets {
 /// TLS handshakes that are under way at a time: whoever is refused in the end must not take all descriptors before.
 const HANDSHAKES: usize = 128;
 
-/// Takes connections until nobody wants them any more.
-async fn accept_all(listener: Listener, connections: mpsc::Sender<Connection>) {
+/// Takes connections until nobody wants them any more. Those that come later wait for the next program.
+async fn accept_all(listener: Listener, connections: mpsc::Sender<Connection>, mut stopping: watch::Receiver<bool>) {
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
     let accept = async || match &listener {
         Listener::Unix(unix) => unix.accept().await.map(|(stream, _)| Some(Connection::new(stream))),
@@ -308,6 +311,7 @@ async fn accept_all(listener: Listener, connections: mpsc::Sender<Connection>) {
     loop {
         tokio::select! {
             () = connections.closed() => return,
+            () = async { drop(stopping.wait_for(|stop| *stop).await) } => return,
             accepted = accept() => match accepted {
                 // Nobody is there any more if it cannot be sent; the loop ends then.
                 Ok(Some(connection)) => drop(connections.send(connection).await),

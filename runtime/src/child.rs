@@ -32,7 +32,7 @@ impl Child {
         for name in ["NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", HANDED_OVER] {
             command.env_remove(name);
         }
-        let mut child = command.spawn()?;
+        let mut child = sys::child::spawn(command)?;
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidData)?;
         Ok(Child { pid, pidfd: None, stderr: child.stderr.take(), reaped: false, free: false })
     }

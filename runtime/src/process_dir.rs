@@ -208,6 +208,11 @@ impl ProcessDir {
         self.0.join("log.json")
     }
 
+    /// Whether the shim has got so far that the runtime may have been started.
+    pub fn has_begun(&self) -> bool {
+        [".exitStatus", "exitStatus", ".runtime-pid", "log.json"].iter().any(|name| self.0.join(name).exists())
+    }
+
     /// The last error in the runtime's log, in its own words.
     pub fn runtime_error(&self) -> Option<String> {
         last_error(&self.runtime_log(), 0).map(|line| line.msg)

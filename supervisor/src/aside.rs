@@ -82,18 +82,21 @@ impl Shared {
         let mut ends = self.end_all(&id, &aside).await;
         if let Some(cgroup) = dir.cgroup().and_then(|places| self.hierarchies.cgroup(&places)) {
             // Kept by a daemon of this boot, if anything of it was alive.
-            if ends.alive || aside.record.as_ref().is_some_and(|record| record.boot_id == self.boot_id) {
+            if ends.alive || self.is_of_this_boot(&aside) {
                 if let Err(e) = cgroup.thaw_for_kill().and_then(|()| cgroup.kill()) {
                     tracing::warn!(container = %id, "cannot kill what is in the cgroup: {e}");
                 }
             }
         }
+        // Otherwise what has the id with the runtime may be somebody else's.
+        let ours = ends.alive || self.is_of_this_boot(&aside);
         let oci = match &aside.record {
             Some(record) => Ok(Oci::at(record.runtime.clone(), record.runtime_args.clone())),
             None => self.runtime_for(None, &[]),
         };
         let limit = self.config.call_timeout;
         match oci {
+            Ok(_) if !ours => tracing::warn!(container = %id, "what its runtime keeps, if anything, is left"),
             Ok(oci) => {
                 let _task = self.tasks.begin_runtime("runtime delete", &id, "");
                 unmount_leftovers(&id);
@@ -124,6 +127,16 @@ impl Shared {
         drop(held);
     }
 
+    /// Whether it is known to be of this boot: it says so, or it is where nothing outlives one.
+    fn is_of_this_boot(&self, aside: &Aside) -> bool {
+        /// `TMPFS_MAGIC` (statfs(2)).
+        const TMPFS: i64 = 0x0102_1994;
+        match &aside.record {
+            Some(record) => record.boot_id == self.boot_id,
+            None => rustix::fs::statfs(&self.config.state_dir).is_ok_and(|fs| i64::from(fs.f_type) == TMPFS),
+        }
+    }
+
     /// Kills the shims and the processes that can be told to be the container's.
     async fn end_all(&self, id: &str, aside: &Aside) -> Ends {
         let dir = self.container_dir(id);
@@ -131,8 +144,7 @@ impl Shared {
         let mut names = dir.processes().unwrap_or_default();
         // With init all others end, and then it is not known how.
         names.sort_by_key(|name| name == INIT);
-        let of_this_boot = |record: &ContainerRecord| record.boot_id.is_empty() || record.boot_id == self.boot_id;
-        let known = aside.record.as_ref().is_some_and(of_this_boot);
+        let known = self.is_of_this_boot(aside);
         for name in names {
             let process = dir.process(&name);
             if let Ok(Some(status)) = process.exit_status() {

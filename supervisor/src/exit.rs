@@ -3,6 +3,7 @@
 use failpoint::{Point, reach};
 use runtime::{INIT, Operation};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::container::Container;
@@ -125,6 +126,7 @@ impl Shared {
         if let Err(e) = exit.closed().await {
             tracing::error!(container = %container.id, process = %process.name, "cannot wait for its exit: {e}");
         }
+        process.ended.store(true, Ordering::SeqCst);
         reach(Point::ExitClosed);
         if let Some(mut shim) = process.take_shim() {
             if tokio::time::timeout(DEATH_LIMIT, shim.wait()).await.is_err() {
@@ -182,10 +184,16 @@ impl Shared {
         for process in container.added() {
             let mut over = process.over.subscribe();
             if tokio::time::timeout_at(deadline, over.wait_for(|over| *over)).await.is_err() {
-                tracing::warn!(container = %container.id, process = %process.name, "does not end with its container");
                 // Its end is then seen as the shim's.
-                process.kill_shim().await;
-                let _ = tokio::time::timeout(DEATH_LIMIT, over.wait_for(|over| *over)).await;
+                if !process.ended.load(Ordering::SeqCst) {
+                    tracing::warn!(container = %container.id, process = %process.name, "does not end with its container");
+                    process.kill_shim().await;
+                    let _ = tokio::time::timeout(DEATH_LIMIT, over.wait_for(|over| *over)).await;
+                }
+                // However long it takes until that can be told: with init's, the proof of it goes.
+                if process.ended.load(Ordering::SeqCst) {
+                    let _ = over.wait_for(|over| *over).await;
+                }
             }
         }
     }

@@ -37,6 +37,8 @@ pub(crate) struct Process {
     adopted: bool,
     /// A shim has been started for it.
     pub(crate) begun: AtomicBool,
+    /// Its shim is gone: what is left is to tell its exit.
+    pub(crate) ended: AtomicBool,
     /// Its exit has been dealt with.
     pub(crate) over: watch::Sender<bool>,
 }
@@ -54,6 +56,7 @@ impl Process {
             shim: Mutex::new(None),
             adopted: false,
             begun: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
             over,
         }
     }
@@ -129,11 +132,9 @@ impl Process {
         // The runtime may have started it before the shim could write its pid; then it is one of the container's.
         let unrecorded = || {
             let pid = self.dir.unrecorded_pid()?;
-            let members = cgroup?.pids().ok()?;
-            if !members.contains(&pid) {
-                return None;
-            }
-            Some((pid, sys::procfs::stat(pid).ok()??.starttime))
+            // When it started is looked at first: a later one of that pid has another start time.
+            let starttime = sys::procfs::stat(pid).ok()??.starttime;
+            cgroup?.pids().ok()?.contains(&pid).then_some((pid, starttime))
         };
         if let Some(identity) = self.dir.process().unwrap_or_default().or_else(unrecorded) {
             self.set_identity(identity);

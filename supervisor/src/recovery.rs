@@ -21,10 +21,11 @@ use tokio::sync::{mpsc, watch};
 use crate::container::Container;
 use crate::error::Error;
 use crate::event::EventKind;
-use crate::exit::UNKNOWN;
+use crate::exit::{KILLED, UNKNOWN};
 use crate::journal::{Told, key_or_name};
 use crate::lifecycle::{Happened, State};
 use crate::process::{ExitFifo, PAUSE, Process};
+use crate::start::interrupted;
 use crate::supervisor::{Shared, Slot, Supervisor};
 
 /// How long calls wait at most for containers that cannot be looked at.
@@ -59,7 +60,15 @@ enum Found {
     /// It is of an earlier boot; with the processes whose exit is due.
     Buried(Arc<Container>, Vec<Arc<Process>>),
     /// It is to be supervised.
-    Alive(Arc<Container>, Left, Vec<(Left, Fate)>),
+    Alive(Arc<Container>, Left, Others),
+}
+
+/// The added processes of a container.
+struct Others {
+    /// In the order of their starts.
+    read: Vec<(Left, Fate)>,
+    /// Those whose directories cannot be read, and whether their exit is due.
+    unreadable: Vec<(Arc<Process>, bool)>,
 }
 
 /// What is to be done about an added process.
@@ -210,9 +219,10 @@ impl Shared {
         container.set_init(init.process.clone());
         self.journal.protect(&key);
         if !same_boot {
-            let others = self.others(&container, recovery)?.into_iter();
-            let alive = others.filter(|(_, fate)| *fate == Fate::Alive).map(|(left, _)| left.process);
-            let due = alive.chain([init.process]).filter(|_| started).collect();
+            let Others { read, unreadable } = self.others(&container, recovery)?;
+            let alive = read.into_iter().filter(|(_, fate)| *fate == Fate::Alive).map(|(left, _)| left.process);
+            let unreadable = unreadable.into_iter().filter(|(_, due)| *due).map(|(process, _)| process);
+            let due = alive.chain(unreadable).chain([init.process]).filter(|_| started).collect();
             return Ok(Found::Buried(container, due));
         }
         self.find_cgroup_again(&container, &init.process);
@@ -224,9 +234,8 @@ impl Shared {
         Ok(Found::Alive(container, init, others))
     }
 
-    /// The added processes of a container, in the order of their starts.
-    fn others(&self, container: &Container, recovery: &Recovery) -> Result<Vec<(Left, Fate)>, Error> {
-        let mut others = Vec::new();
+    fn others(&self, container: &Container, recovery: &Recovery) -> Result<Others, Error> {
+        let (mut read, mut unreadable) = (Vec::new(), Vec::new());
         for name in container.dir.processes()?.into_iter().filter(|name| name != INIT) {
             match recovery.read(&container.dir, &container.id, &name) {
                 Ok(left) => {
@@ -239,39 +248,46 @@ impl Shared {
                     } else {
                         Fate::HalfMade
                     };
-                    others.push((left, fate));
+                    read.push((left, fate));
                 }
                 Err(e) if e.is_exhausted() => return Err(e),
-                Err(e) => self.tell_unreadable(container, &name, &e),
+                Err(e) => unreadable.push(self.unreadable(container, &name, &e)),
             }
         }
-        others.sort_by_key(|(left, _)| left.process.identity().map(|(pid, starttime)| (starttime, pid)));
-        Ok(others)
+        read.sort_by_key(|(left, _)| left.process.identity().map(|(pid, starttime)| (starttime, pid)));
+        Ok(Others { read, unreadable })
     }
 
-    /// Removes an added process whose directory cannot be read, and tells its exit if that is due.
-    fn tell_unreadable(&self, container: &Container, name: &str, why: &Error) {
-        let dir = container.dir.process(name);
+    /// An added process whose directory cannot be read, and whether its exit is due.
+    fn unreadable(&self, container: &Container, name: &str, why: &Error) -> (Arc<Process>, bool) {
         let mut open = self.journal.open_of(&container.id).into_iter();
         let started = open.find(|event| event.name() == name && event.instance == container.record.instance);
-        for (_, shim) in Shim::running_in(&dir) {
-            let _ = shim.send(9);
-        }
-        match started {
+        match &started {
             None => tracing::info!(container = %container.id, process = %name, "removing what was hardly begun: {why}"),
-            Some(start) => {
-                tracing::error!(container = %container.id, process = %name, "its exit is told as unknown: {why}");
-                let status = dir.exit_status().ok().flatten().unwrap_or(UNKNOWN);
-                let exit = crate::event::Event { kind: EventKind::Exit, status, ..start.as_ref().clone() };
-                if let Err(e) = self.journal.append(exit) {
-                    tracing::error!(container = %container.id, process = %name, "{e}; the next daemon tries again");
-                    return;
-                }
+            Some(_) => {
+                tracing::error!(container = %container.id, process = %name, "is killed, as it cannot be taken up: {why}")
             }
         }
-        if let Err(e) = dir.remove() {
-            tracing::error!(container = %container.id, process = %name, "{e}; remove it by hand");
+        let key = started.as_ref().map_or_else(|| key_or_name("", &container.id, name), |start| start.process.clone());
+        self.journal.protect(&key);
+        let (spec, stdio) = (runtime::ProcessSpec::default(), runtime::Stdio::default());
+        let process = Process::new(name, key, spec, stdio, container.dir.process(name)).adopted();
+        (Arc::new(process), started.is_some())
+    }
+
+    /// Ends such a process, and tells its exit if that is due.
+    async fn end_unreadable(self: Arc<Self>, container: Arc<Container>, process: Arc<Process>, due: bool) {
+        process.ended.store(true, Ordering::SeqCst);
+        if let Err(e) = process.kill_half_made(container.cgroup()).await {
+            tracing::warn!(container = %container.id, process = %process.name, "cannot kill it: {e}");
         }
+        let known = process.dir.exit_status().ok().flatten();
+        let status = known.unwrap_or(if process.pid().is_some() { KILLED } else { UNKNOWN });
+        let event = Shared::event(EventKind::Exit, &container, Some(&process), status);
+        let held = if due { Some(self.record_exit(event).await) } else { None };
+        self.remove_process(&container, &process);
+        drop(held);
+        process.over.send_replace(true);
     }
 
     async fn take_up(self: &Arc<Self>, id: &str, found: Found, looking: Looking) {
@@ -302,18 +318,25 @@ impl Shared {
     }
 
     /// Goes on supervising a container.
-    fn adopt(self: &Arc<Self>, container: Arc<Container>, init: Left, others: Vec<(Left, Fate)>, looking: Looking) {
-        if let Some(Ok(true)) = container.cgroup().map(cgroup::Cgroup::is_frozen) {
-            container.happened(Happened::Paused);
-            self.tell_frozen(&container);
+    fn adopt(self: &Arc<Self>, container: Arc<Container>, init: Left, others: Others, looking: Looking) {
+        if let Some(Ok(frozen)) = container.cgroup().map(cgroup::Cgroup::is_frozen) {
+            if frozen {
+                container.happened(Happened::Paused);
+            }
+            self.tell_freezer(&container, &init.process, frozen);
         }
         // All of them are there before init's end can be dealt with, which waits for theirs.
-        let others: Vec<_> = others.into_iter().filter(|(left, _)| container.add(&left.process).is_ok()).collect();
+        let Others { mut read, mut unreadable } = others;
+        read.retain(|(left, _)| container.add(&left.process).is_ok());
+        unreadable.retain(|(process, _)| container.add(process).is_ok());
         self.map().insert(container.id.clone(), Slot::Here(container.clone()));
         // Of what happened while no supervisor was there.
         self.tell_oom(&container);
-        for (left, fate) in others {
+        for (left, fate) in read {
             tokio::spawn(self.clone().adopt_process(container.clone(), left, fate));
+        }
+        for (process, due) in unreadable {
+            tokio::spawn(self.clone().end_unreadable(container.clone(), process, due));
         }
         reach(Point::RecoveryAdopted);
         tokio::spawn(self.clone().watch_init(container, init.process, init.exit, init.orphan));
@@ -355,9 +378,12 @@ impl Shared {
         reach(Point::RecoveryKilledProcess);
         init.kill_shim().await;
         reach(Point::RecoveryKilledShim);
-        self.delete_by_runtime(container, Operation::ForceDelete).await;
-        container.kill_all();
-        self.remove_left_groups(container).await;
+        // What the runtime refused to make, since there is such a container, is somebody else's.
+        if init.identity().is_some() || (init.dir.has_begun() && interrupted(&init.dir)) {
+            self.delete_by_runtime(container, Operation::ForceDelete).await;
+            container.kill_all();
+            self.remove_left_groups(container).await;
+        }
         reach(Point::RecoveryDeleted);
         self.remove(container).await;
     }
@@ -370,6 +396,9 @@ impl Shared {
             held.push(self.record_exit(Shared::event(EventKind::Exit, container, Some(process), UNKNOWN)).await);
         }
         self.remove(container).await;
+        for process in due {
+            self.journal.release_key(&process.key);
+        }
         drop(held);
     }
 }

@@ -145,6 +145,10 @@ impl Shared {
             }
             _ => return,
         };
+        // When it ends, its shim's runtime may freeze what is left in it.
+        if !container.init().is_some_and(|init| matches!(init.open(), Ok(Some(_)))) {
+            return;
+        }
         if container.happened(happened).is_some() {
             tracing::info!(container = %container.id, state = container.state().name(), "was changed by somebody else");
             if let Err(e) = self.journal.append(Shared::event(kind, container, None, 0)) {
@@ -153,13 +157,15 @@ impl Shared {
         }
     }
 
-    /// Tells that a container is frozen that was found so, unless that has been told.
-    pub(crate) fn tell_frozen(self: &Arc<Self>, container: &Container) {
-        if self.journal.is_paused(&container.record.instance) {
+    /// Tells how a container was found, unless that is what has been told last.
+    pub(crate) fn tell_freezer(self: &Arc<Self>, container: &Container, init: &Process, frozen: bool) {
+        let alive = matches!(init.open(), Ok(Some(_)));
+        if frozen == self.journal.is_paused(&container.record.instance) || !alive {
             return;
         }
-        if let Err(e) = self.journal.append(Shared::event(EventKind::Pause, container, None, 0)) {
-            tracing::error!(container = %container.id, "{e}; that it is paused is not told");
+        let kind = if frozen { EventKind::Pause } else { EventKind::Resume };
+        if let Err(e) = self.journal.append(Shared::event(kind, container, None, 0)) {
+            tracing::error!(container = %container.id, "{e}; that it changed is not told");
         }
     }
 

@@ -395,7 +395,7 @@ pub(crate) fn unmount_leftovers(id: &str) {
 
 /// Whether the runtime may have been killed half-way, so that what it made may be left. One that failed by itself
 /// has cleaned up; what has the id then is not ours.
-fn interrupted(dir: &ProcessDir) -> bool {
+pub(crate) fn interrupted(dir: &ProcessDir) -> bool {
     dir.runtime_error().is_none() && dir.shim_error().is_none_or(|line| line.kind == "runtime" || line.kind == "system")
 }
 

@@ -5,9 +5,25 @@ use rustix::process::{Pid, Signal, WaitOptions, getppid, set_parent_process_deat
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::sync::{PoisonError, RwLock};
 
 /// How a process ended, as shells and this API count: its exit code, or 128 and the signal's number.
 pub type ExitStatus = u32;
+
+/// Held for reading while a child is started.
+static STARTING: RwLock<()> = RwLock::new(());
+
+/// Starts a child, unless none may be started any more ([`start_no_more`]): then this never returns.
+pub fn spawn(command: &mut Command) -> io::Result<std::process::Child> {
+    let _starting = STARTING.read().unwrap_or_else(PoisonError::into_inner);
+    command.spawn()
+}
+
+/// Waits for those that are being started, and lets no other one be started by [`spawn`]. For a program that is about to
+/// make way for another one: what it leaves to that one is not for children.
+pub fn start_no_more() {
+    std::mem::forget(STARTING.write().unwrap_or_else(PoisonError::into_inner));
+}
 
 /// Lets every signal reach the child: std's `Command` hands on the mask of this thread, in which all may be blocked.
 pub fn with_all_signals(command: &mut Command) {

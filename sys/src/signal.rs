@@ -47,6 +47,16 @@ pub fn block(signals: &[i32]) -> io::Result<()> {
 /// The signal of the CPU time profiler (setitimer(2), `ITIMER_PROF`).
 pub const PROF: i32 = libc::SIGPROF;
 
+/// Stops the CPU time profiler's timer, which execve(2) keeps, where it would end the next program.
+pub fn stop_profile_timer() {
+    let none = libc::itimerval {
+        it_interval: libc::timeval { tv_sec: 0, tv_usec: 0 },
+        it_value: libc::timeval { tv_sec: 0, tv_usec: 0 },
+    };
+    // SAFETY: the value is initialised, and the old one is not asked for; a valid timer cannot be refused.
+    unsafe { libc::setitimer(libc::ITIMER_PROF, &raw const none, std::ptr::null_mut()) };
+}
+
 /// Ignores a signal. That is inherited by children and kept over execve(2).
 pub fn ignore(signal: i32) -> io::Result<()> {
     // SAFETY: no handler of ours goes away by this, and SIG_IGN needs none.

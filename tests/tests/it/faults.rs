@@ -256,7 +256,7 @@ async fn a_container_whose_files_are_broken_is_set_aside_and_can_be_cleared() {
     // The rest is served, and each is removed when somebody says so.
     let request = api::EventsRequest { timestamp: last, stored_only: false, id: String::new() };
     let mut watch = Watch::with(&mut client, request).await;
-    assert_eq!(short(&watch.next().await), "fine exit broken 255");
+    assert_eq!(short(&watch.next().await), "fine exit broken 137");
     kill(&mut client, "fine").await;
     assert_eq!(short(&watch.next().await), "fine exit init 137");
     signal(&mut client, "garbage", "init", 9).await.unwrap();
