@@ -133,7 +133,7 @@ impl Shared {
         const TMPFS: i64 = 0x0102_1994;
         match &aside.record {
             Some(record) => record.boot_id == self.boot_id,
-            None => rustix::fs::statfs(&self.config.state_dir).is_ok_and(|fs| i64::from(fs.f_type) == TMPFS),
+            None => rustix::fs::statfs(&self.config.state_dir).is_ok_and(|fs| fs.f_type == TMPFS),
         }
     }
 
