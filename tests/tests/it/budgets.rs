@@ -202,6 +202,7 @@ async fn a_hung_runtime_makes_nobody_else_slow() {
     let mut host = host;
     host.restart(Signal::KILL).await;
     kill(&mut host.client().await, "c").await;
+    eventually("what was half made is removed", || !host.state_dir().join("hangs").exists());
     host.finish();
 }
 

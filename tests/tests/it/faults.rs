@@ -129,7 +129,7 @@ case " $* " in
 *" exec "*) mount_here c; sleep 100000 ;;
 esac
 exec $RUNTIME "$@""#;
-    let flags = vec!["--start-timeout=1s".into()];
+    let flags = vec!["--start-timeout=5s".into()];
     let host = Host::with(Options { fake_runtime: Some(MOUNTS), flags, ..Options::default() }).await;
     let mut client = host.client().await;
     let bundle = host.bundle(&["sleep", "1000"]).write();
