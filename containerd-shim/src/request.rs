@@ -34,8 +34,12 @@ impl Request {
     /// Reads `process.json` in the working directory.
     pub(crate) fn read() -> Result<Request, Failure> {
         let text = std::fs::read("process.json").context(|| "read process.json".into())?;
+        Request::parse(&text)
+    }
+
+    fn parse(text: &[u8]) -> Result<Request, Failure> {
         let request: Request =
-            serde_json::from_slice(&text).map_err(|e| Failure::Request(format!("process.json: {e}")))?;
+            serde_json::from_slice(text).map_err(|e| Failure::Request(format!("process.json: {e}")))?;
         if request.version > FORMAT {
             let version = request.version;
             return Err(Failure::Request(format!(
@@ -52,6 +56,13 @@ impl Request {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_later_format_is_refused() {
+        assert!(Request::parse(br#"{"version":1}"#).is_ok());
+        let refused = Request::parse(br#"{"version":2}"#).expect_err("refused").to_string();
+        assert!(refused.contains("a newer containerd wrote it (format 2, and this shim knows 1)"), "{refused}");
+    }
 
     #[test]
     fn members_of_the_oci_process_are_passed_over() {

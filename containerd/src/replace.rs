@@ -5,7 +5,7 @@ use anyhow::{Context, Result, bail};
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 /// How long a program may take to tell its version.
@@ -30,15 +30,13 @@ impl Replacement {
     pub(crate) async fn check(&self) -> Result<String> {
         let program = self.program.display();
         let mut command = Command::new(&self.program);
-        command.arg("--version").stdin(Stdio::null()).stderr(Stdio::null());
-        let answered = tokio::task::spawn_blocking(move || command.output());
-        let answered = tokio::time::timeout(ANSWER_LIMIT, answered).await;
-        let output = answered.with_context(|| format!("{program} --version does not end"))??;
-        let output = output.with_context(|| format!("run {program}"))?;
-        if !output.status.success() {
-            bail!("{program} --version: {}", output.status);
+        command.arg("--version");
+        let answer = runtime::ask(command, ANSWER_LIMIT).await;
+        let (status, version) = answer.with_context(|| format!("run {program} --version"))?;
+        if status != 0 {
+            bail!("{program} --version ended with status {status}: {}", version.trim());
         }
-        Ok(String::from_utf8_lossy(&output.stdout).trim().to_string())
+        Ok(version.trim().to_string())
     }
 
     /// Puts the program in this one's place. Only returns if neither it nor this one itself can be started.

@@ -222,8 +222,9 @@ impl Api for Service {
             let spec = convert::process_spec(&mut request);
             let stdio = Stdio { stdin: request.stdin, stdout: request.stdout, stderr: request.stderr };
             let request = CreateProcess { id: request.id, name: request.pid, spec, stdio };
-            let created = self.supervisor.create_process(request).await.map_err(status)?;
-            let system_pid = self.supervisor.start_process(created, self.deadline()).await.map_err(status)?;
+            let deadline = self.deadline();
+            let created = self.supervisor.create_process(request, deadline).await.map_err(status)?;
+            let system_pid = self.supervisor.start_process(created, deadline).await.map_err(status)?;
             Ok(api::AddProcessResponse { system_pid })
         })
         .await

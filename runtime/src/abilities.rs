@@ -2,16 +2,14 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::OnceCell;
 
-use crate::child::Child;
-use crate::oci::{Oci, Said};
+use crate::oci::{Oci, ask};
 
 /// Something that not every runtime can do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -88,25 +86,12 @@ impl Abilities {
 
 /// The help for a subcommand; nothing if there is no such subcommand.
 async fn help(oci: &Oci, subcommand: &str, limit: Duration) -> io::Result<String> {
-    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-    rustix::io::ioctl_fionbio(&reader, true)?;
     let mut command = Command::new(oci.binary());
-    let copy: OwnedFd = writer.try_clone()?;
-    command
-        .args(oci.arguments())
-        .args([subcommand, "--help"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::from(copy))
-        .stderr(Stdio::from(writer));
-    let mut child = Child::spawn(&mut command)?;
-    // Its copies of the pipe's other end would keep that open.
-    drop(command);
-    let mut said = Said::new(Some(reader))?;
-    let timed_out = || io::Error::new(io::ErrorKind::TimedOut, "it does not answer when it is asked for help");
-    match tokio::time::timeout(limit, said.until_the_end_of(&mut child)).await.map_err(|_| timed_out())?? {
-        0 => Ok(said.words().await),
+    command.args(oci.arguments()).args([subcommand, "--help"]);
+    match ask(command, limit).await? {
+        (0, words) => Ok(words),
         // It could not be run, or was killed: that says nothing.
-        status @ 126.. => Err(io::Error::other(format!("asked for help it ended with status {status}"))),
+        (status @ 126.., _) => Err(io::Error::other(format!("asked for help it ended with status {status}"))),
         _ => Ok(String::new()),
     }
 }

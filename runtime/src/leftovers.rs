@@ -6,18 +6,25 @@
 
 use rustix::mount::{UnmountFlags, unmount};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-/// Unmounts what a killed runc has left of container `id`, under whatever runtime root.
-pub fn unmount_leftovers(id: &str) -> io::Result<()> {
-    for path in find(&std::fs::read_to_string("/proc/self/mountinfo")?, id) {
+use crate::oci::Oci;
+
+/// Unmounts what a killed runc has left of container `id`.
+pub fn unmount_leftovers(oci: &Oci, id: &str) -> io::Result<()> {
+    // Another supervisor's container may have the same id, under another root.
+    let state = match oci.root().join(id).canonicalize() {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        state => state?,
+    };
+    for path in find(&std::fs::read_to_string("/proc/self/mountinfo")?, &state) {
         unmount(&path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)?;
     }
     Ok(())
 }
 
-/// The mounts of runc's own binary in a directory of the container's name.
-fn find(mountinfo: &str, id: &str) -> Vec<PathBuf> {
+/// The mounts of runc's own binary in the directory of the container's state.
+fn find(mountinfo: &str, state: &Path) -> Vec<PathBuf> {
     let is_meant = |line: &str| {
         // proc_pid_mountinfo(5): … root, mount point, options …
         let mut fields = line.split(' ').skip(3).map(sys::procfs::unescape);
@@ -26,7 +33,7 @@ fn find(mountinfo: &str, id: &str) -> Vec<PathBuf> {
         let of_runc = suffix.len() == 6 && suffix.bytes().all(|byte| byte.is_ascii_alphanumeric());
         // Of anything but a file it is not.
         let of_file = root.file_name().is_some_and(|name| name != "/");
-        (of_runc && of_file && point.parent()?.file_name()? == id).then_some(point)
+        (of_runc && of_file && point.parent()? == state).then_some(point)
     };
     mountinfo.lines().filter_map(is_meant).collect()
 }
@@ -42,7 +49,8 @@ mod tests {
             71 27 254:0 / /run/runc/c1/runc.NOyvnU rw - ext4 /dev/vda rw\n\
             72 27 254:0 /x /run/runc/c1/runc.other-name rw - ext4 /dev/vda rw\n\
             73 27 254:0 /x /c1 rw - ext4 /dev/vda rw\nrubbish\n";
-        assert_eq!(find(text, "c1"), [PathBuf::from("/run/my root/c1/runc.NOyvnU")]);
-        unmount_leftovers("no-such-container").expect("nothing to do");
+        assert_eq!(find(text, Path::new("/run/my root/c1")), [PathBuf::from("/run/my root/c1/runc.NOyvnU")]);
+        assert_eq!(find(text, Path::new("/run/runc/c1")), Vec::<PathBuf>::new());
+        unmount_leftovers(&Oci::at("runc".into(), Vec::new()), "no-such-container").expect("nothing to do");
     }
 }

@@ -24,7 +24,7 @@ pub use container_dir::{ContainerDir, ContainerRecord, INIT, claim_format};
 pub use json::FORMAT;
 pub use leftovers::unmount_leftovers;
 pub use names::{NameError, check_name};
-pub use oci::{Oci, OciError, Operation};
+pub use oci::{Oci, OciError, Operation, ask};
 pub use process_dir::{Command, ProcessDir, ProcessRecord, ShimLine};
 pub use shim::Shim;
 pub use spec::{ProcessSpec, Rlimit, User};

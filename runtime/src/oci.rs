@@ -94,7 +94,7 @@ impl Oci {
     /// One that is known by its path, whether or not it is there now.
     pub fn at(name: String, arguments: Vec<String>) -> Oci {
         // A path is not looked at, as it may be on a file system that hangs.
-        let known = if name.contains('/') { None } else { find_program(&name) };
+        let known = if name.contains('/') { std::path::absolute(&name).ok() } else { find_program(&name) };
         let binary = known.unwrap_or_else(|| PathBuf::from(&name));
         Oci { name, binary, arguments }
     }
@@ -112,6 +112,23 @@ impl Oci {
     /// What goes in front of the subcommand.
     pub fn arguments(&self) -> &[String] {
         &self.arguments
+    }
+
+    /// Where it keeps the state of its containers: the last `--root` among its arguments, or what runc and crun do
+    /// without one. Nothing is known of a program that has its own idea, as a wrapper may.
+    pub fn root(&self) -> PathBuf {
+        let mut root = None;
+        let mut arguments = self.arguments.iter();
+        while let Some(argument) = arguments.next() {
+            // One dash will do for runc.
+            match argument.trim_start_matches('-').split_once('=') {
+                Some(("root", value)) if argument.starts_with('-') => root = Some(value),
+                None if argument == "--root" || argument == "-root" => root = arguments.next().map(String::as_str),
+                _ => {}
+            }
+        }
+        let own = || Path::new("/run").join(self.binary.file_name().unwrap_or_default());
+        root.and_then(|root| std::path::absolute(root).ok()).unwrap_or_else(own)
     }
 
     /// Runs `operation` on container `id` and waits for its end, `limit` at most; then it is killed with all that
@@ -159,19 +176,19 @@ impl Oci {
 }
 
 /// What the runtime writes to stderr. Read while it runs, and not beyond: a child of its may hold it open.
-pub(crate) struct Said {
+struct Said {
     pipe: Option<tokio::net::unix::pipe::Receiver>,
     tail: Vec<u8>,
 }
 
 impl Said {
-    pub(crate) fn new(pipe: Option<OwnedFd>) -> io::Result<Said> {
+    fn new(pipe: Option<OwnedFd>) -> io::Result<Said> {
         let pipe = pipe.map(tokio::net::unix::pipe::Receiver::from_owned_fd).transpose()?;
         Ok(Said { pipe, tail: Vec::new() })
     }
 
     /// Reads until the child has ended; its status.
-    pub(crate) async fn until_the_end_of(&mut self, child: &mut Child) -> io::Result<sys::child::ExitStatus> {
+    async fn until_the_end_of(&mut self, child: &mut Child) -> io::Result<sys::child::ExitStatus> {
         loop {
             tokio::select! {
                 biased;
@@ -200,7 +217,7 @@ impl Said {
     }
 
     /// All that is kept, with what is in the pipe now, without waiting for more.
-    pub(crate) async fn words(&mut self) -> String {
+    async fn words(&mut self) -> String {
         while self.pipe.is_some() {
             let before = self.tail.len();
             if tokio::time::timeout(Duration::ZERO, self.read()).await.is_err() || self.tail.len() == before {
@@ -209,6 +226,21 @@ impl Said {
         }
         String::from_utf8_lossy(&self.tail).into_owned()
     }
+}
+
+/// Runs a program that is to answer within `limit` and is killed otherwise: its status, and the end of what it wrote to
+/// stdout and stderr.
+pub async fn ask(mut command: Command, limit: Duration) -> io::Result<(sys::child::ExitStatus, String)> {
+    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    rustix::io::ioctl_fionbio(&reader, true)?;
+    command.stdin(Stdio::null()).stdout(Stdio::from(writer.try_clone()?)).stderr(Stdio::from(writer));
+    let mut child = Child::spawn(&mut command)?;
+    // Its copies of the pipe's other end would keep that open.
+    drop(command);
+    let mut said = Said::new(Some(reader))?;
+    let timed_out = || io::Error::new(io::ErrorKind::TimedOut, format!("it did not answer within {limit:?}"));
+    let status = tokio::time::timeout(limit, said.until_the_end_of(&mut child)).await.map_err(|_| timed_out())??;
+    Ok((status, said.words().await))
 }
 
 /// A program by path, or by name in `PATH`; absolute.
@@ -287,6 +319,24 @@ mod tests {
         let said = run("sleep 1000 & head -c 1000000 /dev/zero | tr '\\0' x >&2; echo >&2; echo end >&2; exit 1", LONG);
         let said = said.await.expect_err("fails").to_string();
         assert_eq!(said, "end");
+    }
+
+    #[test]
+    fn the_root_is_the_last_one_that_is_named() {
+        let root = |arguments: &[&str]| {
+            let arguments = arguments.iter().map(ToString::to_string).collect();
+            Oci::at("/usr/sbin/runc".into(), arguments).root().display().to_string()
+        };
+        assert_eq!(root(&[]), "/run/runc");
+        assert_eq!(root(&["--debug", "--root", "/a", "--root=/b", "--rootless=true"]), "/b");
+        assert_eq!(root(&["-root=/c", "--log"]), "/c");
+        assert!(root(&["--root", "relative"]).ends_with("/relative"));
+    }
+
+    #[test]
+    fn one_that_is_known_by_its_path_needs_no_working_directory() {
+        let here = std::env::current_dir().expect("there is one");
+        assert_eq!(Oci::at("bin/runc".into(), Vec::new()).binary(), here.join("bin/runc"));
     }
 
     #[test]

@@ -2,22 +2,20 @@
 //! client says so.
 //!
 //! Nothing is taken for granted of them. A process is only signalled if something tells that it is the container's and
-//! of this boot: a shim that works in its directory, or a readable `state.json`.
+//! of this boot: a shim that works in its directory, a readable `state.json`, or a state directory on a tmpfs.
 
 use runtime::{ContainerRecord, INIT, Oci, Operation};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use sys::pidfd::PidFd;
+use tokio::sync::OnceCell;
 
 use crate::error::Error;
 use crate::event::{Event, EventKind, Timestamp};
 use crate::exit::{KILLED, UNKNOWN};
-use crate::journal::key_or_name;
 use crate::lifecycle::State;
 use crate::process::{end_shims_in, kill_and_wait};
 use crate::snapshot::ContainerInfo;
-use crate::start::unmount_leftovers;
 use crate::supervisor::{Shared, Slot};
 
 /// A container that has been set aside.
@@ -26,8 +24,8 @@ pub(crate) struct Aside {
     reason: String,
     /// What it was made from, if that can be read.
     record: Option<ContainerRecord>,
-    /// It is being removed.
-    clearing: AtomicBool,
+    /// Removed once, however many ask for it; all of them wait for that.
+    clearing: OnceCell<()>,
 }
 
 impl Aside {
@@ -59,7 +57,7 @@ impl Shared {
         for event in self.journal.open_of(id) {
             self.journal.protect(event.key());
         }
-        let aside = Aside { reason, record, clearing: AtomicBool::new(false) };
+        let aside = Aside { reason, record, clearing: OnceCell::new() };
         self.map().insert(id.to_string(), Slot::Aside(Arc::new(aside)));
     }
 
@@ -73,38 +71,31 @@ impl Shared {
 
     /// Removes all that there is of a container that was set aside, and tells the exits that are due.
     pub(crate) async fn clear(self: Arc<Self>, id: String, aside: Arc<Aside>) {
-        if aside.clearing.swap(true, Ordering::SeqCst) {
-            return;
-        }
+        aside.clearing.get_or_init(|| self.clear_now(&id, &aside)).await;
+    }
+
+    async fn clear_now(self: &Arc<Self>, id: &str, aside: &Aside) {
         tracing::info!(container = %id, "removing what was set aside");
-        let dir = self.container_dir(&id);
-        let open = self.journal.open_of(&id);
-        let mut ends = self.end_all(&id, &aside).await;
-        if let Some(cgroup) = dir.cgroup().and_then(|places| self.hierarchies.cgroup(&places)) {
-            // Kept by a daemon of this boot, if anything of it was alive.
-            if ends.alive || self.is_of_this_boot(&aside) {
+        let dir = self.container_dir(id);
+        let open = self.journal.open_of(id);
+        let mut ends = self.end_all(id, aside).await;
+        // Otherwise what has its groups, or the id with the runtime, may be somebody else's.
+        if ends.alive || self.is_of_this_boot(aside) {
+            if let Some(cgroup) = dir.cgroup().and_then(|places| self.hierarchies.cgroup(&places)) {
                 if let Err(e) = cgroup.thaw_for_kill().and_then(|()| cgroup.kill()) {
                     tracing::warn!(container = %id, "cannot kill what is in the cgroup: {e}");
                 }
             }
-        }
-        // Otherwise what has the id with the runtime may be somebody else's.
-        let ours = ends.alive || self.is_of_this_boot(&aside);
-        let oci = match &aside.record {
-            Some(record) => Ok(Oci::at(record.runtime.clone(), record.runtime_args.clone())),
-            None => self.runtime_for(None, &[]),
-        };
-        let limit = self.config.call_timeout;
-        match oci {
-            Ok(_) if !ours => tracing::warn!(container = %id, "what its runtime keeps, if anything, is left"),
-            Ok(oci) => {
-                let _task = self.tasks.begin_runtime("runtime delete", &id, "");
-                unmount_leftovers(&id);
-                if let Err(e) = oci.run(Operation::ForceDelete, &id, Path::new("/dev/null"), limit).await {
-                    tracing::warn!(container = %id, "{} delete failed: {e}", oci.name());
-                }
+            let oci = match &aside.record {
+                Some(record) => Ok(Oci::at(record.runtime.clone(), record.runtime_args.clone())),
+                None => self.runtime_for(None, &[]),
+            };
+            match oci {
+                Ok(oci) => self.run_delete(id, &oci, Path::new("/dev/null"), Operation::ForceDelete, true).await,
+                Err(e) => tracing::warn!(container = %id, "what its runtime keeps is left: {e}"),
             }
-            Err(e) => tracing::warn!(container = %id, "what its runtime keeps is left: {e}"),
+        } else {
+            tracing::warn!(container = %id, "what its runtime keeps, if anything, is left");
         }
         let mut held = Vec::new();
         for start in &open {
@@ -119,10 +110,10 @@ impl Shared {
             };
             held.push(self.record_exit(exit).await);
         }
-        self.remove_directory(&id, &dir).await;
-        self.map().remove(&id);
+        self.remove_directory(id, &dir).await;
+        self.map().remove(id);
         for start in &open {
-            self.journal.release_key(&key_or_name(start.key(), &id, start.name()));
+            self.journal.release_key(start.key());
         }
         drop(held);
     }

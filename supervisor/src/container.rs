@@ -60,7 +60,7 @@ pub(crate) struct Container {
     pub(crate) oom_kills: Mutex<u64>,
     /// Its init has been sent SIGKILL: nothing may hold it frozen.
     pub(crate) killed: AtomicBool,
-    /// A runtime was killed while it added a process, and may have left something.
+    /// A runtime was killed, or may have been, while it added a process, and may have left something.
     pub(crate) cut_off: AtomicBool,
     /// Its directory has been removed, and whatever has that path now belongs to another one.
     pub(crate) removed: AtomicBool,

@@ -1,4 +1,5 @@
-//! Threads for what may wait for a file system, which may be anybody's, where it delays nobody.
+//! Threads for what may wait for a file system, where it delays nobody. What looks at paths of clients, which may be on
+//! any file system, has threads of its own: hang they all, the rest goes on.
 //!
 //! One thread is always there, so that nothing waits for ever on a machine that has no process to give; others come
 //! when they are needed and go when they have been idle for a while. tokio's own pool cannot do that: where no thread
@@ -13,7 +14,7 @@ use tokio::sync::oneshot;
 
 use crate::error::Error;
 
-/// Threads at most: as many file systems may hang, and a little work goes on beside.
+/// Threads of each kind at most.
 const MOST: usize = 64;
 
 /// How long a thread that is not needed stays.
@@ -37,12 +38,20 @@ struct Pool {
     wake: Condvar,
 }
 
-/// The program's own.
-static POOL: OnceLock<Pool> = OnceLock::new();
+/// For what is ours and the kernel's.
+static OWN: OnceLock<Pool> = OnceLock::new();
 
-/// Starts the first thread, if it is not there.
+/// For what clients name.
+static CLIENTS: OnceLock<Pool> = OnceLock::new();
+
+/// Starts the first threads, if they are not there.
 pub(crate) fn begin() -> io::Result<()> {
-    let pool = POOL.get_or_init(Pool::default);
+    begin_in(&OWN)?;
+    begin_in(&CLIENTS)
+}
+
+fn begin_in(pool: &'static OnceLock<Pool>) -> io::Result<()> {
+    let pool = pool.get_or_init(Pool::default);
     let mut queue = pool.lock();
     if queue.threads == 0 {
         pool.start_thread(true)?;
@@ -51,8 +60,20 @@ pub(crate) fn begin() -> io::Result<()> {
     Ok(())
 }
 
-/// Runs `work` in one of the threads.
+/// Runs `work`, which looks at files of ours or of the kernel, in one of the threads.
 pub(crate) async fn on_disk<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
+    run(&OWN, work).await
+}
+
+/// The same for what looks at paths that a client has named.
+pub(crate) async fn on_clients_disk<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
+    run(&CLIENTS, work).await
+}
+
+async fn run<T: Send + 'static>(
+    pool: &'static OnceLock<Pool>,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Error> {
     let (sender, result) = oneshot::channel();
     let runtime = tokio::runtime::Handle::try_current().ok();
     let job = move || {
@@ -60,8 +81,8 @@ pub(crate) async fn on_disk<T: Send + 'static>(work: impl FnOnce() -> T + Send +
         // Nobody may be there to take it.
         let _ = sender.send(catch_unwind(AssertUnwindSafe(work)));
     };
-    begin().map_err(Error::system("start a thread"))?;
-    POOL.get_or_init(Pool::default).push(Box::new(job));
+    begin_in(pool).map_err(Error::system("start a thread"))?;
+    pool.get_or_init(Pool::default).push(Box::new(job));
     match result.await {
         Ok(Ok(result)) => Ok(result),
         Ok(Err(panic)) => resume_unwind(panic),
@@ -136,6 +157,26 @@ mod tests {
         for n in 0..100 {
             assert_eq!(on_disk(move || n).await.expect("runs"), n);
         }
+        for _ in &hanging {
+            release.send(()).expect("somebody waits");
+        }
+        for one in hanging {
+            assert!(one.await.expect("no panic").expect("runs"));
+        }
+    }
+
+    #[tokio::test]
+    async fn clients_file_systems_that_hang_delay_only_their_like() {
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        let held = std::sync::Arc::new(Mutex::new(held));
+        let hanging: Vec<_> = (0..MOST * 2)
+            .map(|_| {
+                let held = held.clone();
+                tokio::spawn(on_clients_disk(move || held.lock().expect("lock").recv().is_ok()))
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        assert_eq!(on_disk(|| 1).await.expect("runs"), 1);
         for _ in &hanging {
             release.send(()).expect("somebody waits");
         }

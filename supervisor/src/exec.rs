@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use tokio::time::Instant;
 
 use crate::container::Container;
-use crate::disk::on_disk;
+use crate::disk::on_clients_disk;
 use crate::error::Error;
 use crate::event::EventKind;
 use crate::lifecycle::Request;
@@ -40,15 +40,17 @@ pub struct Created {
 
 impl Supervisor {
     /// Makes a process ready to run in a running container. Dropping the result removes it again.
-    pub async fn create_process(&self, request: CreateProcess) -> Result<Created, Error> {
+    pub async fn create_process(&self, request: CreateProcess, deadline: Instant) -> Result<Created, Error> {
         let container = self.0.container(&request.id)?;
         Shared::check_process_name(&request.name)?;
         if request.spec.args.is_empty() {
             let (field, value) = ("args", String::new());
             return Err(Error::Argument { field, value, reason: "must name a program" });
         }
-        let shared = self.0.clone();
-        on_disk(move || shared.prepare_process(container, request)).await?
+        let (shared, id) = (self.0.clone(), request.id.clone());
+        let created = on_clients_disk(move || shared.prepare_process(container, request));
+        // What comes too late is dropped.
+        tokio::time::timeout_at(deadline, created).await.map_err(|_| Error::StartTimeout { id })??
     }
 
     /// Starts it; its host pid.

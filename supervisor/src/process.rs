@@ -89,6 +89,26 @@ impl Process {
         self.shim.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
+    /// Looks for the pid and the start time that its shim may have written. It must not be missed for want of a
+    /// descriptor, or it would live on.
+    pub(crate) async fn find_identity(&self) -> Option<(u32, u64)> {
+        loop {
+            match self.dir.process() {
+                Ok(identity) => {
+                    if let Some(identity) = identity {
+                        self.set_identity(identity);
+                    }
+                    return identity;
+                }
+                Err(e) if is_exhausted(&e.source) => tokio::time::sleep(PAUSE).await,
+                Err(e) => {
+                    tracing::warn!(process = %self.name, "{e}; if it runs, it is not found");
+                    return None;
+                }
+            }
+        }
+    }
+
     /// The process itself, if it is alive.
     pub(crate) fn open(&self) -> io::Result<Option<PidFd>> {
         match self.identity() {
@@ -136,7 +156,7 @@ impl Process {
             let starttime = sys::procfs::stat(pid).ok()??.starttime;
             cgroup?.pids().ok()?.contains(&pid).then_some((pid, starttime))
         };
-        if let Some(identity) = self.dir.process().unwrap_or_default().or_else(unrecorded) {
+        if let Some(identity) = self.find_identity().await.or_else(unrecorded) {
             self.set_identity(identity);
         }
         self.kill().await.map(|_| ())

@@ -57,8 +57,8 @@ enum Found {
     Told(String),
     /// Its start was not told.
     HalfMade(Arc<Container>, Arc<Process>),
-    /// It is of an earlier boot; with the processes whose exit is due.
-    Buried(Arc<Container>, Vec<Arc<Process>>),
+    /// It is of an earlier boot; with the processes whose exit is due, and the keys of all.
+    Buried(Arc<Container>, Vec<Arc<Process>>, Vec<String>),
     /// It is to be supervised.
     Alive(Arc<Container>, Left, Others),
 }
@@ -217,13 +217,18 @@ impl Shared {
         let same_boot = record.boot_id.is_empty() || record.boot_id == self.boot_id;
         let container = Arc::new(Container::new(id, record, dir, oci, init.root, State::Running));
         container.set_init(init.process.clone());
+        // Nobody knows what was cut off with the daemon.
+        container.cut_off.store(true, Ordering::SeqCst);
         self.journal.protect(&key);
         if !same_boot {
             let Others { read, unreadable } = self.others(&container, recovery)?;
+            let of_read = read.iter().map(|(left, _)| &left.process);
+            let keys = of_read.chain(unreadable.iter().map(|(process, _)| process)).map(|process| process.key.clone());
+            let keys = keys.collect();
             let alive = read.into_iter().filter(|(_, fate)| *fate == Fate::Alive).map(|(left, _)| left.process);
             let unreadable = unreadable.into_iter().filter(|(_, due)| *due).map(|(process, _)| process);
             let due = alive.chain(unreadable).chain([init.process]).filter(|_| started).collect();
-            return Ok(Found::Buried(container, due));
+            return Ok(Found::Buried(container, due, keys));
         }
         self.find_cgroup_again(&container, &init.process);
         if !started {
@@ -309,9 +314,9 @@ impl Shared {
                 tracing::info!(container = %id, "was being made when its daemon ended; removing it");
                 self.remove_half_made(&container, &init).await;
             }
-            Found::Buried(container, due) => {
+            Found::Buried(container, due, keys) => {
                 drop(looking);
-                self.bury(&container, &due).await;
+                self.bury(&container, &due, &keys).await;
             }
             Found::Alive(container, init, others) => self.adopt(container, init, others, looking),
         }
@@ -349,7 +354,6 @@ impl Shared {
             Fate::Alive => return self.watch_process(container, left.process, left.exit, left.orphan).await,
             Fate::Told => {}
             Fate::HalfMade => {
-                container.cut_off.store(true, Ordering::SeqCst);
                 tracing::info!(container = %container.id, process = %process.name, "was being made; removing it");
                 if let Err(e) = process.kill_half_made(container.cgroup()).await {
                     tracing::warn!(container = %container.id, process = %process.name, "cannot kill it: {e}");
@@ -389,15 +393,15 @@ impl Shared {
     }
 
     /// For what an earlier boot left: nothing is signalled, since no number means what it meant.
-    async fn bury(self: &Arc<Self>, container: &Arc<Container>, due: &[Arc<Process>]) {
+    async fn bury(self: &Arc<Self>, container: &Arc<Container>, due: &[Arc<Process>], keys: &[String]) {
         tracing::info!(container = %container.id, "is of an earlier boot; its exit is told as unknown");
         let mut held = Vec::new();
         for process in due {
             held.push(self.record_exit(Shared::event(EventKind::Exit, container, Some(process), UNKNOWN)).await);
         }
         self.remove(container).await;
-        for process in due {
-            self.journal.release_key(&process.key);
+        for key in keys {
+            self.journal.release_key(key);
         }
         drop(held);
     }

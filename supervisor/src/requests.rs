@@ -151,9 +151,7 @@ impl Shared {
         }
         if container.happened(happened).is_some() {
             tracing::info!(container = %container.id, state = container.state().name(), "was changed by somebody else");
-            if let Err(e) = self.journal.append(Shared::event(kind, container, None, 0)) {
-                tracing::error!(container = %container.id, "{e}; that it changed is not told");
-            }
+            self.tell_found(container, kind);
         }
     }
 
@@ -163,7 +161,10 @@ impl Shared {
         if frozen == self.journal.is_paused(&container.record.instance) || !alive {
             return;
         }
-        let kind = if frozen { EventKind::Pause } else { EventKind::Resume };
+        self.tell_found(container, if frozen { EventKind::Pause } else { EventKind::Resume });
+    }
+
+    fn tell_found(self: &Arc<Self>, container: &Container, kind: EventKind) {
         if let Err(e) = self.journal.append(Shared::event(kind, container, None, 0)) {
             tracing::error!(container = %container.id, "{e}; that it changed is not told");
         }

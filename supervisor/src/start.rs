@@ -5,6 +5,7 @@ use runtime::{
     Ability, Bundle, ContainerDir, INIT, NameError, Oci, OciError, Operation, ProcessDir, ProcessRecord, Shim,
 };
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use tokio::time::Instant;
 use tracing::Instrument;
 
 use crate::container::{Container, CreateContainer, OnExit};
-use crate::disk::on_disk;
+use crate::disk::on_clients_disk;
 use crate::error::Error;
 use crate::event::EventKind;
 use crate::lifecycle::{Happened, Request, State};
@@ -20,6 +21,9 @@ use crate::process::{DEATH_LIMIT, ExitFifo, PAUSE, Process, end_shim, kill_all};
 use crate::snapshot::ContainerInfo;
 use crate::supervisor::{Shared, Slot, Supervisor, check_name, new_key};
 use crate::tasks::passed_on;
+
+/// How often a runtime may crash over one `delete`.
+const CRASHES: u32 = 3;
 
 /// How long a start goes on after the container's init has ended: the runtime finds out by itself, normally.
 const AFTER_INIT: Duration = Duration::from_secs(2);
@@ -83,16 +87,7 @@ impl Shared {
             let able = async { self.check_ability(&oci?, Ability::NoPivot).await };
             able.await.inspect_err(|_| drop(self.map().remove(&request.id)))?;
         }
-        let (shared, id) = (self.clone(), request.id.clone());
-        let prepared = on_disk(move || shared.prepare(request)).await.and_then(|prepared| prepared);
-        let container = match prepared {
-            Ok(container) => Arc::new(container),
-            Err(e) => {
-                // From here on the id goes with the container's directory.
-                self.map().remove(&id);
-                return Err(e);
-            }
-        };
+        let container = self.clone().prepare_in_time(request, deadline).await?;
         let Some(init) = container.init() else { unreachable!("a prepared container has an init") };
         self.journal.protect_new(&container.record.instance);
         let exit = match self.run_shim(&container, &init, deadline).await {
@@ -109,6 +104,40 @@ impl Shared {
         tracing::debug!(container = %container.id, pid = init.pid(), "created");
         tokio::spawn(self.watch_init(container, init, exit, false));
         Ok(())
+    }
+
+    /// Checks what was asked for, and makes the directories. If it fails the id is free again; if that takes too long,
+    /// it is once what hangs has come back.
+    async fn prepare_in_time(
+        self: Arc<Self>,
+        request: CreateContainer,
+        deadline: Instant,
+    ) -> Result<Arc<Container>, Error> {
+        let id = request.id.clone();
+        let shared = self.clone();
+        let mut prepared = tokio::spawn(async move {
+            let for_thread = shared.clone();
+            let id = request.id.clone();
+            let prepared = on_clients_disk(move || for_thread.prepare(request)).await.and_then(|prepared| prepared);
+            if prepared.is_err() {
+                // From here on the id goes with the container's directory.
+                shared.map().remove(&id);
+            }
+            prepared.map(Arc::new)
+        });
+        match tokio::time::timeout_at(deadline, &mut prepared).await {
+            Ok(Ok(prepared)) => prepared,
+            Ok(Err(e)) => Err(Error::system("make a container")(io::Error::other(e))),
+            Err(_) => {
+                tracing::warn!(container = %id, "its bundle or its stdio cannot be looked at: their file system hangs");
+                tokio::spawn(async move {
+                    if let Ok(Ok(container)) = prepared.await {
+                        self.discard(&container).await;
+                    }
+                });
+                Err(Error::StartTimeout { id })
+            }
+        }
     }
 
     /// Checks what was asked for, and makes the directories.
@@ -292,10 +321,7 @@ impl Shared {
 
     async fn discard_now(self: &Arc<Self>, container: &Arc<Container>) {
         if let Some(init) = container.init() {
-            let identity = init.dir.process().unwrap_or_default();
-            if let Some(identity) = identity {
-                init.set_identity(identity);
-            }
+            let identity = init.find_identity().await;
             // The process first: its shim then ends by itself, having reaped it.
             if let Err(e) = init.kill().await {
                 tracing::warn!(container = %container.id, "cannot kill init: {e}");
@@ -328,40 +354,57 @@ impl Shared {
         tracing::warn!(container = %container.id, "somebody is in the cgroup that it was to have; it is left");
     }
 
-    /// The runtime's `delete`. What fails for want of something that this machine has run out of is tried until it
-    /// has it again; a runtime that crashed, until the time limit of a call; what it refuses is only logged.
+    /// The runtime's `delete` of a container.
     pub(crate) async fn delete_by_runtime(&self, container: &Container, operation: Operation<'_>) {
         // On v2 what was killed while it was frozen is still paused to the runtime, which then refuses.
         if let Some(Err(e)) = container.cgroup().map(cgroup::Cgroup::thaw) {
             tracing::warn!(container = %container.id, "cannot thaw it: {e}");
         }
-        let _task = self.tasks.begin_runtime("runtime delete", &container.id, "");
         let log = container.dir.process(INIT).runtime_log();
-        let (oci, limit) = (&container.oci, self.config.call_timeout);
-        let deadline = Instant::now() + limit;
-        let mut operation = operation;
+        // A runtime was killed, by us or by others.
+        let interrupted = operation == Operation::ForceDelete || container.cut_off.load(Ordering::SeqCst);
+        self.run_delete(&container.id, &container.oci, &log, operation, interrupted).await;
+    }
+
+    /// Runs `delete`. What fails for want of something that this machine has run out of is tried until it has it
+    /// again; a runtime that crashed, [`CRASHES`] times; what it refuses is only logged.
+    /// `interrupted`: a runtime may have been killed at its work on this container, and have left something.
+    pub(crate) async fn run_delete(
+        &self,
+        id: &str,
+        oci: &Oci,
+        log: &Path,
+        mut operation: Operation<'_>,
+        mut interrupted: bool,
+    ) {
+        let _task = self.tasks.begin_runtime("runtime delete", id, "");
+        let mut crashes = 0;
         loop {
-            // Where one was killed, by us or by others. Its mount would keep the next one from removing anything.
-            if operation == Operation::ForceDelete || container.cut_off.load(Ordering::SeqCst) {
-                unmount_leftovers(&container.id);
+            if interrupted {
+                // Not while a runtime is at work on it. What is mounted would keep the next one from removing anything.
+                if let Err(e) = runtime::unmount_leftovers(oci, id) {
+                    tracing::warn!(container = %id, "cannot unmount what its runtime left: {e}");
+                }
             }
-            let failed = match oci.run(operation, &container.id, &log, limit).await {
+            let failed = match oci.run(operation, id, log, self.config.call_timeout).await {
                 Ok(()) => return reach(Point::Deleted),
                 Err(e) => e,
             };
-            let name = operation.name();
-            tracing::warn!(container = %container.id, "{} {name} failed: {failed}", oci.name());
+            tracing::warn!(container = %id, "{} {} failed: {failed}", oci.name(), operation.name());
             let again = match &failed {
                 OciError::Spawn { source, .. } => sys::exhausted::may_pass(source),
-                OciError::Crashed(_) => Instant::now() + PAUSE < deadline,
+                OciError::Crashed(_) => {
+                    // It may have got half-way.
+                    (operation, interrupted) = (Operation::ForceDelete, true);
+                    crashes += 1;
+                    crashes < CRASHES
+                }
                 _ => false,
             };
             if !again {
                 return;
             }
             tokio::time::sleep(PAUSE).await;
-            // One that crashed may have got half-way.
-            operation = Operation::ForceDelete;
         }
     }
 
@@ -383,13 +426,6 @@ impl Shared {
             tracing::warn!(container = %id, "{e}; it is tried again");
             tokio::time::sleep(PAUSE).await;
         }
-    }
-}
-
-/// Unmounts what a killed runtime has left. Not while a runtime is at work on the container.
-pub(crate) fn unmount_leftovers(id: &str) {
-    if let Err(e) = runtime::unmount_leftovers(id) {
-        tracing::warn!(container = %id, "cannot unmount what its runtime left: {e}");
     }
 }
 

@@ -24,5 +24,13 @@ pub use random::Random;
 /// A runtime, for [`Options::fake_runtime`], whose failures are chosen by annotations: see [`Bundle::fault`].
 pub const FAULTS: &str = include_str!("fake-runtime.sh");
 
+/// What [`ends_with`] says.
+pub const READY: &str = "ready";
+
+/// A shell script that says [`READY`] once SIGUSR1 makes it end with `status`.
+pub fn ends_with(status: u32) -> String {
+    format!("trap 'exit {status}' USR1; echo {READY}; while :; do sleep 1000 >/dev/null 2>&1 & wait; done")
+}
+
 /// Far longer than anything takes, so that only a failure gets there.
 pub const LIMIT: std::time::Duration = std::time::Duration::from_secs(60);

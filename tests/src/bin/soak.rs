@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
-use tests::{Bundle, Client, Host, Ledger, Options, Random, eventually};
+use tests::{Bundle, Client, Host, Ledger, Options, Random, ends_with, eventually};
 
 const LANES: usize = 5;
 
@@ -160,8 +160,7 @@ impl Lane {
 
     /// Lives until it is ended, and has things done to it.
     async fn long(&mut self, id: &str) {
-        let script = "trap 'exit 77' USR1; while :; do sleep 1000 >/dev/null 2>&1 & wait; done";
-        if !self.create(id, script, "", &[77, 137]).await {
+        if !self.create(id, &ends_with(77), "", &[77, 137]).await {
             return;
         }
         let mut long = false;

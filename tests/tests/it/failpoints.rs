@@ -6,7 +6,7 @@ use crate::support::*;
 use failpoint::{Point, Program};
 use rustix::process::Signal;
 use std::time::Duration;
-use tests::{Client, Host, Ledger, Options, eventually};
+use tests::{Client, Host, Ledger, Options, READY, ends_with, eventually};
 use tonic::{Code, Status};
 
 /// A host whose daemon is started anew whenever it has died.
@@ -21,9 +21,6 @@ struct Walk {
     /// To be armed when there is a container, for what happens to its processes.
     late: bool,
 }
-
-/// Where a file begins that a process writes to once signals do what they are to.
-const READY: &str = "ready";
 
 impl Walk {
     async fn new(point: Point, late: bool) -> Walk {
@@ -98,10 +95,8 @@ impl Walk {
     async fn container(&mut self) -> String {
         loop {
             let (id, out) = self.name("c");
-            let script =
-                format!("trap 'exit 5' USR1; echo {READY}; while :; do sleep 1000 >/dev/null 2>&1 & wait; done");
             let memory = serde_json::json!({"memory": {"limit": 32 << 20}});
-            let bundle = self.host.bundle(&["sh", "-c", &script]).resources(memory).write();
+            let bundle = self.host.bundle(&["sh", "-c", &ends_with(5)]).resources(memory).write();
             let mut request = container(&id, &bundle);
             request.stdout.clone_from(&out);
             let created = self.call(async |client| client.create_container(request).await).await;
@@ -139,9 +134,7 @@ impl Walk {
     async fn exec(&mut self, id: &mut String) -> String {
         loop {
             let (name, out) = self.name("p");
-            let script =
-                format!("trap 'exit 6' USR1; echo {READY}; while :; do sleep 1000 >/dev/null 2>&1 & wait; done");
-            let mut request = process(id, &name, &["sh", "-c", &script]);
+            let mut request = process(id, &name, &["sh", "-c", &ends_with(6)]);
             request.stdout.clone_from(&out);
             let added = self.call(async |client| client.add_process(request).await).await;
             self.ledger.expect(id, &name, added.is_ok(), &self.statuses(6));

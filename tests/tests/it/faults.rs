@@ -4,7 +4,7 @@ use crate::support::*;
 use rustix::process::{Pid, Signal, kill_process};
 use std::path::Path;
 use std::time::{Duration, Instant};
-use tests::{Client, FAULTS, Host, Ledger, Options, children_of, eventually};
+use tests::{Client, FAULTS, Host, Ledger, Options, READY, children_of, ends_with, eventually};
 use tonic::Code;
 
 fn faulty(flags: &[&str]) -> Options {
@@ -15,14 +15,48 @@ fn faulty(flags: &[&str]) -> Options {
 /// A container can be made, used and ended.
 async fn works(host: &Host, client: &mut Client, id: &str) {
     let mut watch = Watch::new(client).await;
-    let bundle = host.bundle(&["sh", "-c", "trap 'exit 7' USR1; while :; do sleep 1000 >/dev/null 2>&1 & wait; done"]);
-    start(client, id, &bundle.write()).await;
+    sleeper(host, client, id).await;
     client.add_process(process(id, "p", &["sh", "-c", "exit 8"])).await.unwrap();
     assert_eq!(watch.exit(id, "p").await, 8);
     set_status(client, id, "paused").await.unwrap();
     set_status(client, id, "running").await.unwrap();
     signal(client, id, "init", 9).await.unwrap();
     assert_eq!(watch.exit(id, "init").await, 137);
+}
+
+/// Starts a container whose init ends with 5 when it gets SIGUSR1.
+async fn start_ender(host: &Host, client: &mut Client, id: &str) {
+    let out = Output::new(host);
+    let mut request = container(id, &host.bundle(&["sh", "-c", &ends_with(5)]).write());
+    request.stdout = out.path();
+    client.create_container(request).await.unwrap();
+    out.is_ready();
+}
+
+/// Adds a process `p` that ends with 6 when it gets SIGUSR1.
+async fn add_ender(host: &Host, client: &mut Client, id: &str) {
+    let out = Output::new(host);
+    let mut request = process(id, "p", &["sh", "-c", &ends_with(6)]);
+    request.stdout = out.path();
+    client.add_process(request).await.unwrap();
+    out.is_ready();
+}
+
+/// A file for what a process writes.
+struct Output(tempfile::NamedTempFile);
+
+impl Output {
+    fn new(host: &Host) -> Output {
+        Output(tempfile::NamedTempFile::new_in(host.path()).unwrap())
+    }
+
+    fn path(&self) -> String {
+        self.0.path().to_str().unwrap().to_string()
+    }
+
+    fn is_ready(&self) {
+        eventually("it is ready", || std::fs::read_to_string(self.0.path()).unwrap().starts_with(READY));
+    }
 }
 
 /// Nothing of a container is left, so that its id can be used again.
@@ -130,16 +164,29 @@ case " $* " in
 esac
 exec $RUNTIME "$@""#;
     let flags = vec!["--start-timeout=5s".into()];
-    let host = Host::with(Options { fake_runtime: Some(MOUNTS), flags, ..Options::default() }).await;
+    let mut host = Host::with(Options { fake_runtime: Some(MOUNTS), flags, ..Options::default() }).await;
     let mut client = host.client().await;
     let bundle = host.bundle(&["sleep", "1000"]).write();
     refused(client.create_container(container("half", &bundle)).await, Code::DeadlineExceeded, &["did not start"]);
     nothing_of(&host, "half");
     sleeper(&host, &mut client, "c").await;
     refused(client.add_process(process("c", "p", &["true"])).await, Code::DeadlineExceeded, &["did not start"]);
-    assert!(std::fs::read_to_string("/proc/self/mountinfo").unwrap().contains(&host.join("root/c/runc.Ab12Cd")));
+    let is_mounted = |path: &str| {
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        mounts.lines().any(|line| line.split(' ').nth(4) == Some(path))
+    };
+    let (left, of_others) = (host.join("root/c/runc.Ab12Cd"), host.join("other/c/runc.Ab12Cd"));
+    assert!(is_mounted(&left));
+    // Another supervisor's container may have the same id.
+    std::fs::create_dir_all(host.join("other/c")).unwrap();
+    std::fs::write(&of_others, "").unwrap();
+    rustix::mount::mount_bind(tests::bin("containerd-shim"), &of_others).unwrap();
+    // The next daemon does not know what was cut off.
+    host.restart(Signal::KILL).await;
     kill(&mut client, "c").await;
     nothing_of(&host, "c");
+    assert!(is_mounted(&of_others));
+    rustix::mount::unmount(&of_others, rustix::mount::UnmountFlags::DETACH).unwrap();
     host.finish();
 }
 
@@ -332,12 +379,6 @@ impl Drop for Small<'_> {
     }
 }
 
-/// Programs that end with 5 and 6 when they are told to.
-const ENDS: [&str; 2] = [
-    "trap 'exit 5' USR1; while :; do sleep 1000 >/dev/null 2>&1 & wait; done",
-    "trap 'exit 6' USR1; while :; do sleep 1000 >/dev/null 2>&1 & wait; done",
-];
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_or_read_only_state_directory() {
     let mut host = Host::prepare(Options::default());
@@ -347,9 +388,8 @@ async fn a_full_or_read_only_state_directory() {
     let mut client = host.client().await;
     let ledger = Ledger::new(host.lazy_client());
     for (read_only, id) in [(false, "full"), (true, "read-only")] {
-        start(&mut client, id, &host.bundle(&["sh", "-c", ENDS[0]]).write()).await;
-        client.add_process(process(id, "p", &["sh", "-c", ENDS[1]])).await.unwrap();
-        tokio::time::sleep(Duration::from_millis(100)).await; // the traps are set
+        start_ender(&host, &mut client, id).await;
+        add_ender(&host, &mut client, id).await;
         if read_only {
             // While a daemon has a file open there, no file system can be made read-only.
             let (init, added) = (find(&host, id, "init"), find(&host, id, "p"));
@@ -403,9 +443,9 @@ async fn no_descriptors_left() {
     let mut client = host.client().await;
     let ledger = Ledger::new(host.lazy_client());
     for n in 0..3 {
-        start(&mut client, &format!("c{n}"), &host.bundle(&["sh", "-c", ENDS[0]]).write()).await;
+        start_ender(&host, &mut client, &format!("c{n}")).await;
     }
-    client.add_process(process("c0", "p", &["sh", "-c", ENDS[1]])).await.unwrap();
+    add_ender(&host, &mut client, "c0").await;
     let open = || std::fs::read_dir(format!("/proc/{}/fd", host.pid())).unwrap().count();
     let mut greedy = Vec::new();
     let deadline = Instant::now() + tests::LIMIT;
@@ -493,9 +533,8 @@ async fn no_processes_left() {
     let mut client = host.client().await;
     let ledger = Ledger::new(host.lazy_client());
     for n in 0..2 {
-        start(&mut client, &format!("c{n}"), &host.bundle(&["sh", "-c", ENDS[0]]).write()).await;
+        start_ender(&host, &mut client, &format!("c{n}")).await;
     }
-    tokio::time::sleep(Duration::from_millis(100)).await; // the traps are set
     // The daemon without its shims and containers; it has its threads and no more.
     group.add(host.pid());
     group.set("pids.max", "1");
@@ -534,8 +573,9 @@ async fn a_daemon_that_is_killed_for_memory_is_followed_by_another() {
     let Some(group) = Group::new("memory", &name) else { return };
     let mut client = host.client().await;
     let ledger = Ledger::new(host.lazy_client());
-    start(&mut client, "c", &host.bundle(&["sh", "-c", ENDS[0]]).write()).await;
-    group.set("memory.limit_in_bytes", "24M");
+    start_ender(&host, &mut client, "c").await;
+    // Less than the requests take that it is about to get.
+    group.set("memory.limit_in_bytes", "8M");
     group.add(host.pid());
     // Large requests at a time, which wait for a runtime that hangs in none of them: their bundles do not exist.
     let mut calls = tokio::task::JoinSet::new();
@@ -544,23 +584,12 @@ async fn a_daemon_that_is_killed_for_memory_is_followed_by_another() {
         calls.spawn(async move {
             let mut request = container(&format!("big{n}"), "/nonexistent");
             request.labels = vec!["x".repeat(1 << 20); 3];
-            for _ in 0..50 {
-                if let Err(status) = client.create_container(request.clone()).await {
-                    if status.code() != Code::InvalidArgument {
-                        return;
-                    }
-                }
-            }
+            while client.create_container(request.clone()).await.is_err_and(|e| e.code() == Code::InvalidArgument) {}
         });
     }
     while calls.join_next().await.is_some() {}
-    // Whether it was killed or has lived through that.
-    if host.has_died() {
-        println!("it was killed for memory");
-        host.start().await;
-    } else {
-        println!("it has lived");
-    }
+    eventually("it is killed for memory", || host.has_died());
+    host.start().await;
     assert_eq!(state(&mut client).await.len(), 1);
     works(&host, &mut client, "d").await;
     signal(&mut client, "c", "init", 10).await.unwrap();
@@ -575,7 +604,7 @@ async fn clients_that_die_in_the_middle_of_any_call() {
     let host = Host::with(faulty(&[])).await;
     let mut client = host.client().await;
     let ledger = Ledger::new(host.lazy_client());
-    start(&mut client, "c", &host.bundle(&["sh", "-c", ENDS[0]]).write()).await;
+    start_ender(&host, &mut client, "c").await;
     // Each call is cut off while its runtime is at work, and carried through all the same.
     std::fs::write(host.join("fault"), "create:slow,start:slow,exec:slow,pause:slow,resume:slow,update:slow").unwrap();
     let reached = host.join("reached");

@@ -39,17 +39,17 @@ async fn each_step_by_itself() {
     assert_eq!(supervisor.state(Some("c")).await.unwrap()[0].state, State::Created);
     let spec = ProcessSpec { args: vec!["sleep".into(), "1000".into()], ..ProcessSpec::default() };
     let request = CreateProcess { id: "c".into(), name: "p".into(), spec, ..CreateProcess::default() };
-    let early = supervisor.create_process(request.clone()).await;
+    let early = supervisor.create_process(request.clone(), deadline()).await;
     assert!(matches!(early, Err(Error::State { state: "created", .. })));
     supervisor.start("c", deadline()).await.unwrap();
     assert_eq!(events.next().await.unwrap().unwrap().kind, EventKind::StartContainer);
     assert!(matches!(supervisor.start("c", deadline()).await, Err(Error::State { state: "running", .. })));
     assert!(matches!(supervisor.delete("c").await, Err(Error::State { state: "running", .. })));
     // A process that is created and not started leaves nothing.
-    drop(supervisor.create_process(request.clone()).await.unwrap());
+    drop(supervisor.create_process(request.clone(), deadline()).await.unwrap());
     assert!(!host.state_dir().join("c/p").exists());
-    let created = supervisor.create_process(request.clone()).await.unwrap();
-    assert!(matches!(supervisor.create_process(request).await, Err(Error::ProcessExists { .. })));
+    let created = supervisor.create_process(request.clone(), deadline()).await.unwrap();
+    assert!(matches!(supervisor.create_process(request, deadline()).await, Err(Error::ProcessExists { .. })));
     supervisor.start_process(created, deadline()).await.unwrap();
     assert_eq!(events.next().await.unwrap().unwrap().kind, EventKind::StartProcess);
     supervisor.kill("c", "init", 9).unwrap();
