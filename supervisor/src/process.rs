@@ -20,6 +20,8 @@ pub(crate) const DEATH_LIMIT: Duration = Duration::from_secs(10);
 /// How long to wait before something is tried again that this machine has run out of.
 pub(crate) const PAUSE: Duration = Duration::from_secs(1);
 
+const SIGSTOP: u32 = 19;
+
 /// A process that a client asked for.
 #[derive(Debug)]
 pub(crate) struct Process {
@@ -181,7 +183,13 @@ pub(crate) async fn end_shims_in(dir: &ProcessDir) -> bool {
     for (pid, shim) in shims {
         // Held until all are dead: a group lasts as long as one of its members.
         let others = runtime::Shim::others_in_group(pid);
-        kill_all(std::iter::once((pid, shim)).chain(others)).await;
+        let all: Vec<_> = std::iter::once((pid, shim)).chain(others).collect();
+        // None of them is to see another one die: a runtime would take its child's death for a failure, say so, and be
+        // killed while it cleans up.
+        for (_, process) in &all {
+            let _ = process.send(SIGSTOP);
+        }
+        kill_all(all).await;
     }
     some
 }
