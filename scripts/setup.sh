@@ -18,6 +18,8 @@ need busybox busybox-static
 if [ "$what" != --demo ]; then
     need crun crun
     need ip iproute2
+    # CRIU's, to lock the network of what it freezes.
+    need iptables-restore iptables
     need losetup mount
 fi
 # A busybox that needs libraries is of no use in a root file system without any.
@@ -65,8 +67,13 @@ if [ "$what" != --demo ] && [ ! -e /sys/fs/cgroup/cgroup.controllers ] &&
     mount -t cgroup -o hugetlb cgroup /sys/fs/cgroup/hugetlb || echo "setup: crun needs hugetlb, which cannot be mounted" >&2
 fi
 
-# Prometheus' own checker of metrics, without its server: only that file of the package.
 tools=$(cd "$(dirname "$0")/.." && pwd)/target/tools
+if [ "$what" != --demo ]; then
+    "$(dirname "$0")/criu.sh" "$tools/criu" ||
+        echo "setup: cannot get a CRIU for this kernel; tests of checkpoints will say that they are skipped" >&2
+fi
+
+# Prometheus' own checker of metrics, without its server: only that file of the package.
 if [ "$what" != --demo ] && [ ! -x "$tools/promtool" ]; then
     mkdir -p "$tools"
     if (

@@ -195,13 +195,20 @@ impl Shim {
         self.attend_console();
         if status != 0 {
             let how = if status > 128 { format!("signal {}", status - 128) } else { format!("status {status}") };
-            let what = if self.request.exec { "exec" } else { "create" };
+            let what = match (self.request.exec, self.request.checkpoint.is_empty()) {
+                (true, _) => "exec",
+                (false, true) => "create",
+                (false, false) => "restore",
+            };
             return Err(Failure::Runtime(format!("{} {what} ended with {how}", self.target.runtime.display())));
         }
         if self.request.terminal && self.terminal.is_none() {
             return Err(Failure::Runtime(format!("{} sent no terminal", self.target.runtime.display())));
         }
         self.console = None;
+        if !self.request.checkpoint.is_empty() {
+            oci::forget_restore();
+        }
         reach(Point::ShimRuntimeEnded);
         let process = files::record_process()?;
         self.init = if self.request.exec {

@@ -6,7 +6,19 @@ use std::process::{Child, Command, Stdio};
 
 use crate::error::{Context, Failure};
 use crate::files::RUNTIME_PID;
-use crate::request::Request;
+use crate::request::{Checkpoint, Request};
+
+/// Where CRIU works when it restores, in the process directory.
+const RESTORE_WORK: &str = "criu.work";
+
+/// Removes what CRIU leaves of a restore that went well, which takes memory where the state directory is a tmpfs. File by
+/// file: what else there may be is not to be gone into, as it may be a mount.
+pub(crate) fn forget_restore() {
+    for entry in std::fs::read_dir(RESTORE_WORK).into_iter().flatten().flatten() {
+        let _ = std::fs::remove_file(entry.path());
+    }
+    let _ = std::fs::remove_dir(RESTORE_WORK);
+}
 
 /// Whom to run, and with what.
 #[derive(Debug)]
@@ -42,7 +54,15 @@ pub(crate) fn start(
     if request.exec {
         command.args(["exec", "--detach", "--process", "process.json"]);
     } else {
-        command.args(["create", "--bundle"]).arg(&target.bundle);
+        if request.checkpoint.is_empty() {
+            command.arg("create");
+        } else {
+            let work = working_directory()?.join(RESTORE_WORK);
+            std::fs::create_dir(&work).context(|| format!("create {}", work.display()))?;
+            command.args(["restore", "--detach", "--image-path", &request.checkpoint, "--work-path"]).arg(&work);
+            command.args(Checkpoint::read(&request.checkpoint)?.flags());
+        }
+        command.arg("--bundle").arg(&target.bundle);
         if request.no_pivot_root {
             command.arg("--no-pivot");
         }

@@ -30,6 +30,37 @@ pub(crate) struct Request {
     version: u32,
 }
 
+/// What a checkpoint was made with, in its own `config.json`, and is to be restored with.
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct Checkpoint {
+    tcp: bool,
+    unix_sockets: bool,
+    shell: bool,
+    #[serde(rename = "emptyNS")]
+    empty_ns: Option<Vec<String>>,
+}
+
+impl Checkpoint {
+    /// Reads the `config.json` of the checkpoint in `directory`.
+    pub(crate) fn read(directory: &str) -> Result<Checkpoint, Failure> {
+        let path = std::path::Path::new(directory).join("config.json");
+        let text = std::fs::read(&path).context(|| format!("read {}", path.display()))?;
+        serde_json::from_slice(&text).map_err(|e| Failure::Request(format!("{}: {e}", path.display())))
+    }
+
+    /// The runtime's flags.
+    pub(crate) fn flags(&self) -> Vec<&str> {
+        let flags =
+            [(self.tcp, "--tcp-established"), (self.unix_sockets, "--ext-unix-sk"), (self.shell, "--shell-job")];
+        let mut flags: Vec<&str> = flags.into_iter().filter_map(|(is_set, flag)| is_set.then_some(flag)).collect();
+        for namespace in self.empty_ns.iter().flatten() {
+            flags.extend(["--empty-ns", namespace]);
+        }
+        flags
+    }
+}
+
 impl Request {
     /// Reads `process.json` in the working directory.
     pub(crate) fn read() -> Result<Request, Failure> {
@@ -46,9 +77,6 @@ impl Request {
                 "process.json: a newer containerd wrote it (format {version}, and this shim knows {FORMAT}): install its shim"
             )));
         }
-        if !request.checkpoint.is_empty() {
-            return Err(Failure::Request("process.json: restoring from a checkpoint is not supported yet".into()));
-        }
         Ok(request)
     }
 }
@@ -56,6 +84,16 @@ impl Request {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_checkpoint_is_restored_with_its_own_flags() {
+        let text = r#"{"name":"a","tcp":true,"unixSockets":true,"shell":true,"exit":true,"emptyNS":["network"]}"#;
+        let checkpoint: Checkpoint = serde_json::from_str(text).expect("valid");
+        let all = ["--tcp-established", "--ext-unix-sk", "--shell-job", "--empty-ns", "network"];
+        assert_eq!(checkpoint.flags(), all);
+        let checkpoint: Checkpoint = serde_json::from_str(r#"{"emptyNS":null}"#).expect("valid");
+        assert!(checkpoint.flags().is_empty());
+    }
 
     #[test]
     fn a_later_format_is_refused() {

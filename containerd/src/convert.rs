@@ -6,7 +6,7 @@ mod stats;
 pub(crate) use resources::changes;
 pub(crate) use stats::stats;
 
-use supervisor::{ContainerInfo, Event, ProcessInfo, ProcessSpec, Rlimit, State, Timestamp, User};
+use supervisor::{Checkpoint, ContainerInfo, Event, ProcessInfo, ProcessSpec, Rlimit, State, Timestamp, User};
 use tonic::Status;
 
 use crate::errors::invalid;
@@ -41,6 +41,12 @@ fn timestamp(Timestamp(nanoseconds): Timestamp) -> api::Timestamp {
         // Less than a thousand million.
         nanos: nanoseconds.rem_euclid(1_000_000_000) as i32,
     }
+}
+
+/// A checkpoint as it is sent.
+pub(crate) fn checkpoint(checkpoint: Checkpoint) -> api::Checkpoint {
+    let Checkpoint { name, tcp, unix_sockets, shell, exit, empty_ns, .. } = checkpoint;
+    api::Checkpoint { name, exit, tcp, unix_sockets, shell, empty_ns }
 }
 
 /// A container as it is sent.

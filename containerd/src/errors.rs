@@ -30,7 +30,11 @@ pub(crate) fn status(error: Error) -> Status {
             (Code::InvalidArgument, format!("containerd: invalid argument: {error}"))
         }
         Error::Limit { source: LimitError::Unreadable { .. }, .. } => (Code::Internal, format!("containerd: {error}")),
+        Error::CheckpointNotFound { .. } => (Code::NotFound, format!("containerd: {error}")),
+        Error::CheckpointExists(_) => (Code::AlreadyExists, format!("containerd: {error}")),
         Error::Limit { .. }
+        | Error::CriuMissing
+        | Error::CheckpointDamaged(_)
         | Error::Inability { .. }
         | Error::NoCgroup { .. }
         | Error::State { .. }

@@ -3,10 +3,11 @@
 
 use api::api_server::Api;
 use futures_util::Stream;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::time::Duration;
 use supervisor::{
-    Ability, ContainerInfo, CreateContainer, CreateProcess, Error, OnExit, Stdio, Supervisor, carried_through,
+    Checkpoint, ContainerInfo, CreateContainer, CreateProcess, Error, OnExit, Stdio, Supervisor, carried_through,
     with_runtime_time,
 };
 use tokio::sync::watch;
@@ -110,8 +111,9 @@ async fn run(
     started
 }
 
-fn unsupported<T>(what: &str) -> Result<T, Status> {
-    Err(Status::unimplemented(format!("containerd: {what} is not supported by this version")))
+/// A path, if there is one.
+fn given(path: String) -> Option<PathBuf> {
+    Some(path).filter(|path| !path.is_empty()).map(PathBuf::from)
 }
 
 #[tonic::async_trait]
@@ -137,11 +139,6 @@ impl Api for Service {
         let id = request.id.clone();
         self.call("CreateContainer", &id, "", async move {
             let runtime = Some(request.runtime).filter(|runtime| !runtime.is_empty());
-            if !request.checkpoint.is_empty() {
-                let asked = self.supervisor.require_of(runtime.as_deref(), &request.runtime_args, Ability::Restore);
-                asked.await.map_err(status)?;
-                return unsupported("restoring a checkpoint");
-            }
             let request = CreateContainer {
                 id: request.id,
                 bundle: request.bundle_path,
@@ -151,6 +148,8 @@ impl Api for Service {
                 runtime_args: request.runtime_args,
                 no_pivot_root: request.no_pivot_root,
                 on_exit: OnExit::Delete,
+                checkpoint: Some(request.checkpoint).filter(|name| !name.is_empty()),
+                checkpoint_dir: given(request.checkpoint_dir),
             };
             // A client that goes away does not leave a container half-made.
             let info = carried_through(run(self.supervisor.clone(), self.busy(), request, self.deadline()))
@@ -234,23 +233,44 @@ impl Api for Service {
         &self,
         request: Request<api::CreateCheckpointRequest>,
     ) -> Answer<api::CreateCheckpointResponse> {
-        let id = request.into_inner().id;
+        let api::CreateCheckpointRequest { id, checkpoint, checkpoint_dir } = request.into_inner();
         self.call("CreateCheckpoint", &id, "", async {
-            self.supervisor.require(&id, Ability::Checkpoint).await.map_err(status)?;
-            unsupported("CreateCheckpoint")
+            let none = || invalid("checkpoint", "", "must be given");
+            let api::Checkpoint { name, exit, tcp, unix_sockets, shell, empty_ns } = checkpoint.ok_or_else(none)?;
+            let wanted = Checkpoint { name, tcp, unix_sockets, shell, exit, empty_ns, ..Checkpoint::default() };
+            let (supervisor, busy, id) = (self.supervisor.clone(), self.busy(), id.clone());
+            let make = async move {
+                let _busy = busy;
+                supervisor.checkpoint(&id, wanted, given(checkpoint_dir)).await
+            };
+            carried_through(make).await.map_err(status)?;
+            Ok(api::CreateCheckpointResponse {})
         })
         .await
     }
 
     async fn delete_checkpoint(
         &self,
-        _: Request<api::DeleteCheckpointRequest>,
+        request: Request<api::DeleteCheckpointRequest>,
     ) -> Answer<api::DeleteCheckpointResponse> {
-        unsupported("DeleteCheckpoint")
+        let api::DeleteCheckpointRequest { id, name, checkpoint_dir } = request.into_inner();
+        self.call("DeleteCheckpoint", &id, "", async {
+            self.supervisor.delete_checkpoint(&id, &name, given(checkpoint_dir)).await.map_err(status)?;
+            Ok(api::DeleteCheckpointResponse {})
+        })
+        .await
     }
 
-    async fn list_checkpoint(&self, _: Request<api::ListCheckpointRequest>) -> Answer<api::ListCheckpointResponse> {
-        unsupported("ListCheckpoint")
+    async fn list_checkpoint(
+        &self,
+        request: Request<api::ListCheckpointRequest>,
+    ) -> Answer<api::ListCheckpointResponse> {
+        let api::ListCheckpointRequest { id, checkpoint_dir } = request.into_inner();
+        self.call("ListCheckpoint", &id, "", async {
+            let found = self.supervisor.checkpoints(&id, given(checkpoint_dir)).await.map_err(status)?;
+            Ok(api::ListCheckpointResponse { checkpoints: found.into_iter().map(convert::checkpoint).collect() })
+        })
+        .await
     }
 
     async fn state(&self, request: Request<api::StateRequest>) -> Answer<api::StateResponse> {

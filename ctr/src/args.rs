@@ -43,6 +43,8 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: Option<Containers>,
     },
+    /// Checkpoints: list, make, remove and move them
+    Checkpoints(Checkpoints),
     /// Show events, those that come or all since a moment
     Events(EventOptions),
     /// Show all containers, their processes and the machine, as JSON
@@ -51,6 +53,145 @@ pub(crate) enum Command {
     Version(TableOptions),
     /// Write a completion script for a shell
     Completion { shell: clap_complete::Shell },
+}
+
+#[derive(Debug, Group)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(crate) struct Checkpoints {
+    #[command(subcommand)]
+    pub(crate) command: Option<CheckpointCommand>,
+
+    #[command(flatten)]
+    pub(crate) list: ListCheckpoints,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CheckpointCommand {
+    /// List the checkpoints of a container (what `ctr checkpoints ID` does by itself)
+    List(ListCheckpoints),
+    /// Freeze a container to disk; it goes on afterwards unless --exit is given
+    Create(CreateCheckpoint),
+    /// Remove a checkpoint
+    Delete(DeleteCheckpoint),
+    /// Say what CRIU, the kernel and the runtime of this host can do
+    Check {
+        /// The OCI runtime, name or path
+        #[arg(long, short, default_value = "runc")]
+        runtime: String,
+    },
+    /// Write a checkpoint, with what its container needs, into one file
+    Export(ExportCheckpoint),
+    /// Unpack a checkpoint that was exported, into a bundle
+    Import(ImportCheckpoint),
+}
+
+#[derive(Debug, Group)]
+pub(crate) struct ListCheckpoints {
+    /// The container
+    pub(crate) id: Option<String>,
+
+    /// Where they are, if not in checkpoints/ of the bundle
+    #[arg(long, value_name = "DIR")]
+    pub(crate) checkpoint_dir: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) options: TableOptions,
+}
+
+#[derive(Debug, Group)]
+pub(crate) struct CreateCheckpoint {
+    /// The container
+    pub(crate) id: String,
+
+    /// The checkpoint's name
+    pub(crate) name: String,
+
+    /// Take established TCP connections along
+    #[arg(long)]
+    pub(crate) tcp: bool,
+
+    /// Take Unix sockets along that have a peer outside
+    #[arg(long)]
+    pub(crate) unix_sockets: bool,
+
+    /// Stop the container once the checkpoint is on disk
+    #[arg(long)]
+    pub(crate) exit: bool,
+
+    /// Take a terminal along that comes from outside
+    #[arg(long)]
+    pub(crate) shell: bool,
+
+    /// A namespace to leave empty, such as network; repeatable
+    #[arg(long, value_name = "NAMESPACE")]
+    pub(crate) empty_ns: Vec<String>,
+
+    /// Where it goes, if not into checkpoints/ of the bundle
+    #[arg(long, value_name = "DIR")]
+    pub(crate) checkpoint_dir: Option<PathBuf>,
+
+    /// Show the result as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Group)]
+pub(crate) struct DeleteCheckpoint {
+    /// The container
+    pub(crate) id: String,
+
+    /// The checkpoint's name
+    pub(crate) name: String,
+
+    /// Where it is, if not in checkpoints/ of the bundle
+    #[arg(long, value_name = "DIR")]
+    pub(crate) checkpoint_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Group)]
+pub(crate) struct ExportCheckpoint {
+    /// The container, which need not be there any more if --bundle is given
+    pub(crate) id: String,
+
+    /// The checkpoint's name
+    pub(crate) name: String,
+
+    /// The file to write
+    pub(crate) file: PathBuf,
+
+    /// Where the checkpoint is, if not in checkpoints/ of the bundle
+    #[arg(long, value_name = "DIR")]
+    pub(crate) checkpoint_dir: Option<PathBuf>,
+
+    /// The container's bundle, if it is gone
+    #[arg(long, value_name = "DIR")]
+    pub(crate) bundle: Option<PathBuf>,
+
+    /// Take the whole root file system along, in place of what an overlay has changed
+    #[arg(long)]
+    pub(crate) rootfs: bool,
+
+    /// Replace the file if it is there
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Group)]
+pub(crate) struct ImportCheckpoint {
+    /// A file that `export` has written
+    pub(crate) file: PathBuf,
+
+    /// The bundle to make or to add to; a directory of the container's name if not given
+    #[arg(long, value_name = "DIR")]
+    pub(crate) bundle: Option<PathBuf>,
+
+    /// Mount the overlay that was the container's root, over the same lower directories
+    #[arg(long)]
+    pub(crate) mount: bool,
+
+    /// The lower directory, if it is elsewhere on this machine
+    #[arg(long, value_name = "DIR")]
+    pub(crate) lower: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -123,6 +264,14 @@ pub(crate) struct Start {
     /// Keep a label with the container; repeatable
     #[arg(long, short, value_name = "LABEL")]
     pub(crate) label: Vec<String>,
+
+    /// Go on where this checkpoint was made, instead of starting anew
+    #[arg(long, short, value_name = "NAME")]
+    pub(crate) checkpoint: Option<String>,
+
+    /// Where it is, if not in checkpoints/ of the bundle
+    #[arg(long, value_name = "DIR", requires = "checkpoint")]
+    pub(crate) checkpoint_dir: Option<PathBuf>,
 
     /// Ask the runtime not to use pivot_root
     #[arg(long)]

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use crate::args::{Containers, EventOptions, Exec, Kill, Start, TableOptions, Update};
 use crate::attach;
+use crate::checkpoints;
 use crate::client::Target;
 use crate::events;
 use crate::failure::Failure;
@@ -67,6 +68,8 @@ async fn start(target: &Target, start: Start) -> Result<ExitCode, Failure> {
         id: start.id,
         bundle_path: bundle.to_str().context("the bundle's path is not UTF-8")?.to_string(),
         labels: start.label,
+        checkpoint: start.checkpoint.unwrap_or_default(),
+        checkpoint_dir: checkpoints::absolute(start.checkpoint_dir.as_deref())?,
         no_pivot_root: start.no_pivot,
         runtime: start.runtime.unwrap_or_default(),
         runtime_args,

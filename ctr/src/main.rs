@@ -1,7 +1,9 @@
 //! `ctr`, the client.
 
+mod archive;
 mod args;
 mod attach;
+mod checkpoints;
 mod client;
 mod containers;
 mod events;
@@ -61,6 +63,7 @@ async fn execute(args: Args) -> Result<ExitCode, Failure> {
     let target = client::Target { address: args.address, timeout: args.conn_timeout, tls };
     match args.command {
         Command::Containers { command } => containers::execute(&target, command.unwrap_or_default()).await,
+        Command::Checkpoints(checkpoints) => checkpoints::execute(&target, checkpoints).await,
         Command::Events(options) => events::execute(&target, None, options).await,
         Command::State => containers::state(&target).await,
         Command::Version(options) => containers::version(&target, options.json).await,

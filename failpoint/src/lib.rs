@@ -79,6 +79,12 @@ points! {
         FreezerJournaled = "freezer-journaled",
         /// The runtime's `update` has succeeded.
         Updated = "updated",
+        /// A checkpoint is being made: its directory is there, and is noted.
+        CheckpointBegun = "checkpoint-begun",
+        /// The runtime's `checkpoint` has ended.
+        CheckpointDumped = "checkpoint-dumped",
+        /// The checkpoint has its name.
+        CheckpointNamed = "checkpoint-named",
         /// Limits are as they were asked for, and nobody has been told.
         LimitsSettled = "limits-settled",
         /// `oom` is in the journal.

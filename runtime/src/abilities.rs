@@ -22,6 +22,10 @@ pub enum Ability {
     Checkpoint,
     /// Starting from a checkpoint.
     Restore,
+    /// A flag of both.
+    CheckpointFlag(&'static str),
+    /// A flag of the latter, for a checkpoint that was made with it.
+    RestoreFlag(&'static str),
 }
 
 impl Ability {
@@ -32,16 +36,20 @@ impl Ability {
             Ability::Update => ("update", "--resources"),
             Ability::Checkpoint => ("checkpoint", "--image-path"),
             Ability::Restore => ("restore", "--image-path"),
+            Ability::CheckpointFlag(flag) => ("checkpoint", flag),
+            Ability::RestoreFlag(flag) => ("restore", flag),
         }
     }
 
     /// What a runtime without it cannot do.
-    pub fn name(self) -> &'static str {
+    pub fn name(self) -> String {
         match self {
-            Ability::NoPivot => "start a container without pivot_root",
-            Ability::Update => "change the limits of a container",
-            Ability::Checkpoint => "checkpoint a container",
-            Ability::Restore => "restore a container from a checkpoint",
+            Ability::NoPivot => "start a container without pivot_root".into(),
+            Ability::Update => "change the limits of a container".into(),
+            Ability::Checkpoint => "checkpoint a container".into(),
+            Ability::Restore => "restore a container from a checkpoint".into(),
+            Ability::CheckpointFlag(flag) => format!("checkpoint a container with {flag}"),
+            Ability::RestoreFlag(flag) => format!("restore a container with {flag}"),
         }
     }
 }

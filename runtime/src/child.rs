@@ -71,6 +71,13 @@ impl Child {
         self.free = true;
     }
 
+    /// Stops it alone, as SIGSTOP does.
+    pub fn stop(&self) {
+        if !self.reaped {
+            let _ = rustix::process::kill_process(self.pid, Signal::STOP);
+        }
+    }
+
     /// Kills it and all of its process group.
     pub fn kill(&self) {
         if !self.reaped {

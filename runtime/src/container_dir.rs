@@ -6,7 +6,9 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use crate::PathError;
+use crate::checkpoint::restore_work;
 use crate::json::{FORMAT, check_format, null_as_default, read_object, write_whole};
+use crate::leftovers::unmount_below;
 use crate::process_dir::ProcessDir;
 
 /// The name of a container's first process.
@@ -15,6 +17,10 @@ pub const INIT: &str = "init";
 const STATE: &str = "state.json";
 const CGROUP: &str = ".cgroup";
 const OOM: &str = ".oom";
+/// The checkpoint that is being made of the container.
+const DUMP: &str = ".checkpoint";
+/// CRIU's log of the last one that failed.
+const DUMP_LOG: &str = ".dump.log";
 const RESOURCES: &str = ".resources.json";
 const VERSION: &str = ".version";
 
@@ -52,9 +58,21 @@ pub struct ContainerRecord {
     /// The control group that `config.json` asks for; empty if it leaves that to the runtime.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub cgroups_path: String,
+    /// The checkpoint that it was restored from; empty if it was started.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub checkpoint: String,
     /// The container stays after its init's exit until it is deleted.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub keep: bool,
+}
+
+/// A checkpoint that is being made, for whoever has to see to it if this supervisor dies.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dump {
+    /// What it will be called.
+    pub path: PathBuf,
+    /// The container is stopped with it.
+    pub exit: bool,
 }
 
 /// The directory of one container.
@@ -126,6 +144,36 @@ impl ContainerDir {
         Ok(path)
     }
 
+    /// Notes that a checkpoint is being made; none any more without one.
+    pub fn set_dump(&self, dump: Option<&Dump>) -> Result<(), PathError> {
+        let path = self.0.join(DUMP);
+        let Some(dump) = dump else {
+            return match std::fs::remove_file(&path) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(PathError::new("remove", &path)(e)),
+                _ => Ok(()),
+            };
+        };
+        let text = serde_json::to_vec(dump).map_err(|e| PathError::new("write", &path)(e.into()))?;
+        write_whole(&path, &text).map_err(PathError::new("write", &path))
+    }
+
+    /// The checkpoint that was being made. Renamed into place when it was noted, so that it is whole.
+    pub fn dump(&self) -> Result<Option<Dump>, PathError> {
+        let path = self.0.join(DUMP);
+        match std::fs::read(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            text => {
+                let dump = text.and_then(|text| Ok(serde_json::from_slice(&text)?));
+                dump.map(Some).map_err(PathError::new("read", &path))
+            }
+        }
+    }
+
+    /// Where CRIU's log of a failed checkpoint is kept.
+    pub fn dump_log(&self) -> PathBuf {
+        self.0.join(DUMP_LOG)
+    }
+
     /// The directory of the process `name`, which must have been checked.
     pub fn process(&self, name: &str) -> ProcessDir {
         ProcessDir::new(self.0.join(name))
@@ -149,6 +197,11 @@ impl ContainerDir {
     /// Removes the directory with all that is in it; it not being there is no error.
     /// `state.json` goes last, so that whatever is left of an interrupted removal is recognised.
     pub fn remove(&self) -> Result<(), PathError> {
+        let work = restore_work(self.process(INIT).path());
+        if work.is_dir() {
+            // A restore that was cut off leaves mounts of the control groups, which are not to be gone into.
+            unmount_below(&work).map_err(PathError::new("unmount what is in", &work))?;
+        }
         if self.0.is_dir() {
             for name in self.processes()? {
                 remove_all(&self.0.join(name))?;

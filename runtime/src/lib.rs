@@ -6,6 +6,7 @@
 
 mod abilities;
 mod bundle;
+mod checkpoint;
 mod child;
 mod container_dir;
 mod json;
@@ -19,12 +20,13 @@ mod stdio;
 
 pub use abilities::{Abilities, Ability};
 pub use bundle::{Bundle, BundleError};
+pub use checkpoint::{BeginError, Checkpoint, Checkpoints, Partial, criu_errors, restore_work};
 pub use child::Child;
-pub use container_dir::{ContainerDir, ContainerRecord, INIT, claim_format};
+pub use container_dir::{ContainerDir, ContainerRecord, Dump, INIT, claim_format};
 pub use json::FORMAT;
 pub use leftovers::unmount_leftovers;
 pub use names::{NameError, check_name};
-pub use oci::{Oci, OciError, Operation, ask};
+pub use oci::{Oci, OciError, Operation, ask, find_program};
 pub use process_dir::{Command, ProcessDir, ProcessRecord, ShimLine};
 pub use shim::Shim;
 pub use spec::{ProcessSpec, Rlimit, User};

@@ -1,12 +1,13 @@
 //! The OCI runtime's command line, as the supervisor uses it. `create`, `exec` and `restore` are the shim's.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
 
+use crate::checkpoint::{Checkpoint, Partial};
 use crate::child::Child;
 use crate::process_dir::last_error;
 
@@ -134,26 +135,60 @@ impl Oci {
     /// Runs `operation` on container `id` and waits for its end, `limit` at most; then it is killed with all that
     /// it has started. `log` is where the runtime writes its own log.
     pub async fn run(&self, operation: Operation<'_>, id: &str, log: &Path, limit: Duration) -> Result<(), OciError> {
-        let start = std::fs::metadata(log).map_or(0, |metadata| metadata.len());
-        let mut command = Command::new(&self.binary);
-        command.args(&self.arguments).arg("--log").arg(log).args(["--log-format", "json", operation.name()]);
+        let mut command = self.command(operation.name(), log);
         match operation {
             Operation::ForceDelete => drop(command.arg("--force")),
             Operation::Update(resources) => drop(command.arg("--resources").arg(resources)),
             _ => {}
         }
-        command.arg(id).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command.arg(id);
+        self.finish(command, operation.name(), log, Some(limit)).await
+    }
+
+    /// Freezes container `id` to disk and, unless `exit` is wanted, lets it go on. However long that takes: a CRIU that
+    /// is killed at its work leaves the processes as they are, which may be in the middle of what it has them do. For
+    /// the same reason neither the runtime nor CRIU ends with this program.
+    pub async fn checkpoint(&self, id: &str, log: &Path, wanted: &Checkpoint, to: &Partial) -> Result<(), OciError> {
+        let mut command = self.command("checkpoint", log);
+        command.arg("--image-path").arg(to.images()).arg("--work-path").arg(to.work());
+        if !wanted.exit {
+            command.arg("--leave-running");
+        }
+        command.args(wanted.flags()).arg(id);
+        sys::child::keep_open(&mut command, to.lock().as_raw_fd());
+        self.finish(command, "checkpoint", log, None).await
+    }
+
+    fn command(&self, operation: &str, log: &Path) -> Command {
+        let mut command = Command::new(&self.binary);
+        command.args(&self.arguments).arg("--log").arg(log).args(["--log-format", "json", operation]);
+        command
+    }
+
+    /// Runs a command to its end. Without a limit it is not killed whatever happens to this.
+    async fn finish(
+        &self,
+        mut command: Command,
+        what: &'static str,
+        log: &Path,
+        limit: Option<Duration>,
+    ) -> Result<(), OciError> {
+        let start = std::fs::metadata(log).map_or(0, |metadata| metadata.len());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let spawn_error = |source| OciError::Spawn { runtime: self.name.clone(), source };
         let mut child = Child::spawn(&mut command).map_err(|e| match e.kind() {
             io::ErrorKind::NotFound => OciError::NotInstalled(self.name.clone()),
             _ => spawn_error(e),
         })?;
+        if limit.is_none() {
+            child.set_free();
+        }
         let mut said = Said::new(child.take_stderr().map(OwnedFd::from)).map_err(spawn_error)?;
+        let limit = limit.unwrap_or(Duration::MAX);
         match tokio::time::timeout(limit, said.until_the_end_of(&mut child)).await {
             Err(_) => {
                 // The drop of the child kills its group and reaps it.
-                let runtime = self.name.clone();
-                Err(OciError::Timeout { runtime, operation: operation.name(), limit })
+                Err(OciError::Timeout { runtime: self.name.clone(), operation: what, limit })
             }
             Ok(Err(source)) => Err(spawn_error(source)),
             Ok(Ok(0)) => Ok(()),
@@ -161,7 +196,7 @@ impl Oci {
                 if let Some(line) = last_error(log, start) {
                     return Err(OciError::Failed(line.msg));
                 }
-                let (words, what) = (said.last_words().await, operation.name());
+                let words = said.last_words().await;
                 let how = if status > 128 { format!("signal {}", status - 128) } else { format!("status {status}") };
                 Err(OciError::Crashed(if words.is_empty() {
                     format!("{} {what} ended with {how} and said nothing", self.name)
@@ -244,7 +279,7 @@ pub async fn ask(mut command: Command, limit: Duration) -> io::Result<(sys::chil
 }
 
 /// A program by path, or by name in `PATH`; absolute.
-pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
+pub fn find_program(name: &str) -> Option<PathBuf> {
     if name.is_empty() || name.contains('\0') {
         return None;
     }

@@ -56,6 +56,42 @@ impl Shim {
         find_processes(is_shim, is_meant)
     }
 
+    /// All that a shim has started, and what they have started: whoever loses its parent becomes the shim's, which is a
+    /// subreaper. The shim must be stopped, or be its own caller's to reap. Those that have ended are not among them.
+    pub fn descendants(shim: Pid) -> Vec<(Pid, PidFd)> {
+        let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+        let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        let all: Vec<(u32, sys::procfs::Stat)> =
+            pids.filter_map(|pid| Some((pid, sys::procfs::stat(pid).ok()??))).collect();
+        let mut family = vec![shim.as_raw_nonzero().get().unsigned_abs()];
+        let mut found = Vec::new();
+        let mut next = 0;
+        while let Some(parent) = family.get(next).copied() {
+            next += 1;
+            for (pid, stat) in all.iter().filter(|(_, stat)| stat.parent == parent) {
+                family.push(*pid);
+                let opened = PidFd::open(*pid, stat.starttime).ok().flatten();
+                let pid = i32::try_from(*pid).ok().and_then(Pid::from_raw);
+                found.extend(pid.zip(opened));
+            }
+        }
+        found
+    }
+
+    /// What an OCI runtime that was killed while it made the process in `directory` may have left: a child with a session
+    /// of its own, which has not become that process yet, and which the runtime's `delete` does not know. It still has
+    /// the runtime's command line.
+    pub fn runtimes_of(directory: &ProcessDir) -> Vec<(Pid, PidFd)> {
+        // As the shim finds its working directory.
+        let Ok(directory) = std::fs::canonicalize(directory.path()) else { return Vec::new() };
+        let log = directory.join("log.json");
+        let names_log = |pid: u32| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            line.split(|byte| *byte == 0).any(|argument| argument == log.as_os_str().as_encoded_bytes())
+        };
+        find_processes(names_log, |stat| !stat.is_dead())
+    }
+
     /// What a shim has started and has not let go: the OCI runtime, mostly. The group must be held, by a shim that lives
     /// or has not been reaped.
     pub fn others_in_group(shim: Pid) -> Vec<(Pid, PidFd)> {

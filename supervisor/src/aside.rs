@@ -78,6 +78,7 @@ impl Shared {
         tracing::info!(container = %id, "removing what was set aside");
         let dir = self.container_dir(id);
         let open = self.journal.open_of(id);
+        self.discard_left(id).await;
         let mut ends = self.end_all(id, aside).await;
         // Otherwise what has its groups, or the id with the runtime, may be somebody else's.
         if ends.alive || self.is_of_this_boot(aside) {

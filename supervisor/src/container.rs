@@ -1,7 +1,7 @@
 //! One container: what it was made from, where in its lifecycle it is, and its processes.
 
 use cgroup::Cgroup;
-use runtime::{ContainerDir, ContainerRecord, INIT, Oci, Stdio};
+use runtime::{ContainerDir, ContainerRecord, Dump, INIT, Oci, Stdio};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use tokio::sync::{RwLock, watch};
@@ -29,6 +29,10 @@ pub struct CreateContainer {
     pub no_pivot_root: bool,
     /// What becomes of it when its init ends.
     pub on_exit: OnExit,
+    /// The checkpoint that it is restored from, in place of being started.
+    pub checkpoint: Option<String>,
+    /// Where that is; in the bundle's own directory of checkpoints if not given.
+    pub checkpoint_dir: Option<std::path::PathBuf>,
 }
 
 /// What becomes of a container when its init ends, and of one that was created and never started when its
@@ -53,7 +57,7 @@ pub(crate) struct Container {
     pub(crate) root: (u32, u32),
     /// Puts calls on this container in order: those that change it hold it for writing, execs for reading, so that
     /// they run side by side. Nothing else waits for it.
-    pub(crate) order: RwLock<()>,
+    pub(crate) order: Arc<RwLock<()>>,
     inner: Mutex<Inner>,
     cgroup: OnceLock<Option<Cgroup>>,
     /// How many of its processes had been killed for memory when that was last looked at.
@@ -62,6 +66,10 @@ pub(crate) struct Container {
     pub(crate) killed: AtomicBool,
     /// A runtime was killed, or may have been, while it added a process, and may have left something.
     pub(crate) cut_off: AtomicBool,
+    /// The checkpoint that an earlier supervisor was making of it.
+    dump: Mutex<Option<Dump>>,
+    /// It has been stopped by its checkpoint, and the runtime has deleted it.
+    pub(crate) dumped: AtomicBool,
     /// Its directory has been removed, and whatever has that path now belongs to another one.
     pub(crate) removed: AtomicBool,
     /// Init has ended: whatever is being started in the container will not.
@@ -92,15 +100,30 @@ impl Container {
             dir,
             oci,
             root,
-            order: RwLock::new(()),
+            order: Arc::default(),
+            dump: Mutex::default(),
             inner: Mutex::new(Inner { state, init: None, added: Vec::new() }),
             cgroup: OnceLock::new(),
             oom_kills: Mutex::new(0),
             killed: AtomicBool::new(false),
             cut_off: AtomicBool::new(false),
+            dumped: AtomicBool::new(false),
             removed: AtomicBool::new(false),
             init_ended,
         }
+    }
+
+    pub(crate) fn set_dump(&self, dump: Option<Dump>) {
+        *self.dump.lock().unwrap_or_else(PoisonError::into_inner) = dump;
+    }
+
+    pub(crate) fn take_dump(&self) -> Option<Dump> {
+        self.dump.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Whether it was restored from a checkpoint, so that its init runs as soon as it is there.
+    pub(crate) fn is_restored(&self) -> bool {
+        !self.record.checkpoint.is_empty()
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {

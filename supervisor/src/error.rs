@@ -102,6 +102,21 @@ pub enum Error {
         /// What it cannot do.
         ability: Ability,
     },
+    /// No checkpoint is there.
+    #[error("no checkpoint {}", path.display())]
+    CheckpointNotFound {
+        /// Where it would be.
+        path: std::path::PathBuf,
+    },
+    /// A checkpoint is not as it was when it was made.
+    #[error("the checkpoint is damaged: {0}")]
+    CheckpointDamaged(PathError),
+    /// A checkpoint of this name is there, or is being made.
+    #[error("{0}")]
+    CheckpointExists(String),
+    /// The program that makes checkpoints is not there.
+    #[error("criu not installed on system: it must be in the PATH of this program")]
+    CriuMissing,
     /// The container has no control groups that could be read or changed.
     #[error("container {id} has no cgroup of its own")]
     NoCgroup {
@@ -159,7 +174,7 @@ impl Error {
     /// What the kernel said, where it said something.
     pub(crate) fn io(&self) -> Option<&std::io::Error> {
         match self {
-            Error::File(e) => Some(&e.source),
+            Error::File(e) | Error::CheckpointDamaged(e) => Some(&e.source),
             Error::Bundle(BundleError::Missing { source, .. } | BundleError::Unreadable { source, .. }) => Some(source),
             Error::Stdio(e) => Some(&e.reason),
             Error::Journal(e) => Some(&e.source),

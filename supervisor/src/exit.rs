@@ -91,7 +91,10 @@ impl Shared {
             return;
         }
         let deleting = Instant::now();
-        self.delete_by_runtime(&container, Operation::Delete).await;
+        // If it is not there any more, that is no error.
+        let is_gone = container.dumped.load(Ordering::SeqCst);
+        let operation = if is_gone { Operation::ForceDelete } else { Operation::Delete };
+        self.delete_by_runtime(&container, operation).await;
         let held = self.record_exit(Shared::event(EventKind::Exit, &container, Some(&init), status)).await;
         self.remove(&container).await;
         self.metrics.delete.record(deleting.elapsed());

@@ -12,6 +12,7 @@
 //! - an operation that was begun is carried through whether or not its caller is still there.
 
 mod aside;
+mod checkpoint;
 mod config;
 mod container;
 mod disk;
@@ -47,7 +48,7 @@ pub use journal::JournalError;
 pub use lifecycle::State;
 pub use metrics::Metrics;
 pub use network::Interface;
-pub use runtime::{Ability, ProcessSpec, Rlimit, Stdio, User};
+pub use runtime::{Checkpoint, ProcessSpec, Rlimit, Stdio, User};
 pub use snapshot::{ContainerInfo, ProcessInfo};
 pub use start::carried_through;
 pub use stats::ContainerStats;

@@ -74,6 +74,7 @@ pub(crate) enum Request {
     Resume,
     Exec,
     Update,
+    Checkpoint,
     Delete,
 }
 
@@ -85,6 +86,7 @@ impl Request {
             Request::Resume => "resume",
             Request::Exec => "exec",
             Request::Update => "update",
+            Request::Checkpoint => "checkpoint",
             Request::Delete => "delete",
         }
     }
@@ -109,7 +111,7 @@ pub(crate) fn permits(state: State, request: Request) -> bool {
     use State::*;
     match request {
         Request::Start => state == Created,
-        Request::Pause | Request::Exec => state == Running,
+        Request::Pause | Request::Exec | Request::Checkpoint => state == Running,
         Request::Resume => state == Paused,
         Request::Update => matches!(state, Created | Running | Paused),
         Request::Delete => matches!(state, Created | Stopped),

@@ -147,10 +147,23 @@ impl Process {
         end_shims_in(&self.dir).await;
     }
 
+    /// Kills what a runtime may have left that was killed while it made the process. Its shim must be gone.
+    pub(crate) async fn kill_runtimes(&self) {
+        // One may have started another before it was stopped.
+        for _ in 0..3 {
+            let left = runtime::Shim::runtimes_of(&self.dir);
+            if left.is_empty() {
+                return;
+            }
+            kill_together(left).await;
+        }
+    }
+
     /// Kills an added process whose start nobody will be told of, with its shim: the shim first, so that it writes
     /// nothing after it has been looked.
     pub(crate) async fn kill_half_made(&self, cgroup: Option<&Cgroup>) -> io::Result<()> {
         self.kill_shim().await;
+        self.kill_runtimes().await;
         // The runtime may have started it before the shim could write its pid; then it is one of the container's.
         let unrecorded = || {
             let pid = self.dir.unrecorded_pid()?;
@@ -168,9 +181,9 @@ impl Process {
 /// Kills a shim with all that it has started and has not let go, and waits until they are gone: a runtime that is just
 /// dying may still make something.
 pub(crate) async fn end_shim(mut shim: Child) {
-    let others = runtime::Shim::others_in_group(shim.pid());
+    shim.stop();
+    kill_descendants(shim.pid()).await;
     shim.kill();
-    kill_all(others).await;
     if tokio::time::timeout(DEATH_LIMIT, shim.wait()).await.is_err() {
         tracing::warn!(shim = shim.pid().as_raw_nonzero(), "a killed shim does not die");
     }
@@ -182,16 +195,24 @@ pub(crate) async fn end_shims_in(dir: &ProcessDir) -> bool {
     let some = !shims.is_empty();
     for (pid, shim) in shims {
         // Held until all are dead: a group lasts as long as one of its members.
+        let _ = shim.send(SIGSTOP);
+        kill_descendants(pid).await;
         let others = runtime::Shim::others_in_group(pid);
-        let all: Vec<_> = std::iter::once((pid, shim)).chain(others).collect();
-        // None of them is to see another one die: a runtime would take its child's death for a failure, say so, and be
-        // killed while it cleans up.
-        for (_, process) in &all {
-            let _ = process.send(SIGSTOP);
-        }
-        kill_all(all).await;
+        kill_together(std::iter::once((pid, shim)).chain(others).collect()).await;
     }
     some
+}
+
+/// Kills all that a stopped shim has started: the runtime, and what that has made, wherever it belongs by now.
+async fn kill_descendants(shim: Pid) {
+    // One may have started another before it was stopped.
+    for _ in 0..5 {
+        let found = runtime::Shim::descendants(shim);
+        if found.is_empty() {
+            return;
+        }
+        kill_together(found).await;
+    }
 }
 
 /// Kills processes and waits until they are dead.
@@ -201,6 +222,15 @@ pub(crate) async fn kill_all(processes: impl IntoIterator<Item = (Pid, PidFd)>) 
             tracing::warn!(pid = pid.as_raw_nonzero(), "cannot kill a process: {e}");
         }
     }
+}
+
+/// The same, so that none of them sees another one die: a runtime would take its child's death for a failure, say so,
+/// and be killed while it cleans up.
+async fn kill_together(processes: Vec<(Pid, PidFd)>) {
+    for (_, process) in &processes {
+        let _ = process.send(SIGSTOP);
+    }
+    kill_all(processes).await;
 }
 
 /// Sends SIGKILL and waits for the end; false if it was dead already.

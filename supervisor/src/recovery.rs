@@ -234,6 +234,7 @@ impl Shared {
         if !started {
             return Ok(Found::HalfMade(container, init.process));
         }
+        container.set_dump(container.dir.dump()?);
         container.recall_oom_kills(told.oom_kills.get(&key).copied());
         let others = self.others(&container, recovery)?;
         Ok(Found::Alive(container, init, others))
@@ -334,6 +335,15 @@ impl Shared {
         let Others { mut read, mut unreadable } = others;
         read.retain(|(left, _)| container.add(&left.process).is_ok());
         unreadable.retain(|(process, _)| container.add(process).is_ok());
+        if let (Some(dump), Ok(order)) = (container.take_dump(), container.order.clone().try_write_owned()) {
+            container.set_dump(Some(dump));
+            let (shared, container) = (self.clone(), container.clone());
+            // Before anything else is done about it, its end included.
+            tokio::spawn(async move {
+                shared.settle_left(&container).await;
+                drop(order);
+            });
+        }
         self.map().insert(container.id.clone(), Slot::Here(container.clone()));
         // Of what happened while no supervisor was there.
         self.tell_oom(&container);
@@ -381,9 +391,12 @@ impl Shared {
         }
         reach(Point::RecoveryKilledProcess);
         init.kill_shim().await;
+        init.kill_runtimes().await;
         reach(Point::RecoveryKilledShim);
         // What the runtime refused to make, since there is such a container, is somebody else's.
-        if init.identity().is_some() || (init.dir.has_begun() && interrupted(&init.dir)) {
+        // Of a restore that was made sure of before.
+        let interrupted = init.dir.has_begun() && (container.is_restored() || interrupted(&init.dir));
+        if init.identity().is_some() || interrupted {
             self.delete_by_runtime(container, Operation::ForceDelete).await;
             container.kill_all();
             self.remove_left_groups(container).await;
@@ -395,6 +408,7 @@ impl Shared {
     /// For what an earlier boot left: nothing is signalled, since no number means what it meant.
     async fn bury(self: &Arc<Self>, container: &Arc<Container>, due: &[Arc<Process>], keys: &[String]) {
         tracing::info!(container = %container.id, "is of an earlier boot; its exit is told as unknown");
+        self.discard_left(&container.id).await;
         let mut held = Vec::new();
         for process in due {
             held.push(self.record_exit(Shared::event(EventKind::Exit, container, Some(process), UNKNOWN)).await);

@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::Instrument;
 
+use crate::checkpoint::{time_for, why_restore_failed};
 use crate::container::{Container, CreateContainer, OnExit};
 use crate::disk::on_clients_disk;
 use crate::error::Error;
@@ -42,17 +43,6 @@ impl Supervisor {
         carried_through(async move { shared.start(&container, deadline).await }).await
     }
 
-    /// Whether the runtime of a container can do something, which it is asked once.
-    pub async fn require(&self, id: &str, ability: Ability) -> Result<(), Error> {
-        let container = self.0.container(id)?;
-        self.0.check_ability(&container.oci, ability).await
-    }
-
-    /// The same of the runtime that a new container would use.
-    pub async fn require_of(&self, runtime: Option<&str>, arguments: &[String], ability: Ability) -> Result<(), Error> {
-        self.0.check_ability(&self.0.runtime_for(runtime, arguments)?, ability).await
-    }
-
     /// Removes a container that was never started, with all that belongs to it. Nobody is told.
     pub async fn discard(&self, id: &str) -> Result<(), Error> {
         let (shared, container) = (self.0.clone(), self.0.container(id)?);
@@ -79,20 +69,19 @@ pub async fn carried_through<T: Send + 'static>(
 }
 
 impl Shared {
-    async fn create(self: Arc<Self>, request: CreateContainer, deadline: Instant) -> Result<(), Error> {
+    async fn create(self: Arc<Self>, request: CreateContainer, mut deadline: Instant) -> Result<(), Error> {
         let begun = Instant::now();
         self.reserve_once_free(&request.id, deadline).await?;
-        if request.no_pivot_root {
-            let oci = self.runtime_for(request.runtime.as_deref(), &request.runtime_args);
-            let able = async { self.check_ability(&oci?, Ability::NoPivot).await };
-            able.await.inspect_err(|_| drop(self.map().remove(&request.id)))?;
-        }
+        let size =
+            self.check_runtime(&request, deadline).await.inspect_err(|_| drop(self.map().remove(&request.id)))?;
+        deadline += time_for(size);
         let container = self.clone().prepare_in_time(request, deadline).await?;
         let Some(init) = container.init() else { unreachable!("a prepared container has an init") };
         self.journal.protect_new(&container.record.instance);
         let exit = match self.run_shim(&container, &init, deadline).await {
             Ok(exit) => exit,
             Err(e) => {
+                let e = if container.is_restored() { why_restore_failed(&container, &init, e) } else { e };
                 self.discard(&container).await;
                 return Err(e);
             }
@@ -104,6 +93,29 @@ impl Shared {
         tracing::debug!(container = %container.id, pid = init.pid(), "created");
         tokio::spawn(self.watch_init(container, init, exit, false));
         Ok(())
+    }
+
+    /// Whether the runtime can do what is asked for; how much there is to restore, in bytes.
+    async fn check_runtime(self: &Arc<Self>, request: &CreateContainer, deadline: Instant) -> Result<u64, Error> {
+        if !request.no_pivot_root && request.checkpoint.is_none() {
+            return Ok(0);
+        }
+        let oci = self.runtime_for(request.runtime.as_deref(), &request.runtime_args)?;
+        if request.no_pivot_root {
+            self.check_ability(&oci, Ability::NoPivot).await?;
+        }
+        let Some(name) = request.checkpoint.clone() else { return Ok(0) };
+        let (bundle, directory) = (request.bundle.clone(), request.checkpoint_dir.clone());
+        let found = on_clients_disk(move || Shared::find_checkpoint(&name, directory.as_deref(), Path::new(&bundle)));
+        let late = |_| Error::StartTimeout { id: request.id.clone() };
+        let found = tokio::time::timeout_at(deadline, found).await.map_err(late)???;
+        self.check_restore(&oci, &found.checkpoint).await?;
+        // What has this id with the runtime already is somebody else's, and stays when this fails.
+        if oci.root().join(&request.id).exists() {
+            let name = oci.name();
+            return Err(Error::Runtime(format!("container with id {} exists already: {name} has it", request.id)));
+        }
+        Ok(found.bytes)
     }
 
     /// Checks what was asked for, and makes the directories. If it fails the id is free again; if that takes too long,
@@ -150,6 +162,13 @@ impl Shared {
         let bundle = Bundle::load(std::path::Path::new(&request.bundle))?;
         let stdio = request.stdio.resolve()?;
         let bundle_path = bundle.path.to_string_lossy().into_owned();
+        let checkpoint = match &request.checkpoint {
+            Some(name) => {
+                let found = Shared::find_checkpoint(name, request.checkpoint_dir.as_deref(), &bundle.path)?;
+                found.path.to_string_lossy().into_owned()
+            }
+            None => String::new(),
+        };
         let record = runtime::ContainerRecord {
             version: runtime::FORMAT,
             cgroups_path: bundle.cgroups_path,
@@ -165,6 +184,7 @@ impl Shared {
             boot_id: self.boot_id.clone(),
             instance: new_key(),
             keep: request.on_exit == OnExit::Keep,
+            checkpoint,
         };
         let dir = self.container_dir(&request.id);
         match dir.path().symlink_metadata() {
@@ -180,7 +200,7 @@ impl Shared {
             containerd_stderr: stdio.stderr.clone(),
             runtime_args: record.runtime_args.clone(),
             no_pivot_root: record.no_pivot_root,
-            checkpoint: String::new(),
+            checkpoint: record.checkpoint.clone(),
             root_uid: bundle.root_uid,
             root_gid: bundle.root_gid,
             instance: record.instance.clone(),
@@ -291,13 +311,15 @@ impl Shared {
         let begun = Instant::now();
         let init = container.process(INIT)?;
         let limit = deadline.saturating_duration_since(Instant::now());
-        let task = self.tasks.begin_runtime("runtime start", &container.id, INIT);
-        let started = container.oci.run(Operation::Start, &container.id, &init.dir.runtime_log(), limit).await;
-        started.map_err(|e| match e {
-            runtime::OciError::Timeout { .. } => Error::StartTimeout { id: container.id.clone() },
-            e => e.into(),
-        })?;
-        drop(task);
+        // What was restored runs.
+        if !container.is_restored() {
+            let _task = self.tasks.begin_runtime("runtime start", &container.id, INIT);
+            let started = container.oci.run(Operation::Start, &container.id, &init.dir.runtime_log(), limit).await;
+            started.map_err(|e| match e {
+                runtime::OciError::Timeout { .. } => Error::StartTimeout { id: container.id.clone() },
+                e => e.into(),
+            })?;
+        }
         reach(Point::Started);
         // In the journal before anybody is told, and before the exit, which waits for `order`.
         self.journal.append(Shared::event(EventKind::StartContainer, container, None, 0))?;
@@ -326,7 +348,12 @@ impl Shared {
             if let Err(e) = init.kill().await {
                 tracing::warn!(container = %container.id, "cannot kill init: {e}");
             }
-            let interrupted = init.begun.load(Ordering::Acquire) && interrupted(&init.dir);
+            // A restore that fails cleans up less than a creation.
+            let begun = init.begun.load(Ordering::Acquire);
+            let interrupted = begun && (container.is_restored() || interrupted(&init.dir));
+            if interrupted {
+                init.kill_runtimes().await;
+            }
             if identity.is_some() || interrupted {
                 self.delete_by_runtime(container, Operation::ForceDelete).await;
             }
@@ -362,7 +389,8 @@ impl Shared {
         }
         let log = container.dir.process(INIT).runtime_log();
         // A runtime was killed, by us or by others.
-        let interrupted = operation == Operation::ForceDelete || container.cut_off.load(Ordering::SeqCst);
+        let interrupted =
+            operation == Operation::ForceDelete || container.is_restored() || container.cut_off.load(Ordering::SeqCst);
         self.run_delete(&container.id, &container.oci, &log, operation, interrupted).await;
     }
 
@@ -381,9 +409,10 @@ impl Shared {
         let mut crashes = 0;
         loop {
             if interrupted {
-                // Not while a runtime is at work on it. What is mounted would keep the next one from removing anything.
+                // What is mounted would keep the next one from removing anything, or have it remove what is mounted.
                 if let Err(e) = runtime::unmount_leftovers(oci, id) {
-                    tracing::warn!(container = %id, "cannot unmount what its runtime left: {e}");
+                    tracing::error!(container = %id, "what its runtime keeps is left, with its mounts: {e}");
+                    return;
                 }
             }
             let failed = match oci.run(operation, id, log, self.config.call_timeout).await {

@@ -34,6 +34,19 @@ pub fn with_all_signals(command: &mut Command) {
     }
 }
 
+/// Lets the child, and what it starts, have a descriptor that is otherwise closed by an exec.
+pub fn keep_open(command: &mut Command, fd: std::os::fd::RawFd) {
+    // SAFETY: between fork and exec only one system call is made, which is async-signal-safe, and nothing is
+    // allocated. The number may be of another file by then, which the child then keeps: whoever calls this holds it.
+    unsafe {
+        command.pre_exec(move || {
+            let fd = std::os::fd::BorrowedFd::borrow_raw(fd);
+            rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty())?;
+            Ok(())
+        });
+    }
+}
+
 /// Makes the child be killed when the thread that starts it dies (prctl(2), `PR_SET_PDEATHSIG`). The setting
 /// outlives the exec and is not passed on to the child's own children.
 pub fn die_with_parent(command: &mut Command) {

@@ -10,6 +10,8 @@ use crate::child::ExitStatus;
 pub struct Stat {
     /// Field 3: `R`, `S`, `Z`, …
     pub state: u8,
+    /// Field 4: its parent.
+    pub parent: u32,
     /// Field 5: its process group.
     pub group: u32,
     /// Field 22: clock ticks after boot at which the process started.
@@ -80,10 +82,11 @@ fn parse_stat(text: &str) -> Option<Stat> {
     let rest = &text[text.rfind(')')? + 1..];
     let mut fields = rest.split_ascii_whitespace();
     let state = *fields.next()?.as_bytes().first()?;
-    let group = fields.nth(1)?.parse().ok()?;
+    let parent = fields.next()?.parse().ok()?;
+    let group = fields.next()?.parse().ok()?;
     let starttime = fields.nth(16)?.parse().ok()?;
     let wait_status = fields.nth(29).and_then(|status| status.parse().ok()).unwrap_or_default();
-    Some(Stat { state, group, starttime, wait_status })
+    Some(Stat { state, parent, group, starttime, wait_status })
 }
 
 #[cfg(test)]
@@ -93,7 +96,7 @@ mod tests {
     #[test]
     fn a_name_with_parentheses_is_skipped() {
         let text = "42 (a) Z (b) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 7777 20";
-        assert_eq!(parse_stat(text), Some(Stat { state: b'S', group: 2, starttime: 7777, wait_status: 0 }));
+        assert_eq!(parse_stat(text), Some(Stat { state: b'S', parent: 1, group: 2, starttime: 7777, wait_status: 0 }));
         assert_eq!(parse_stat("42 (a"), None);
         assert_eq!(parse_stat("42 (a) S 1 2"), None);
     }

@@ -29,9 +29,9 @@ for argument; do
     --bundle) want=bundle ;;
     --pid-file) want=pidfile ;;
     --log) want=log ;;
-    --log-format | --console-socket | --process | --resources | --root) want=other ;;
+    --log-format | --console-socket | --process | --resources | --root | --image-path | --work-path) want=other ;;
     -*) ;;
-    create | start | exec | pause | resume | update | delete | kill | state) [ -n "$step" ] && id=$argument || step=$argument ;;
+    create | start | exec | pause | resume | update | delete | kill | state | checkpoint | restore) [ -n "$step" ] && id=$argument || step=$argument ;;
     *) [ -z "$step" ] || [ -n "$id" ] || id=$argument ;;
     esac
 done

@@ -63,6 +63,40 @@ pub fn runtime() -> String {
     std::env::var("CONTAINERD_TEST_RUNTIME").unwrap_or_else(|_| "runc".into())
 }
 
+/// Where programs are looked for: the CRIU that `scripts/criu.sh` got comes before the system's.
+///
+/// # Panics
+/// When the path has a colon in it.
+pub fn path_with_criu() -> std::ffi::OsString {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools/criu/bin");
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::join_paths(own.canonicalize().into_iter().chain(std::env::split_paths(&path))).expect("no colons")
+}
+
+/// Whether containers can be checkpointed here. If not it is said, loudly.
+///
+/// # Panics
+/// When a program that is there cannot be started.
+pub fn has_criu() -> bool {
+    let says = |program: &str, arguments: &[&str]| {
+        let output = Command::new(program).args(arguments).env("PATH", path_with_criu()).output();
+        output
+            .ok()
+            .filter(|output| output.status.success())
+            .map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let missing = match says("criu", &["--version"]) {
+        None => "there is no CRIU",
+        Some(version) if version.contains("Version: 3.") => "its CRIU is too old",
+        Some(_) if !says(&runtime(), &["checkpoint", "--help"]).is_some_and(|help| help.contains("--image-path")) => {
+            "its runtime was built without CRIU"
+        }
+        Some(_) => return true,
+    };
+    eprintln!("SKIPPED: nothing can be checkpointed on this machine: {missing}");
+    false
+}
+
 /// A client of whoever listens on a socket, which connects when it is used, and again when it has to.
 pub fn client_at(socket: &str) -> Client {
     let channel = Endpoint::from_static("http://localhost").connect_with_connector_lazy(connector(socket));
@@ -167,7 +201,7 @@ impl Host {
             }
             None => Command::new(program),
         };
-        command.env(failpoint::VARIABLE, self.join("failpoint"));
+        command.env(failpoint::VARIABLE, self.join("failpoint")).env("PATH", path_with_criu());
         command.arg("--state-dir").arg(self.state_dir()).arg("--listen").arg(self.address());
         command.args(["--runtime", &runtime, &format!("--runtime-args=--root={}", self.join("root"))]);
         if !self.options.without_debug {
@@ -318,7 +352,7 @@ impl Host {
     /// `ctr` with this daemon's address.
     pub fn ctr(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(bin("ctr"));
-        command.arg("--address").arg(self.address()).args(arguments);
+        command.arg("--address").arg(self.address()).args(arguments).env("PATH", path_with_criu());
         command
     }
 
@@ -355,6 +389,12 @@ impl Drop for Host {
         }
         let _ = daemon.kill();
         let _ = daemon.wait();
+        // First of all: to remove what is mounted would be to remove what belongs to other tests.
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let points = mounts.lines().rev().filter_map(|line| line.split(' ').nth(4));
+        for point in points.filter(|point| Path::new(point).starts_with(self.path())) {
+            let _ = rustix::mount::unmount(point, rustix::mount::UnmountFlags::DETACH);
+        }
         for container in std::fs::read_dir(self.path().join("root")).into_iter().flatten().flatten() {
             let root = format!("--root={}", self.join("root"));
             let _ = Command::new(runtime()).args([&root, "delete", "--force"]).arg(container.file_name()).status();

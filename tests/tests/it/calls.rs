@@ -30,33 +30,6 @@ async fn health_is_told() {
 }
 
 #[tokio::test]
-async fn what_is_not_supported_yet_says_so() {
-    let host = Host::new().await;
-    let mut client = host.client().await;
-    let text = ["not supported"];
-    refused(client.delete_checkpoint(api::DeleteCheckpointRequest::default()).await, Code::Unimplemented, &text);
-    refused(client.list_checkpoint(api::ListCheckpointRequest::default()).await, Code::Unimplemented, &text);
-    // Debian 12's crun is built without CRIU, and is asked first.
-    let able = std::process::Command::new(tests::runtime()).args(["checkpoint", "--help"]).output().unwrap();
-    let expected = if able.status.success() {
-        (Code::Unimplemented, "not supported")
-    } else {
-        (Code::FailedPrecondition, "cannot checkpoint a container")
-    };
-    sleeper(&host, &mut client, "s").await;
-    for _ in 0..2 {
-        let request = api::CreateCheckpointRequest { id: "s".into(), ..Default::default() };
-        refused(client.create_checkpoint(request).await, expected.0, &[expected.1]);
-    }
-    kill(&mut client, "s").await;
-    let mut request = container("c", "/");
-    request.checkpoint = "x".into();
-    let text = if able.status.success() { "not supported" } else { "cannot restore a container from a checkpoint" };
-    refused(client.create_container(request).await, expected.0, &[text]);
-    host.finish();
-}
-
-#[tokio::test]
 async fn state_shows_what_was_asked_for() {
     let host = Host::new().await;
     let mut client = host.client().await;

@@ -183,6 +183,7 @@ exec $RUNTIME "$@""#;
     rustix::mount::mount_bind(tests::bin("containerd-shim"), &of_others).unwrap();
     // The next daemon does not know what was cut off.
     host.restart(Signal::KILL).await;
+    client = host.client().await;
     kill(&mut client, "c").await;
     nothing_of(&host, "c");
     assert!(is_mounted(&of_others));

@@ -3,6 +3,7 @@
 
 mod budgets;
 mod calls;
+mod checkpoints;
 mod concurrency;
 mod ctr;
 mod errors;

@@ -1,0 +1,287 @@
+//! Checkpoints: list, make and remove them, and what this host can do.
+
+use anyhow::Context;
+use prost::Message;
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+use crate::archive;
+use crate::args::{CheckpointCommand, Checkpoints, CreateCheckpoint, DeleteCheckpoint, ListCheckpoints};
+use crate::client::{Client, Target};
+use crate::containers::print_json;
+use crate::failure::Failure;
+use crate::table;
+
+/// How often progress is shown.
+const TICK: Duration = Duration::from_millis(500);
+
+pub(crate) async fn execute(target: &Target, checkpoints: Checkpoints) -> Result<ExitCode, Failure> {
+    match checkpoints.command {
+        None => list(target, checkpoints.list).await,
+        Some(CheckpointCommand::List(list)) => self::list(target, list).await,
+        Some(CheckpointCommand::Create(create)) => self::create(target, create).await,
+        Some(CheckpointCommand::Delete(delete)) => self::delete(target, delete).await,
+        Some(CheckpointCommand::Check { runtime }) => check(&runtime),
+        Some(CheckpointCommand::Export(export)) => archive::export(target, export).await,
+        Some(CheckpointCommand::Import(import)) => archive::import(&import),
+    }
+}
+
+/// A directory as the daemon finds it, whose working directory is another one.
+pub(crate) fn absolute(directory: Option<&Path>) -> Result<String, Failure> {
+    let Some(directory) = directory else { return Ok(String::new()) };
+    let path = std::path::absolute(directory).with_context(|| format!("directory {:?}", directory.display()))?;
+    Ok(path.to_str().context("the directory's path is not UTF-8")?.to_string())
+}
+
+async fn list(target: &Target, list: ListCheckpoints) -> Result<ExitCode, Failure> {
+    let Some(id) = list.id else {
+        return Err(anyhow::anyhow!("name the container whose checkpoints are to be listed").into());
+    };
+    let request = api::ListCheckpointRequest { id, checkpoint_dir: absolute(list.checkpoint_dir.as_deref())? };
+    let checkpoints = target.connect().await?.list_checkpoint(request).await?.into_inner().checkpoints;
+    if list.options.json {
+        return print_json(&checkpoints);
+    }
+    let row = |checkpoint: &api::Checkpoint| {
+        let api::Checkpoint { name, tcp, unix_sockets, shell, .. } = checkpoint;
+        vec![name.clone(), tcp.to_string(), unix_sockets.to_string(), shell.to_string()]
+    };
+    let rows: Vec<Vec<String>> = checkpoints.iter().map(row).collect();
+    table::write(&mut std::io::stdout().lock(), &["NAME", "TCP", "UNIX SOCKETS", "SHELL"], &rows)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn delete(target: &Target, delete: DeleteCheckpoint) -> Result<ExitCode, Failure> {
+    let checkpoint_dir = absolute(delete.checkpoint_dir.as_deref())?;
+    let request = api::DeleteCheckpointRequest { id: delete.id, name: delete.name, checkpoint_dir };
+    target.connect().await?.delete_checkpoint(request).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn create(target: &Target, create: CreateCheckpoint) -> Result<ExitCode, Failure> {
+    let mut client = target.connect().await?;
+    let container = find(&mut client, &create.id).await?;
+    let others: Vec<&str> = container.processes.iter().map(|p| p.pid.as_str()).filter(|pid| *pid != "init").collect();
+    if !others.is_empty() {
+        let what = if create.exit { "and end with the container" } else { "and go on beside it" };
+        eprintln!("[ctr] added processes are not part of the checkpoint, {what}: {}", others.join(", "));
+    }
+    let checkpoint_dir = absolute(create.checkpoint_dir.as_deref())?;
+    let directory = match &create.checkpoint_dir {
+        Some(_) => PathBuf::from(&checkpoint_dir),
+        None => Path::new(&container.bundle_path).join("checkpoints"),
+    };
+    let checkpoint = api::Checkpoint {
+        name: create.name.clone(),
+        exit: create.exit,
+        tcp: create.tcp,
+        unix_sockets: create.unix_sockets,
+        shell: create.shell,
+        empty_ns: create.empty_ns,
+    };
+    let request = api::CreateCheckpointRequest { id: create.id, checkpoint: Some(checkpoint), checkpoint_dir };
+    let begun = Instant::now();
+    let mut progress = Progress::new(&directory, &create.name);
+    let call = client.create_checkpoint(request);
+    tokio::pin!(call);
+    let answer = loop {
+        tokio::select! {
+            answer = &mut call => break answer,
+            () = tokio::time::sleep(TICK) => progress.show(begun.elapsed()),
+        }
+    };
+    progress.clear();
+    answer?;
+    let result = Made::look(&directory.join(&create.name), begun.elapsed());
+    if create.json {
+        return print_json(&result);
+    }
+    writeln!(std::io::stdout(), "{}", result.sentence(&create.name))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The container, or the daemon's own words that there is none.
+pub(crate) async fn find(client: &mut Client, id: &str) -> Result<api::Container, Failure> {
+    let containers = client.state(api::StateRequest { id: id.to_string() }).await?.into_inner().containers;
+    let found = containers.into_iter().next();
+    Ok(found.with_context(|| format!("container {id} is gone"))?)
+}
+
+/// How far a checkpoint has got that takes long, where somebody may be looking.
+struct Progress {
+    partial: PathBuf,
+    is_seen: bool,
+    is_shown: bool,
+}
+
+impl Progress {
+    fn new(directory: &Path, name: &str) -> Progress {
+        // As the daemon calls it until it is whole.
+        let partial = directory.join(format!(".{name}.partial"));
+        Progress { partial, is_seen: std::io::stderr().is_terminal(), is_shown: false }
+    }
+
+    fn show(&mut self, elapsed: Duration) {
+        if self.is_seen {
+            let size = in_words(size_of(&self.partial));
+            eprint!("\r\x1b[K{size} written, {:.1} s", elapsed.as_secs_f64());
+            self.is_shown = true;
+        }
+    }
+
+    fn clear(&self) {
+        if self.is_shown {
+            eprint!("\r\x1b[K");
+        }
+    }
+}
+
+/// What a checkpoint came to, where its files can be seen from here.
+#[derive(Debug, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Made {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bytes: Option<u64>,
+    /// For how long the container stood still.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    frozen_ms: Option<f64>,
+    total_ms: f64,
+}
+
+impl Made {
+    fn look(directory: &Path, total: Duration) -> Made {
+        let bytes = directory.is_dir().then(|| size_of(directory));
+        let frozen_ms = frozen(&directory.join("criu.work/stats-dump")).map(|time| time.as_secs_f64() * 1e3);
+        Made { bytes, frozen_ms, total_ms: total.as_secs_f64() * 1e3 }
+    }
+
+    fn sentence(&self, name: &str) -> String {
+        let mut parts = Vec::new();
+        parts.extend(self.bytes.map(in_words));
+        parts.extend(self.frozen_ms.map(|ms| format!("frozen for {ms:.0} ms")));
+        parts.push(format!("{:.0} ms in all", self.total_ms));
+        format!("{name}: {}", parts.join(", "))
+    }
+}
+
+fn size_of(directory: &Path) -> u64 {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.metadata().ok()).filter(std::fs::Metadata::is_file).map(|file| file.len()).sum()
+}
+
+pub(crate) fn in_words(bytes: u64) -> String {
+    let mebibytes = bytes as f64 / f64::from(1 << 20);
+    if mebibytes < 1.0 { format!("{} KiB", bytes.div_ceil(1024)) } else { format!("{mebibytes:.1} MiB") }
+}
+
+/// CRIU's statistics (criu/images/stats.proto), as far as they matter here.
+#[derive(Clone, PartialEq, Message)]
+struct Statistics {
+    #[prost(message, optional, tag = "1")]
+    dump: Option<DumpStatistics>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct DumpStatistics {
+    /// Microseconds.
+    #[prost(uint32, tag = "2")]
+    frozen_time: u32,
+}
+
+/// How long the processes stood still, by CRIU's own account.
+fn frozen(stats: &Path) -> Option<Duration> {
+    frozen_in(&std::fs::read(stats).ok()?)
+}
+
+fn frozen_in(stats: &[u8]) -> Option<Duration> {
+    // Two magic numbers and the length of the message, four bytes each (criu/include/magic.h, criu/protobuf.c).
+    let (length, message) = stats.get(8..)?.split_first_chunk()?;
+    let length = usize::try_from(u32::from_le_bytes(*length)).ok()?;
+    let statistics = Statistics::decode(message.get(..length)?).ok()?;
+    Some(Duration::from_micros(statistics.dump?.frozen_time.into()))
+}
+
+/// What must work for a feature: its name, the arguments of `criu check`, and what it is for.
+const FEATURES: [(&str, &[&str], &str); 5] = [
+    ("dump", &[], "checkpoints create"),
+    ("restore", &[], "containers start --checkpoint"),
+    ("tcp", &["--feature", "tcp_half_closed"], "--tcp"),
+    ("lazy pages", &["--feature", "uffd-noncoop"], "restoring memory when it is used"),
+    ("pre-dump", &["--feature", "mem_dirty_track"], "dumping memory before the freeze"),
+];
+
+/// Says what this host's CRIU, kernel and runtime can do.
+fn check(runtime: &str) -> Result<ExitCode, Failure> {
+    let version = Command::new("criu").arg("--version").output();
+    let version = match version {
+        Ok(output) => String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().to_string(),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            return Err(anyhow::anyhow!("criu not installed on system: nothing can be checkpointed here").into());
+        }
+        Err(e) => return Err(anyhow::Error::new(e).context("run criu").into()),
+    };
+    let mut rows = vec![vec!["criu".into(), version.trim_start_matches("Version: ").to_string(), String::new()]];
+    let mut works = true;
+    for (name, arguments, purpose) in FEATURES {
+        let output = Command::new("criu").arg("check").args(arguments).output().context("run criu check")?;
+        let needed = arguments.is_empty();
+        works &= output.status.success() || !needed;
+        let what = if output.status.success() { "yes".to_string() } else { format!("no: {}", last_words(&output)) };
+        rows.push(vec![name.into(), what, purpose.into()]);
+    }
+    for command in ["checkpoint", "restore"] {
+        let output = Command::new(runtime).args([command, "--help"]).output();
+        let knows = |output: &std::process::Output| {
+            output.status.success() && String::from_utf8_lossy(&output.stdout).contains("--image-path")
+        };
+        let what = match &output {
+            Ok(output) if knows(output) => "yes".to_string(),
+            Ok(_) => "no: it was built without CRIU".into(),
+            Err(e) => format!("no: {e}"),
+        };
+        works &= what == "yes";
+        rows.push(vec![format!("{runtime} {command}"), what, String::new()]);
+    }
+    table::write(&mut std::io::stdout().lock(), &["WHAT", "WORKS HERE", "FOR"], &rows)?;
+    Ok(if works { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What a program says last.
+fn last_words(output: &std::process::Output) -> String {
+    let text = [&output.stdout[..], &output.stderr[..]].concat();
+    let text = String::from_utf8_lossy(&text);
+    let line = text.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or("it does not say why");
+    // Behind the place in its source.
+    line.split_once("): ").map_or(line, |(_, words)| words).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_frozen_is_found_in_crius_statistics() {
+        let dump = Some(DumpStatistics { frozen_time: 81_234 });
+        let message = Statistics { dump }.encode_to_vec();
+        let mut file = vec![0x40, 0x59, 0x10, 0x55, 0x06, 0x33, 0x09, 0x57];
+        file.extend_from_slice(&(message.len() as u32).to_le_bytes());
+        file.extend_from_slice(&message);
+        assert_eq!(frozen_in(&file), Some(Duration::from_micros(81_234)));
+        for end in 0..file.len() {
+            assert_eq!(frozen_in(&file[..end]), None);
+        }
+    }
+
+    #[test]
+    fn sizes_are_told_in_words() {
+        assert_eq!(in_words(1), "1 KiB");
+        assert_eq!(in_words(3 << 19), "1.5 MiB");
+        let made = Made { bytes: Some(1 << 20), frozen_ms: Some(12.4), total_ms: 100.0 };
+        assert_eq!(made.sentence("a"), "a: 1.0 MiB, frozen for 12 ms, 100 ms in all");
+        let made = Made { bytes: None, frozen_ms: None, total_ms: 100.0 };
+        assert_eq!(made.sentence("a"), "a: 100 ms in all");
+    }
+}

@@ -1,0 +1,280 @@
+//! Checkpoints: a container's processes frozen to disk by CRIU, and containers that are restored from there.
+//!
+//! A checkpoint is made under a name that is no checkpoint's, and renamed when it is whole. What is being made is noted
+//! in the container's directory: if this supervisor dies, the runtime goes on, and the next supervisor waits for it and
+//! does the rest. That matters where the container is stopped by its checkpoint, which is then all that there is of it.
+
+use failpoint::{Point, reach};
+use runtime::{Ability, BeginError, Checkpoint, Checkpoints, Dump, Oci, OciError, Partial, criu_errors};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crate::container::Container;
+use crate::disk::on_clients_disk;
+use crate::error::Error;
+use crate::event::Timestamp;
+use crate::lifecycle::Request;
+use crate::process::Process;
+use crate::start::carried_through;
+use crate::supervisor::{Shared, Supervisor, check_name};
+
+/// The names that a checkpoint's directory cannot have.
+const RESERVED: &[&str] = &[];
+
+/// The namespaces that CRIU can leave empty.
+const EMPTY: &[&str] = &["network"];
+
+impl Supervisor {
+    /// Freezes a running container to disk; with `exit` it is gone afterwards, otherwise it goes on. `directory` holds
+    /// the checkpoints, in place of the one in the bundle.
+    pub async fn checkpoint(&self, id: &str, wanted: Checkpoint, directory: Option<PathBuf>) -> Result<(), Error> {
+        let (shared, container) = (self.0.clone(), self.0.container(id)?);
+        check_name("checkpoint name", &wanted.name, RESERVED)?;
+        for namespace in &wanted.empty_ns {
+            if !EMPTY.contains(&namespace.as_str()) {
+                let reason = "is no namespace that can be left out of a checkpoint: \"network\" is the only one";
+                return Err(Error::Argument { field: "emptyNS", value: namespace.clone(), reason });
+            }
+        }
+        shared.check_ability(&container.oci, Ability::Checkpoint).await?;
+        for flag in wanted.needs() {
+            shared.check_ability(&container.oci, Ability::CheckpointFlag(flag)).await?;
+        }
+        require_criu()?;
+        let wanted = Checkpoint { created: Timestamp::now().to_string(), ..wanted };
+        carried_through(async move { shared.checkpoint(container, wanted, directory).await }).await
+    }
+
+    /// The checkpoints of a container, or all those in `directory`, by their names.
+    pub async fn checkpoints(&self, id: &str, directory: Option<PathBuf>) -> Result<Vec<Checkpoint>, Error> {
+        let found = self.0.find_checkpoints(id, directory)?;
+        on_clients_disk(move || found.list()).await?.map_err(Error::from)
+    }
+
+    /// Removes a checkpoint.
+    pub async fn delete_checkpoint(&self, id: &str, name: &str, directory: Option<PathBuf>) -> Result<(), Error> {
+        check_name("checkpoint name", name, RESERVED)?;
+        let (found, name) = (self.0.find_checkpoints(id, directory)?, name.to_string());
+        on_clients_disk(move || match found.remove(&name)? {
+            true => Ok(()),
+            false => Err(Error::CheckpointNotFound { path: found.path(&name) }),
+        })
+        .await?
+    }
+}
+
+/// A checkpoint that is to be restored.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) path: PathBuf,
+    /// What it was made with.
+    pub(crate) checkpoint: Checkpoint,
+    pub(crate) bytes: u64,
+}
+
+/// CRIU is what does it, whatever the runtime.
+fn require_criu() -> Result<(), Error> {
+    if runtime::find_program("criu").is_some() { Ok(()) } else { Err(Error::CriuMissing) }
+}
+
+impl Shared {
+    /// Where the checkpoints of a container are. If they are elsewhere than in its bundle, it need not be there.
+    fn find_checkpoints(&self, id: &str, directory: Option<PathBuf>) -> Result<Checkpoints, Error> {
+        let bundle = match &directory {
+            Some(_) => String::new(),
+            None => self.container(id)?.record.bundle.clone(),
+        };
+        Checkpoints::new(directory.as_deref(), Path::new(&bundle)).map_err(Error::system("find the checkpoints"))
+    }
+
+    async fn checkpoint(
+        self: Arc<Self>,
+        container: Arc<Container>,
+        wanted: Checkpoint,
+        directory: Option<PathBuf>,
+    ) -> Result<(), Error> {
+        let order = container.order.clone().write_owned().await;
+        self.follow_freezer(&container);
+        container.check(Request::Checkpoint)?;
+        let bundle = Path::new(&container.record.bundle);
+        let places = Checkpoints::new(directory.as_deref(), bundle).map_err(Error::system("find the checkpoints"))?;
+        let to_begin = wanted.clone();
+        let partial = on_clients_disk(move || places.begin(&to_begin)).await??;
+        let dump = Dump { path: partial.finally().to_path_buf(), exit: wanted.exit };
+        if let Err(e) = container.dir.set_dump(Some(&dump)) {
+            self.discard_partial(&container, partial).await;
+            return Err(e.into());
+        }
+        reach(Point::CheckpointBegun);
+        let others: Vec<String> = container.added().iter().map(|process| process.name.clone()).collect();
+        if !others.is_empty() {
+            tracing::warn!(container = %container.id, processes = ?others, "added processes are in no checkpoint");
+        }
+        let task = self.tasks.begin_runtime("runtime checkpoint", &container.id, "");
+        let log = container.dir.process(runtime::INIT).runtime_log();
+        let dumped = container.oci.checkpoint(&container.id, &log, &wanted, &partial).await;
+        drop(task);
+        reach(Point::CheckpointDumped);
+        let failed = dumped.err().map(|e| why_it_failed(&container, &partial, e));
+        let settled = self.settle(&container, partial, wanted.exit, failed.is_none()).await;
+        if let Some(failed) = failed {
+            // Unless the container has been stopped by it, and it is whole all the same.
+            return if settled.is_ok_and(|kept| kept) { Ok(()) } else { Err(failed) };
+        }
+        settled?;
+        tracing::info!(container = %container.id, checkpoint = %wanted.name, exit = wanted.exit, "checkpoint made");
+        drop(order);
+        if wanted.exit {
+            if let Some(init) = container.init() {
+                // It is gone when its caller hears of it, unless somebody is slow to read what it wrote.
+                let mut over = init.over.subscribe();
+                let _ = tokio::time::timeout(self.config.call_timeout, over.wait_for(|over| *over)).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps a checkpoint that is whole or removes it, when nobody is at work on it any more. True if it was kept.
+    async fn settle(
+        &self,
+        container: &Container,
+        partial: Partial,
+        exit: bool,
+        succeeded: bool,
+    ) -> Result<bool, Error> {
+        let stopped = exit && matches!(container.init().map(|init| init.open()), Some(Ok(None)));
+        let keep = succeeded || (stopped && partial.is_dumped());
+        if keep {
+            on_clients_disk(move || partial.finish()).await??;
+            container.dumped.store(exit, Ordering::SeqCst);
+            reach(Point::CheckpointNamed);
+        } else {
+            // A CRIU that died in the middle leaves it frozen.
+            if let Some(cgroup) = container.cgroup() {
+                if cgroup.is_frozen().is_ok_and(|frozen| frozen) {
+                    if let Err(e) = cgroup.thaw() {
+                        tracing::error!(container = %container.id, "cannot thaw it after a failed checkpoint: {e}");
+                    }
+                }
+            }
+            self.discard_partial(container, partial).await;
+        }
+        if let Err(e) = container.dir.set_dump(None) {
+            tracing::warn!(container = %container.id, "{e}");
+        }
+        Ok(keep)
+    }
+
+    async fn discard_partial(&self, container: &Container, partial: Partial) {
+        let discarded = on_clients_disk(move || partial.discard());
+        if let Err(e) = discarded.await.and_then(|discarded| discarded.map_err(Error::from)) {
+            tracing::warn!(container = %container.id, "what there is of a failed checkpoint stays: {e}");
+        }
+    }
+
+    /// Sees to the checkpoint that an earlier supervisor was making of a container, once its runtime is done with it.
+    /// Only while nothing else is done about the container.
+    pub(crate) async fn settle_left(&self, container: &Container) {
+        let Some(dump) = container.take_dump() else { return };
+        let path = dump.path.clone();
+        tracing::info!(container = %container.id, checkpoint = %path.display(), "its checkpoint is waited for");
+        let settled = match on_clients_disk(move || Partial::wait_for(&path)).await {
+            Ok(Ok(Some(partial))) => self.settle(container, partial, dump.exit, false).await,
+            // It had been named or removed.
+            Ok(Ok(None)) => container.dir.set_dump(None).map(|()| true).map_err(Error::from),
+            Ok(Err(e)) => Err(e.into()),
+            Err(e) => Err(e),
+        };
+        match settled {
+            Ok(kept) => tracing::info!(container = %container.id, kept, "its checkpoint has been seen to"),
+            Err(e) => tracing::error!(container = %container.id, "its checkpoint is left as it is: {e}"),
+        }
+    }
+
+    /// Removes what was being made of a container that cannot be taken up, or is of an earlier boot.
+    pub(crate) async fn discard_left(&self, id: &str) {
+        let Ok(Some(dump)) = self.container_dir(id).dump() else { return };
+        let discarded = on_clients_disk(move || match Partial::wait_for(&dump.path)? {
+            Some(partial) => partial.discard(),
+            None => Ok(()),
+        });
+        if let Err(e) = discarded.await.and_then(|discarded| discarded.map_err(Error::from)) {
+            tracing::warn!(container = %id, "what there is of its checkpoint stays: {e}");
+        }
+    }
+
+    /// The checkpoint that a container is to be restored from.
+    pub(crate) fn find_checkpoint(name: &str, directory: Option<&Path>, bundle: &Path) -> Result<Found, Error> {
+        check_name("checkpoint", name, RESERVED)?;
+        let places = Checkpoints::new(directory, bundle).map_err(Error::system("find the checkpoints"))?;
+        let path = places.path(name);
+        let Some(checkpoint) = places.find(name).map_err(Error::CheckpointDamaged)? else {
+            return Err(Error::CheckpointNotFound { path });
+        };
+        let bytes = places.check(&checkpoint).map_err(Error::CheckpointDamaged)?;
+        Ok(Found { path, checkpoint, bytes })
+    }
+
+    /// Whether the runtime can restore a checkpoint with its flags.
+    pub(crate) async fn check_restore(&self, oci: &Oci, checkpoint: &Checkpoint) -> Result<(), Error> {
+        self.check_ability(oci, Ability::Restore).await?;
+        for flag in checkpoint.needs() {
+            self.check_ability(oci, Ability::RestoreFlag(flag)).await?;
+        }
+        require_criu()
+    }
+}
+
+/// How long a restore may take for its size: what a slow disk gives.
+pub(crate) fn time_for(bytes: u64) -> Duration {
+    const BYTES_A_SECOND: u64 = 20 << 20;
+    Duration::from_secs(bytes / BYTES_A_SECOND)
+}
+
+/// What a failed dump is told as: the runtime's words with CRIU's reasons. CRIU's log is kept in the container's
+/// directory.
+fn why_it_failed(container: &Container, partial: &Partial, failed: OciError) -> Error {
+    explain(failed.into(), &partial.work().join("dump.log"), &container.dir.dump_log())
+}
+
+/// What a failed restore is told as. CRIU's log is kept beside the checkpoint's own.
+pub(crate) fn why_restore_failed(container: &Container, init: &Process, failed: Error) -> Error {
+    let log = runtime::restore_work(init.dir.path()).join("restore.log");
+    explain(failed, &log, &Path::new(&container.record.checkpoint).join("criu.work").join("restore.log"))
+}
+
+/// Adds CRIU's reasons to the runtime's words, and keeps its log.
+fn explain(failed: Error, log: &Path, kept: &Path) -> Error {
+    let Error::Runtime(words) = failed else { return failed };
+    let Some(reasons) = criu_errors(log) else { return Error::Runtime(words) };
+    // The runtime names a log that will not be there.
+    let words = words.lines().filter(|line| !line.contains(&log.display().to_string())).collect::<Vec<_>>().join("; ");
+    let new = kept.with_extension("log.new");
+    // An imported checkpoint has no such directory.
+    let copied = kept
+        .parent()
+        .map_or(Ok(()), |directory| match std::fs::create_dir(directory) {
+            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => Err(e),
+            _ => Ok(()),
+        })
+        .and_then(|()| std::fs::copy(log, &new))
+        .and_then(|_| std::fs::rename(&new, kept));
+    Error::Runtime(match copied {
+        Ok(()) => format!("{words}: {reasons} (CRIU's log: {})", kept.display()),
+        Err(e) => {
+            let _ = std::fs::remove_file(&new);
+            format!("{words}: {reasons} (CRIU's log cannot be kept in {}: {e})", kept.display())
+        }
+    })
+}
+
+impl From<BeginError> for Error {
+    fn from(e: BeginError) -> Error {
+        match e {
+            BeginError::File(e) => Error::File(e),
+            e => Error::CheckpointExists(e.to_string()),
+        }
+    }
+}
