@@ -11,6 +11,9 @@ use crate::request::{Checkpoint, Request};
 /// Where CRIU works when it restores, in the process directory.
 const RESTORE_WORK: &str = "criu.work";
 
+/// The environment variable that names the process directory to the runtime and its CRIU.
+const PROCESS_DIRECTORY: &str = "CONTAINERD_PROCESS_DIR";
+
 /// Removes what CRIU leaves of a restore that went well, which takes memory where the state directory is a tmpfs. File by
 /// file: what else there may be is not to be gone into, as it may be a mount.
 pub(crate) fn forget_restore() {
@@ -59,6 +62,8 @@ pub(crate) fn start(
         } else {
             let work = working_directory()?.join(RESTORE_WORK);
             std::fs::create_dir(&work).context(|| format!("create {}", work.display()))?;
+            // By which whoever ends this knows what it started: CRIU's children have no session or name of ours.
+            command.env(PROCESS_DIRECTORY, working_directory()?);
             command.args(["restore", "--detach", "--image-path", &request.checkpoint, "--work-path"]).arg(&work);
             command.args(Checkpoint::read(&request.checkpoint)?.flags());
         }

@@ -1,7 +1,6 @@
 //! Checkpoints: list, make and remove them, and what this host can do.
 
 use anyhow::Context;
-use prost::Message;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -154,7 +153,7 @@ struct Made {
 impl Made {
     fn look(directory: &Path, total: Duration) -> Made {
         let bytes = directory.is_dir().then(|| size_of(directory));
-        let frozen_ms = frozen(&directory.join("criu.work/stats-dump")).map(|time| time.as_secs_f64() * 1e3);
+        let frozen_ms = runtime::time_frozen(directory).map(|time| time.as_secs_f64() * 1e3);
         Made { bytes, frozen_ms, total_ms: total.as_secs_f64() * 1e3 }
     }
 
@@ -175,33 +174,6 @@ fn size_of(directory: &Path) -> u64 {
 pub(crate) fn in_words(bytes: u64) -> String {
     let mebibytes = bytes as f64 / f64::from(1 << 20);
     if mebibytes < 1.0 { format!("{} KiB", bytes.div_ceil(1024)) } else { format!("{mebibytes:.1} MiB") }
-}
-
-/// CRIU's statistics (criu/images/stats.proto), as far as they matter here.
-#[derive(Clone, PartialEq, Message)]
-struct Statistics {
-    #[prost(message, optional, tag = "1")]
-    dump: Option<DumpStatistics>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct DumpStatistics {
-    /// Microseconds.
-    #[prost(uint32, tag = "2")]
-    frozen_time: u32,
-}
-
-/// How long the processes stood still, by CRIU's own account.
-fn frozen(stats: &Path) -> Option<Duration> {
-    frozen_in(&std::fs::read(stats).ok()?)
-}
-
-fn frozen_in(stats: &[u8]) -> Option<Duration> {
-    // Two magic numbers and the length of the message, four bytes each (criu/include/magic.h, criu/protobuf.c).
-    let (length, message) = stats.get(8..)?.split_first_chunk()?;
-    let length = usize::try_from(u32::from_le_bytes(*length)).ok()?;
-    let statistics = Statistics::decode(message.get(..length)?).ok()?;
-    Some(Duration::from_micros(statistics.dump?.frozen_time.into()))
 }
 
 /// What must work for a feature: its name, the arguments of `criu check`, and what it is for.
@@ -261,19 +233,6 @@ fn last_words(output: &std::process::Output) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_time_frozen_is_found_in_crius_statistics() {
-        let dump = Some(DumpStatistics { frozen_time: 81_234 });
-        let message = Statistics { dump }.encode_to_vec();
-        let mut file = vec![0x40, 0x59, 0x10, 0x55, 0x06, 0x33, 0x09, 0x57];
-        file.extend_from_slice(&(message.len() as u32).to_le_bytes());
-        file.extend_from_slice(&message);
-        assert_eq!(frozen_in(&file), Some(Duration::from_micros(81_234)));
-        for end in 0..file.len() {
-            assert_eq!(frozen_in(&file[..end]), None);
-        }
-    }
 
     #[test]
     fn sizes_are_told_in_words() {

@@ -3,6 +3,7 @@
 //! One that is being made has a name that no checkpoint has, and is locked (flock(2)) by whoever makes it: by the
 //! supervisor and by the runtime that it started, so that it is known to be at work even if the supervisor has died.
 
+use prost::Message;
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags, RenameFlags, flock, open, renameat_with};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -11,6 +12,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::PathError;
 use crate::container_dir::remove_all;
@@ -133,6 +135,9 @@ impl Checkpoints {
         if check_name(name, &[]).is_err() || !directory.symlink_metadata().is_ok_and(|found| found.is_dir()) {
             return Ok(None);
         }
+        if is_bundle(&directory) {
+            return Ok(None);
+        }
         read_config(&directory).map(|found| found.map(|found| Checkpoint { name: name.to_string(), ..found }))
     }
 
@@ -199,9 +204,10 @@ impl Checkpoints {
     /// Removes the checkpoint of that name; false if there is none.
     pub fn remove(&self, name: &str) -> Result<bool, PathError> {
         let directory = self.path(name);
-        // One whose config is damaged is one all the same.
         let is_there = || directory.symlink_metadata().is_ok_and(|found| found.is_dir());
-        if check_name(name, &[]).is_err() || !is_there() || !directory.join(CONFIG).exists() {
+        // One whose config is damaged is one all the same; a bundle never is.
+        let is_one = || directory.join(WORK).exists() || directory.join(LAST_IMAGE).exists();
+        if check_name(name, &[]).is_err() || !is_there() || !is_one() || is_bundle(&directory) {
             return Ok(false);
         }
         // At once no checkpoint any more, however long the rest takes.
@@ -321,6 +327,16 @@ fn read_config(directory: &Path) -> Result<Option<Checkpoint>, PathError> {
     serde_json::from_slice(&text).map(Some).map_err(|e| PathError::new("read", &path)(e.into()))
 }
 
+/// Whether a directory is an OCI bundle, which has a `config.json` too (OCI runtime specification, config.md).
+fn is_bundle(directory: &Path) -> bool {
+    #[derive(Deserialize)]
+    struct Config {
+        #[serde(rename = "ociVersion")]
+        _oci_version: serde::de::IgnoredAny,
+    }
+    std::fs::read(directory.join(CONFIG)).is_ok_and(|text| serde_json::from_slice::<Config>(&text).is_ok())
+}
+
 /// Locks a directory; `None` if somebody else has it.
 fn lock(path: &Path, how: FlockOperation) -> Result<Option<OwnedFd>, PathError> {
     let failed = |e: Errno| PathError::new("lock", path)(e.into());
@@ -399,6 +415,33 @@ fn errors_in(log: &str) -> Option<String> {
     (!told.is_empty()).then_some(told)
 }
 
+/// CRIU's statistics (criu/images/stats.proto), as far as they matter here.
+#[derive(Clone, PartialEq, Message)]
+struct Statistics {
+    #[prost(message, optional, tag = "1")]
+    dump: Option<DumpStatistics>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct DumpStatistics {
+    /// Microseconds.
+    #[prost(uint32, tag = "2")]
+    frozen_time: u32,
+}
+
+/// How long a container stood still for its checkpoint in `directory`, by CRIU's own account.
+pub fn time_frozen(directory: &Path) -> Option<Duration> {
+    frozen_in(&std::fs::read(directory.join(WORK).join("stats-dump")).ok()?)
+}
+
+fn frozen_in(stats: &[u8]) -> Option<Duration> {
+    // Two magic numbers and the length of the message, four bytes each (criu/include/magic.h, criu/protobuf.c).
+    let (length, message) = stats.get(8..)?.split_first_chunk()?;
+    let length = usize::try_from(u32::from_le_bytes(*length)).ok()?;
+    let statistics = Statistics::decode(message.get(..length)?).ok()?;
+    Some(Duration::from_micros(statistics.dump?.frozen_time.into()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -417,7 +460,12 @@ mod tests {
         assert!(matches!(checkpoints.begin(&named("a")), Err(BeginError::UnderWay { .. })));
         std::fs::write(begun.images().join("pages-1.img"), "x").expect("writes");
         begun.finish().expect("finishes");
-        assert_eq!(checkpoints.list().expect("lists"), [named("a")]);
+        let listed = checkpoints.list().expect("lists");
+        let files = BTreeMap::from([("pages-1.img".to_string(), 1)]);
+        assert_eq!(listed, [Checkpoint { files, ..named("a") }]);
+        assert_eq!(checkpoints.check(&listed[0]).expect("is whole"), 1);
+        std::fs::write(checkpoints.path("a").join("pages-1.img"), "").expect("writes");
+        assert!(checkpoints.check(&listed[0]).expect_err("is damaged").to_string().contains("pages-1.img"));
         assert!(matches!(checkpoints.begin(&named("a")), Err(BeginError::Exists(_))));
         assert!(checkpoints.remove("a").expect("removes"));
         assert!(!checkpoints.remove("a").expect("is gone"));
@@ -452,13 +500,16 @@ mod tests {
         std::fs::create_dir(&inside).expect("makes");
         std::os::unix::fs::symlink(&outside, inside.join("link")).expect("links");
         std::fs::create_dir(inside.join("other")).expect("makes");
+        std::fs::create_dir_all(inside.join("bundle/criu.work")).expect("makes");
+        std::fs::write(inside.join("bundle").join(CONFIG), r#"{"ociVersion":"1.0.2"}"#).expect("writes");
         let checkpoints = Checkpoints::new(Some(&inside), Path::new("/")).expect("a path");
-        for name in ["../outside", "link", "other", "", "."] {
+        for name in ["../outside", "link", "other", "bundle", "", "."] {
             assert!(!checkpoints.remove(name).expect("refuses"), "{name}");
             assert_eq!(checkpoints.find(name).expect("refuses"), None, "{name}");
         }
         assert!(outside.join(CONFIG).exists());
-        assert!(inside.join("other").exists());
+        assert!(inside.join("other").exists() && inside.join("bundle").join(CONFIG).exists());
+        assert_eq!(checkpoints.list().expect("lists"), []);
     }
 
     #[test]
@@ -478,5 +529,18 @@ mod tests {
     #[test]
     fn the_flags_are_those_of_the_runtime() {
         assert_eq!(named("a").flags(), ["--tcp-established", "--empty-ns", "network"]);
+    }
+
+    #[test]
+    fn the_time_frozen_is_found_in_crius_statistics() {
+        let dump = Some(DumpStatistics { frozen_time: 81_234 });
+        let message = Statistics { dump }.encode_to_vec();
+        let mut file = vec![0x40, 0x59, 0x10, 0x55, 0x06, 0x33, 0x09, 0x57];
+        file.extend_from_slice(&(message.len() as u32).to_le_bytes());
+        file.extend_from_slice(&message);
+        assert_eq!(frozen_in(&file), Some(Duration::from_micros(81_234)));
+        for end in 0..file.len() {
+            assert_eq!(frozen_in(&file[..end]), None);
+        }
     }
 }

@@ -58,6 +58,9 @@ pub struct ContainerRecord {
     /// The control group that `config.json` asks for; empty if it leaves that to the runtime.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub cgroups_path: String,
+    /// The runtime had a container of this id before, which is somebody else's.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub theirs: bool,
     /// The checkpoint that it was restored from; empty if it was started.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub checkpoint: String,

@@ -19,9 +19,14 @@ const CRIU_ROOT: &str = "criu-root";
 /// runtime's `delete` must not be run.
 pub fn unmount_leftovers(oci: &Oci, id: &str) -> io::Result<()> {
     // Another supervisor's container may have the same id, under another root.
-    unmount_below(&oci.root().join(id))?;
+    let root = oci.root();
+    unmount_below(&root.join(id))?;
+    if root.is_dir() {
+        return Ok(());
+    }
+    // A wrapper, which has its own idea of the root.
     match mount_points()?.iter().find(|point| is_root_of(point, id)) {
-        // The root of a runtime that is a wrapper, or another supervisor's.
+        // Its own, or another supervisor's.
         Some(point) => Err(io::Error::other(format!(
             "{} is mounted: if no runtime is at work there, unmount it; what deletes the container would remove what is in it",
             point.display()

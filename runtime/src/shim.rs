@@ -85,11 +85,14 @@ impl Shim {
         // As the shim finds its working directory.
         let Ok(directory) = std::fs::canonicalize(directory.path()) else { return Vec::new() };
         let log = directory.join("log.json");
-        let names_log = |pid: u32| {
-            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            line.split(|byte| *byte == 0).any(|argument| argument == log.as_os_str().as_encoded_bytes())
+        // What CRIU is restoring has its environment for as long.
+        let variable = [b"CONTAINERD_PROCESS_DIR=", directory.as_os_str().as_encoded_bytes()].concat();
+        let has = |pid: u32, file: &str, word: &[u8]| {
+            let text = std::fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+            text.split(|byte| *byte == 0).any(|one| one == word)
         };
-        find_processes(names_log, |stat| !stat.is_dead())
+        let is_one = |pid| has(pid, "cmdline", log.as_os_str().as_encoded_bytes()) || has(pid, "environ", &variable);
+        find_processes(is_one, |stat| !stat.is_dead())
     }
 
     /// What a shim has started and has not let go: the OCI runtime, mostly. The group must be held, by a shim that lives

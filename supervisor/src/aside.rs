@@ -78,7 +78,6 @@ impl Shared {
         tracing::info!(container = %id, "removing what was set aside");
         let dir = self.container_dir(id);
         let open = self.journal.open_of(id);
-        self.discard_left(id).await;
         let mut ends = self.end_all(id, aside).await;
         // Otherwise what has its groups, or the id with the runtime, may be somebody else's.
         if ends.alive || self.is_of_this_boot(aside) {
@@ -111,6 +110,7 @@ impl Shared {
             };
             held.push(self.record_exit(exit).await);
         }
+        self.settle_dead(id).await;
         self.remove_directory(id, &dir).await;
         self.map().remove(id);
         for start in &open {
@@ -142,13 +142,12 @@ impl Shared {
             if let Ok(Some(status)) = process.exit_status() {
                 ends.statuses.insert(name.clone(), status);
             }
-            // The shim first, so that it writes nothing after it has been looked.
+            let identity = process.process().ok().flatten();
+            let running = identity.and_then(|(pid, starttime)| PidFd::open(pid, starttime).ok().flatten());
+            // With its shim it ends as well.
             let had_shim = end_shims_in(&process).await;
             ends.alive |= had_shim;
-            let Some((pid, starttime)) = process.process().ok().flatten().filter(|_| known || had_shim) else {
-                continue;
-            };
-            let Some(running) = PidFd::open(pid, starttime).ok().flatten() else { continue };
+            let Some(running) = running.filter(|_| known || had_shim) else { continue };
             ends.alive = true;
             ends.statuses.entry(name.clone()).or_insert(KILLED);
             if let Err(e) = kill_and_wait(running).await {

@@ -5,7 +5,7 @@
 //! does the rest. That matters where the container is stopped by its checkpoint, which is then all that there is of it.
 
 use failpoint::{Point, reach};
-use runtime::{Ability, BeginError, Checkpoint, Checkpoints, Dump, Oci, OciError, Partial, criu_errors};
+use runtime::{Ability, BeginError, Checkpoint, Checkpoints, Dump, Oci, Partial, criu_errors};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,7 +16,7 @@ use crate::disk::on_clients_disk;
 use crate::error::Error;
 use crate::event::Timestamp;
 use crate::lifecycle::Request;
-use crate::process::Process;
+use crate::process::{PAUSE, Process, has_ended};
 use crate::start::carried_through;
 use crate::supervisor::{Shared, Supervisor, check_name};
 
@@ -95,13 +95,18 @@ impl Shared {
         wanted: Checkpoint,
         directory: Option<PathBuf>,
     ) -> Result<(), Error> {
-        let order = container.order.clone().write_owned().await;
-        self.follow_freezer(&container);
         container.check(Request::Checkpoint)?;
         let bundle = Path::new(&container.record.bundle);
         let places = Checkpoints::new(directory.as_deref(), bundle).map_err(Error::system("find the checkpoints"))?;
         let to_begin = wanted.clone();
+        // Before anything waits for this: it may hang.
         let partial = on_clients_disk(move || places.begin(&to_begin)).await??;
+        let order = container.order.clone().write_owned().await;
+        self.follow_freezer(&container);
+        if let Err(e) = container.check(Request::Checkpoint) {
+            self.discard_partial(&container, partial).await;
+            return Err(e);
+        }
         let dump = Dump { path: partial.finally().to_path_buf(), exit: wanted.exit };
         if let Err(e) = container.dir.set_dump(Some(&dump)) {
             self.discard_partial(&container, partial).await;
@@ -117,7 +122,19 @@ impl Shared {
         let dumped = container.oci.checkpoint(&container.id, &log, &wanted, &partial).await;
         drop(task);
         reach(Point::CheckpointDumped);
-        let failed = dumped.err().map(|e| why_it_failed(&container, &partial, e));
+        let mut partial = partial;
+        let mut failed = None;
+        if let Err(e) = dumped {
+            let why = explain(e.into(), partial.work().join("dump.log"), container.dir.dump_log()).await;
+            // Its CRIU may outlive a runtime that was killed.
+            let finally = partial.finally().to_path_buf();
+            drop(partial);
+            let Some(free) = on_clients_disk(move || Partial::wait_for(&finally)).await?? else {
+                return Err(why);
+            };
+            partial = free;
+            failed = Some(why);
+        }
         let settled = self.settle(&container, partial, wanted.exit, failed.is_none()).await;
         if let Some(failed) = failed {
             // Unless the container has been stopped by it, and it is whole all the same.
@@ -144,8 +161,18 @@ impl Shared {
         exit: bool,
         succeeded: bool,
     ) -> Result<bool, Error> {
-        let stopped = exit && matches!(container.init().map(|init| init.open()), Some(Ok(None)));
-        let keep = succeeded || (stopped && partial.is_dumped());
+        let mut partial = partial;
+        let mut keep = succeeded;
+        if !keep && exit {
+            let is_dumped;
+            (partial, is_dumped) = on_clients_disk(move || {
+                let is_dumped = partial.is_dumped();
+                (partial, is_dumped)
+            })
+            .await?;
+            // CRIU kills it last of all, and does not wait until it is dead.
+            keep = is_dumped && ends_soon(container).await;
+        }
         if keep {
             on_clients_disk(move || partial.finish()).await??;
             container.dumped.store(exit, Ordering::SeqCst);
@@ -176,8 +203,7 @@ impl Shared {
 
     /// Sees to the checkpoint that an earlier supervisor was making of a container, once its runtime is done with it.
     /// Only while nothing else is done about the container.
-    pub(crate) async fn settle_left(&self, container: &Container) {
-        let Some(dump) = container.take_dump() else { return };
+    pub(crate) async fn settle_left(&self, container: &Container, dump: Dump) {
         let path = dump.path.clone();
         tracing::info!(container = %container.id, checkpoint = %path.display(), "its checkpoint is waited for");
         let settled = match on_clients_disk(move || Partial::wait_for(&path)).await {
@@ -193,15 +219,22 @@ impl Shared {
         }
     }
 
-    /// Removes what was being made of a container that cannot be taken up, or is of an earlier boot.
-    pub(crate) async fn discard_left(&self, id: &str) {
+    /// Sees to what was being made of a container that is dead, since it could not be taken up or is of an earlier boot.
+    pub(crate) async fn settle_dead(&self, id: &str) {
         let Ok(Some(dump)) = self.container_dir(id).dump() else { return };
-        let discarded = on_clients_disk(move || match Partial::wait_for(&dump.path)? {
+        let settled = on_clients_disk(move || match Partial::wait_for(&dump.path)? {
+            // All that there is of it.
+            Some(partial) if dump.exit && partial.is_dumped() => partial.finish(),
             Some(partial) => partial.discard(),
             None => Ok(()),
         });
-        if let Err(e) = discarded.await.and_then(|discarded| discarded.map_err(Error::from)) {
-            tracing::warn!(container = %id, "what there is of its checkpoint stays: {e}");
+        match tokio::time::timeout(self.config.call_timeout, settled).await {
+            Ok(settled) => {
+                if let Err(e) = settled.and_then(|settled| settled.map_err(Error::from)) {
+                    tracing::warn!(container = %id, "its checkpoint is left as it is: {e}");
+                }
+            }
+            Err(_) => tracing::warn!(container = %id, "its checkpoint is left to the CRIU that works on it"),
         }
     }
 
@@ -233,41 +266,54 @@ pub(crate) fn time_for(bytes: u64) -> Duration {
     Duration::from_secs(bytes / BYTES_A_SECOND)
 }
 
-/// What a failed dump is told as: the runtime's words with CRIU's reasons. CRIU's log is kept in the container's
-/// directory.
-fn why_it_failed(container: &Container, partial: &Partial, failed: OciError) -> Error {
-    explain(failed.into(), &partial.work().join("dump.log"), &container.dir.dump_log())
+/// Whether the container's init ends by itself, having been killed.
+async fn ends_soon(container: &Container) -> bool {
+    let Some(init) = container.init() else { return true };
+    loop {
+        match init.open() {
+            Ok(None) => return true,
+            Ok(Some(process)) => return has_ended(process).await.unwrap_or(false),
+            Err(e) if sys::exhausted::is_exhausted(&e) => tokio::time::sleep(PAUSE).await,
+            Err(e) => {
+                tracing::warn!(container = %container.id, "cannot look up its init: {e}");
+                return false;
+            }
+        }
+    }
 }
 
 /// What a failed restore is told as. CRIU's log is kept beside the checkpoint's own.
-pub(crate) fn why_restore_failed(container: &Container, init: &Process, failed: Error) -> Error {
+pub(crate) async fn why_restore_failed(container: &Container, init: &Process, failed: Error) -> Error {
     let log = runtime::restore_work(init.dir.path()).join("restore.log");
-    explain(failed, &log, &Path::new(&container.record.checkpoint).join("criu.work").join("restore.log"))
+    explain(failed, log, Path::new(&container.record.checkpoint).join("criu.work").join("restore.log")).await
 }
 
 /// Adds CRIU's reasons to the runtime's words, and keeps its log.
-fn explain(failed: Error, log: &Path, kept: &Path) -> Error {
+async fn explain(failed: Error, log: PathBuf, kept: PathBuf) -> Error {
     let Error::Runtime(words) = failed else { return failed };
-    let Some(reasons) = criu_errors(log) else { return Error::Runtime(words) };
+    let own = words.clone();
+    on_clients_disk(move || Error::Runtime(explained(words, &log, &kept))).await.unwrap_or(Error::Runtime(own))
+}
+
+fn explained(words: String, log: &Path, kept: &Path) -> String {
+    let Some(reasons) = criu_errors(log) else { return words };
     // The runtime names a log that will not be there.
     let words = words.lines().filter(|line| !line.contains(&log.display().to_string())).collect::<Vec<_>>().join("; ");
+    match keep(log, kept) {
+        Ok(()) => format!("{words}: {reasons} (CRIU's log: {})", kept.display()),
+        Err(e) => format!("{words}: {reasons} (CRIU's log cannot be kept in {}: {e})", kept.display()),
+    }
+}
+
+fn keep(log: &Path, kept: &Path) -> std::io::Result<()> {
     let new = kept.with_extension("log.new");
     // An imported checkpoint has no such directory.
-    let copied = kept
-        .parent()
-        .map_or(Ok(()), |directory| match std::fs::create_dir(directory) {
-            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => Err(e),
-            _ => Ok(()),
-        })
-        .and_then(|()| std::fs::copy(log, &new))
-        .and_then(|_| std::fs::rename(&new, kept));
-    Error::Runtime(match copied {
-        Ok(()) => format!("{words}: {reasons} (CRIU's log: {})", kept.display()),
-        Err(e) => {
-            let _ = std::fs::remove_file(&new);
-            format!("{words}: {reasons} (CRIU's log cannot be kept in {}: {e})", kept.display())
-        }
-    })
+    match kept.parent().map(std::fs::create_dir) {
+        Some(Err(e)) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(e),
+        _ => {}
+    }
+    let copied = std::fs::copy(log, &new).and_then(|_| std::fs::rename(&new, kept));
+    copied.inspect_err(|_| drop(std::fs::remove_file(&new)))
 }
 
 impl From<BeginError> for Error {

@@ -239,11 +239,16 @@ pub(crate) async fn kill_and_wait(process: PidFd) -> io::Result<bool> {
         Err(e) if Errno::from_io_error(&e) == Some(Errno::SRCH) => return Ok(false),
         result => result?,
     }
-    let ended = sys::watched::readable(process.into_fd())?;
-    match tokio::time::timeout(DEATH_LIMIT, ended.readable()).await {
-        Ok(_) => Ok(true),
-        Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "it was killed and does not die")),
+    if has_ended(process).await? {
+        return Ok(true);
     }
+    Err(io::Error::new(io::ErrorKind::TimedOut, "it was killed and does not die"))
+}
+
+/// Waits for the end of a process that is about to end; false if it does not.
+pub(crate) async fn has_ended(process: PidFd) -> io::Result<bool> {
+    let ended = sys::watched::readable(process.into_fd())?;
+    Ok(tokio::time::timeout(DEATH_LIMIT, ended.readable()).await.is_ok())
 }
 
 /// The reading end of a process's `exit`.

@@ -25,7 +25,7 @@ use crate::exit::{KILLED, UNKNOWN};
 use crate::journal::{Told, key_or_name};
 use crate::lifecycle::{Happened, State};
 use crate::process::{ExitFifo, PAUSE, Process};
-use crate::start::interrupted;
+use crate::start::may_be_left;
 use crate::supervisor::{Shared, Slot, Supervisor};
 
 /// How long calls wait at most for containers that cannot be looked at.
@@ -43,10 +43,10 @@ struct Recovery {
 
 /// Held by whoever looks at a container.
 struct Looking {
-    /// Calls wait for it.
-    calls: Option<mpsc::Sender<Infallible>>,
     /// The journal is not trimmed before it is gone.
     _journal: mpsc::Sender<Infallible>,
+    /// Calls wait for it. Goes after the other.
+    calls: Option<mpsc::Sender<Infallible>>,
 }
 
 /// What was found in a container's directory.
@@ -124,11 +124,16 @@ impl Supervisor {
         if tokio::time::timeout(LOOK_LIMIT, calls_wait.recv()).await.is_err() {
             tracing::warn!("some containers cannot be looked at yet; the others are served");
         }
-        let waiting = shared.clone();
-        tokio::spawn(async move {
-            let _ = journal_waits.recv().await;
-            waiting.journal.recovered();
-        });
+        if matches!(journal_waits.try_recv(), Err(mpsc::error::TryRecvError::Disconnected)) {
+            // Before anybody sees it.
+            shared.journal.recovered();
+        } else {
+            let waiting = shared.clone();
+            tokio::spawn(async move {
+                let _ = journal_waits.recv().await;
+                waiting.journal.recovered();
+            });
+        }
         tracing::info!(containers = found, "recovered");
         shared.recovered.send_replace(true);
         reach(Point::RecoveryServes);
@@ -316,8 +321,7 @@ impl Shared {
                 self.remove_half_made(&container, &init).await;
             }
             Found::Buried(container, due, keys) => {
-                drop(looking);
-                self.bury(&container, &due, &keys).await;
+                self.bury(&container, &due, &keys, looking).await;
             }
             Found::Alive(container, init, others) => self.adopt(container, init, others, looking),
         }
@@ -325,7 +329,10 @@ impl Shared {
 
     /// Goes on supervising a container.
     fn adopt(self: &Arc<Self>, container: Arc<Container>, init: Left, others: Others, looking: Looking) {
-        if let Some(Ok(frozen)) = container.cgroup().map(cgroup::Cgroup::is_frozen) {
+        let dump = container.take_dump();
+        // What CRIU has frozen is nobody's pause.
+        let is_frozen = if dump.is_some() { None } else { container.cgroup().map(cgroup::Cgroup::is_frozen) };
+        if let Some(Ok(frozen)) = is_frozen {
             if frozen {
                 container.happened(Happened::Paused);
             }
@@ -335,12 +342,13 @@ impl Shared {
         let Others { mut read, mut unreadable } = others;
         read.retain(|(left, _)| container.add(&left.process).is_ok());
         unreadable.retain(|(process, _)| container.add(process).is_ok());
-        if let (Some(dump), Ok(order)) = (container.take_dump(), container.order.clone().try_write_owned()) {
-            container.set_dump(Some(dump));
+        // Nobody else has it yet.
+        if let (Some(dump), Ok(order)) = (dump, container.order.clone().try_write_owned()) {
             let (shared, container) = (self.clone(), container.clone());
             // Before anything else is done about it, its end included.
             tokio::spawn(async move {
-                shared.settle_left(&container).await;
+                shared.settle_left(&container, dump).await;
+                shared.follow_freezer(&container);
                 drop(order);
             });
         }
@@ -394,25 +402,35 @@ impl Shared {
         init.kill_runtimes().await;
         reach(Point::RecoveryKilledShim);
         // What the runtime refused to make, since there is such a container, is somebody else's.
-        // Of a restore that was made sure of before.
-        let interrupted = init.dir.has_begun() && (container.is_restored() || interrupted(&init.dir));
+        let interrupted = init.dir.has_begun() && may_be_left(container, &init.dir);
         if init.identity().is_some() || interrupted {
             self.delete_by_runtime(container, Operation::ForceDelete).await;
             container.kill_all();
             self.remove_left_groups(container).await;
+        } else {
+            let words = init.dir.runtime_error().or_else(|| init.dir.shim_error().map(|line| line.msg));
+            let words = words.unwrap_or_else(|| "it had not been asked".into());
+            tracing::info!(container = %container.id, "its runtime has nothing of it: {words}");
         }
         reach(Point::RecoveryDeleted);
         self.remove(container).await;
     }
 
     /// For what an earlier boot left: nothing is signalled, since no number means what it meant.
-    async fn bury(self: &Arc<Self>, container: &Arc<Container>, due: &[Arc<Process>], keys: &[String]) {
+    async fn bury(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+        due: &[Arc<Process>],
+        keys: &[String],
+        looking: Looking,
+    ) {
         tracing::info!(container = %container.id, "is of an earlier boot; its exit is told as unknown");
-        self.discard_left(&container.id).await;
         let mut held = Vec::new();
         for process in due {
             held.push(self.record_exit(Shared::event(EventKind::Exit, container, Some(process), UNKNOWN)).await);
         }
+        drop(looking);
+        self.settle_dead(&container.id).await;
         self.remove(container).await;
         for key in keys {
             self.journal.release_key(key);

@@ -81,7 +81,7 @@ impl Shared {
         let exit = match self.run_shim(&container, &init, deadline).await {
             Ok(exit) => exit,
             Err(e) => {
-                let e = if container.is_restored() { why_restore_failed(&container, &init, e) } else { e };
+                let e = if container.is_restored() { why_restore_failed(&container, &init, e).await } else { e };
                 self.discard(&container).await;
                 return Err(e);
             }
@@ -106,15 +106,16 @@ impl Shared {
         }
         let Some(name) = request.checkpoint.clone() else { return Ok(0) };
         let (bundle, directory) = (request.bundle.clone(), request.checkpoint_dir.clone());
-        let found = on_clients_disk(move || Shared::find_checkpoint(&name, directory.as_deref(), Path::new(&bundle)));
+        if bundle.is_empty() {
+            return Err(no_bundle());
+        }
+        let found = on_clients_disk(move || {
+            let bundle = Bundle::load(Path::new(&bundle))?;
+            Shared::find_checkpoint(&name, directory.as_deref(), &bundle.path)
+        });
         let late = |_| Error::StartTimeout { id: request.id.clone() };
         let found = tokio::time::timeout_at(deadline, found).await.map_err(late)???;
         self.check_restore(&oci, &found.checkpoint).await?;
-        // What has this id with the runtime already is somebody else's, and stays when this fails.
-        if oci.root().join(&request.id).exists() {
-            let name = oci.name();
-            return Err(Error::Runtime(format!("container with id {} exists already: {name} has it", request.id)));
-        }
         Ok(found.bytes)
     }
 
@@ -155,8 +156,7 @@ impl Shared {
     /// Checks what was asked for, and makes the directories.
     fn prepare(&self, request: CreateContainer) -> Result<Container, Error> {
         if request.bundle.is_empty() {
-            let (field, value) = ("bundlePath", String::new());
-            return Err(Error::Argument { field, value, reason: "must not be empty" });
+            return Err(no_bundle());
         }
         let oci = self.runtime_for(request.runtime.as_deref(), &request.runtime_args)?;
         let bundle = Bundle::load(std::path::Path::new(&request.bundle))?;
@@ -185,7 +185,13 @@ impl Shared {
             instance: new_key(),
             keep: request.on_exit == OnExit::Keep,
             checkpoint,
+            theirs: oci.root().join(&request.id).symlink_metadata().is_ok(),
         };
+        if record.theirs && !record.checkpoint.is_empty() {
+            // What has this id with the runtime stays when this fails.
+            let name = oci.name();
+            return Err(Error::Runtime(format!("container with id {} exists already: {name} has it", request.id)));
+        }
         let dir = self.container_dir(&request.id);
         match dir.path().symlink_metadata() {
             Ok(metadata) if metadata.is_dir() => return Err(Error::ContainerExists { id: request.id }),
@@ -348,9 +354,7 @@ impl Shared {
             if let Err(e) = init.kill().await {
                 tracing::warn!(container = %container.id, "cannot kill init: {e}");
             }
-            // A restore that fails cleans up less than a creation.
-            let begun = init.begun.load(Ordering::Acquire);
-            let interrupted = begun && (container.is_restored() || interrupted(&init.dir));
+            let interrupted = init.begun.load(Ordering::Acquire) && may_be_left(container, &init.dir);
             if interrupted {
                 init.kill_runtimes().await;
             }
@@ -458,9 +462,22 @@ impl Shared {
     }
 }
 
-/// Whether the runtime may have been killed half-way, so that what it made may be left. One that failed by itself
-/// has cleaned up; what has the id then is not ours.
-pub(crate) fn interrupted(dir: &ProcessDir) -> bool {
+fn no_bundle() -> Error {
+    Error::Argument { field: "bundlePath", value: String::new(), reason: "must not be empty" }
+}
+
+/// Whether the runtime may have left something of a container that it was making: it was killed half-way, or while it
+/// cleaned up, or it was restoring, where it cleans up less.
+pub(crate) fn may_be_left(container: &Container, init: &ProcessDir) -> bool {
+    let keeps = || container.oci.root().join(&container.id).symlink_metadata().is_ok();
+    // Somebody may have made one of that id just before.
+    let refused = || init.runtime_error().is_some_and(|words| words.contains("exist"));
+    !container.record.theirs && (interrupted(init) || container.is_restored() || (keeps() && !refused()))
+}
+
+/// Whether the runtime may have been killed half-way. One that failed by itself has said why; what has the id then may not
+/// be ours.
+fn interrupted(dir: &ProcessDir) -> bool {
     dir.runtime_error().is_none() && dir.shim_error().is_none_or(|line| line.kind == "runtime" || line.kind == "system")
 }
 

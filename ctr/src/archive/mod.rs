@@ -205,9 +205,16 @@ fn place(import: &ImportCheckpoint, manifest: Manifest, staged: &Path) -> Result
         Ok(_) => bail!("{} has another config.json: import into another --bundle", bundle.display()),
     };
     let mut moves = Moves::default();
+    let mut overlay = None;
     match root {
-        Root::Overlay { .. } => moves.add(staged.join(LAYER), bundle.join("upper")),
-        Root::Whole => moves.add(staged.join(ROOTFS), bundle.join("rootfs")),
+        Root::Overlay { lower } => {
+            moves.add(staged.join(LAYER), bundle.join("upper"));
+            let lower = import.lower.clone().map_or(lower, |lower| vec![lower]);
+            let rootfs = bundle.join(root_name(&config)?);
+            let overlay = overlay.insert(Overlay { lower, upper: bundle.join("upper") });
+            overlay.check(&bundle, &rootfs, import.mount)?;
+        }
+        Root::Whole => moves.add(staged.join(ROOTFS), bundle.join(root_name(&config)?)),
         Root::Elsewhere => {}
     }
     if !has_config {
@@ -216,17 +223,25 @@ fn place(import: &ImportCheckpoint, manifest: Manifest, staged: &Path) -> Result
     let checkpoints = bundle.join("checkpoints");
     std::fs::create_dir_all(&checkpoints).with_context(|| format!("create {}", checkpoints.display()))?;
     moves.add(staged.join(CHECKPOINT), checkpoints.join(&name));
-    let lower = match root {
-        Root::Overlay { lower } => Some(import.lower.clone().map_or(lower, |lower| vec![lower])),
-        _ => None,
-    };
     moves.carry_out()?;
-    let mut mount = None;
-    if let Some(lower) = lower {
-        let overlay = Overlay { lower, upper: bundle.join("upper") };
-        mount = overlay.prepare(&bundle, import.mount)?;
-    }
+    let mount = match overlay {
+        Some(overlay) => overlay.prepare(&bundle, &bundle.join(root_name(&config)?), import.mount)?,
+        None => None,
+    };
     Ok(Imported { bundle, id, name, mount })
+}
+
+/// The name of the root file system in an imported bundle: what is in an archive does not say where else it may be.
+fn root_name(config: &[u8]) -> Result<String> {
+    let value: serde_json::Value = serde_json::from_slice(config).context("read the config.json in it")?;
+    let name = value["root"]["path"].as_str().unwrap_or("rootfs");
+    let is_taken = ["upper", "work", "checkpoints", "config.json"].contains(&name);
+    if is_taken || runtime::check_name(name, &[]).is_err() {
+        bail!(
+            "its config.json has the root file system at {name:?}, and only a directory of the bundle can be imported"
+        );
+    }
+    Ok(name.to_string())
 }
 
 fn is_empty(directory: &Path) -> bool {
@@ -303,22 +318,43 @@ impl Overlay {
         Some(Overlay { lower, upper: value("upperdir").next()?.into() })
     }
 
+    /// Checks before anything is moved that this can be mounted: what says so may be anybody's.
+    fn check(&self, bundle: &Path, rootfs: &Path, now: bool) -> Result<()> {
+        let has_meaning = |character: char| matches!(character, ',' | ':' | '\\' | '\'') || character.is_control();
+        for path in self.lower.iter().map(PathBuf::as_path).chain([bundle]) {
+            let text = path.to_str().filter(|text| !text.contains(has_meaning) && path.is_absolute());
+            text.with_context(|| format!("{:?} cannot be a directory of an overlay", path.display()))?;
+        }
+        if let Some(missing) = self.lower.iter().find(|lower| now && !lower.is_dir()) {
+            bail!("the lower directory {} is not here: --lower says where it is", missing.display());
+        }
+        for directory in [bundle.join("work"), rootfs.to_path_buf()] {
+            if directory.symlink_metadata().is_ok_and(|found| !found.is_dir()) {
+                bail!("{} is there, and is no directory", directory.display());
+            }
+        }
+        Ok(())
+    }
+
     /// Makes what the overlay of an imported bundle needs, and mounts it if `now`; the command for it otherwise.
-    fn prepare(&self, bundle: &Path, now: bool) -> Result<Option<String>> {
-        let (work, rootfs) = (bundle.join("work"), rootfs_of(&bundle.join("config.json"))?);
-        for directory in [&work, &rootfs] {
+    fn prepare(&self, bundle: &Path, rootfs: &Path, now: bool) -> Result<Option<String>> {
+        let work = bundle.join("work");
+        for directory in [work.as_path(), rootfs] {
             std::fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
         }
         let lower: Vec<String> = self.lower.iter().map(|path| path.display().to_string()).collect();
         let (lower, upper) = (lower.join(":"), self.upper.display());
         let options = format!("lowerdir={lower},upperdir={upper},workdir={}", work.display());
         if !now {
-            return Ok(Some(format!("mount -t overlay overlay -o {options} {}", rootfs.display())));
+            return Ok(Some(format!("mount -t overlay overlay -o '{options}' '{}'", rootfs.display())));
         }
         let data = std::ffi::CString::new(options.clone())?;
-        rustix::mount::mount("overlay", &rootfs, "overlay", rustix::mount::MountFlags::empty(), Some(data.as_c_str()))
+        rustix::mount::mount("overlay", rootfs, "overlay", rustix::mount::MountFlags::empty(), Some(data.as_c_str()))
             .map_err(std::io::Error::from)
-            .with_context(|| format!("mount an overlay on {} with {options}", rootfs.display()))?;
+            .with_context(|| {
+                let rootfs = rootfs.display();
+                format!("it is imported, and cannot be mounted: mount -t overlay overlay -o '{options}' '{rootfs}'")
+            })?;
         Ok(None)
     }
 }

@@ -90,7 +90,7 @@ fn all_that_a_layer_has_comes_through() {
     assert_eq!(
         command,
         format!(
-            "mount -t overlay overlay -o lowerdir=/base,upperdir={shown}/upper,workdir={shown}/work {shown}/rootfs"
+            "mount -t overlay overlay -o 'lowerdir=/base,upperdir={shown}/upper,workdir={shown}/work' '{shown}/rootfs'"
         )
     );
     let text = |name: &str| std::fs::read_to_string(bundle.join(name)).expect(name);
@@ -249,6 +249,20 @@ fn hostile_archives_are_refused() {
     // The same with nothing hostile in it is taken.
     let archive = made(&good, &Manifest { files: files(&good), ..manifest() });
     import(&archive).1.expect("imports");
+    // What would be mounted, made or moved elsewhere.
+    for root in ["/etc", "../x", "a/b", "upper", "work", ".x", ""] {
+        let config = serde_json::json!({"root": {"path": root}}).to_string();
+        let entries = [good[0], ("bundle/config.json", file, "", config.as_str()), good[2]];
+        let archive = made(&entries, &Manifest { files: files(&entries), ..manifest() });
+        let said = import(&archive).1.err().unwrap_or_else(|| panic!("is taken: {root}"));
+        assert!(said.contains("root file system"), "{said}");
+    }
+    for lower in ["relative", "/a,upperdir=/etc", "/a:/b", "/a'; reboot; '", "/a\n"] {
+        let root = Root::Overlay { lower: vec![lower.into()] };
+        let archive = made(&good, &Manifest { files: files(&good), root, ..manifest() });
+        let said = import(&archive).1.err().unwrap_or_else(|| panic!("is taken: {lower}"));
+        assert!(said.contains("directory of an overlay"), "{said}");
+    }
     let with = |manifest: Manifest, says: &str| {
         let said = import(&made(&good, &manifest)).1.err().expect("is refused");
         assert!(said.contains(says), "{said}");

@@ -154,7 +154,9 @@ impl<'a> Writer<'a> {
 
 /// Attributes of files that are carried along.
 pub(super) fn is_kept(name: &str) -> bool {
-    name == "security.capability" || name.starts_with("user.") || name.starts_with("system.posix_acl_")
+    // An overlay that is mounted for it takes its own attributes from `user.` as well.
+    let of_user = name.starts_with("user.") && !name.starts_with("user.overlay.");
+    of_user || name == "security.capability" || name.starts_with("system.posix_acl_")
 }
 
 fn header(metadata: &Metadata, kind: EntryType) -> Header {

@@ -313,7 +313,8 @@ async fn state_of_500_and_stats_of_one_start_no_process_and_take_less_than_the_r
             "exec to a complete State of 500, stopped shims: {stopped}: {times:?}, {:.1} of reading the files",
             best / bare
         );
-        assert!(best < 250e3, "{times:?}");
+        // 250 ms on a quiet machine; on any, little more than the reading itself.
+        assert!(best / bare < 15.0, "{times:?}, {:.1} of reading the files", best / bare);
         send(Signal::CONT);
     }
     let mut client = host.client().await;

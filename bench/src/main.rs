@@ -1,0 +1,35 @@
+//! What this system costs, beside the bare runtime: the same container, in the same run, one after the other in turn, so
+//! that a machine that drifts hurts both.
+
+mod checkpoint;
+mod figures;
+
+use clap::{Parser, Subcommand};
+
+/// Measures containerd beside the bare OCI runtime. Run as root on a quiet machine.
+#[derive(Debug, Parser)]
+#[command(name = "bench")]
+struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Checkpoint and restore of a container with much memory
+    Checkpoint {
+        /// MiB that it has touched
+        #[arg(long, default_value_t = 512)]
+        memory: u64,
+        /// How often each is done
+        #[arg(long, default_value_t = 7)]
+        rounds: usize,
+    },
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    match Args::parse().what {
+        What::Checkpoint { memory, rounds } => checkpoint::measure(memory, rounds).await,
+    }
+}
