@@ -3,7 +3,7 @@
 CARGO ?= cargo
 BIN := target/release
 
-.PHONY: build failpoints demo test soak test-v2 lint format setup install clean help
+.PHONY: build failpoints demo test bench soak test-v2 lint format setup install clean help
 
 build: ## build containerd, containerd-shim and ctr into target/release
 	$(CARGO) build --locked --release
@@ -37,6 +37,9 @@ test: setup failpoints build ## run every test, with the real daemon and the rea
 test-v2: build ## run what control groups matter to in a machine with version 2 only, with runc
 	$(CARGO) test --locked --release --workspace --no-run
 	scripts/test-v2.sh
+
+bench: setup build ## measure beside the bare runtime, on a quiet machine: checkpoint and restore of 512 MiB
+	$(CARGO) run --locked --release -q -p bench -- checkpoint
 
 soak: setup build ## everything at once for MINUTES=n while things are killed at random; SEED=n for the same again
 	$(CARGO) run --locked --release -q -p tests --bin soak -- $(MINUTES)
