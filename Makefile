@@ -38,7 +38,8 @@ test-v2: build ## run what control groups matter to in a machine with version 2 
 	$(CARGO) test --locked --release --workspace --no-run
 	scripts/test-v2.sh
 
-bench: setup build ## measure beside the bare runtime, on a quiet machine: checkpoint and restore of 512 MiB
+bench: setup build ## measure beside the bare runtime, on a quiet machine: starts, execs, checkpoints
+	$(CARGO) run --locked --release -q -p bench -- start
 	$(CARGO) run --locked --release -q -p bench -- checkpoint
 
 soak: setup build ## everything at once for MINUTES=n while things are killed at random; SEED=n for the same again

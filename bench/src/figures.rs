@@ -11,6 +11,11 @@ impl Times {
         self.0.push(time.as_secs_f64() * 1e3);
     }
 
+    /// The same for each of so many.
+    pub(crate) fn each(&self, number: usize) -> Times {
+        Times(self.0.iter().map(|ms| ms / number as f64).collect())
+    }
+
     pub(crate) fn median(&self) -> f64 {
         self.quantile(0.5)
     }

@@ -3,6 +3,7 @@
 
 mod checkpoint;
 mod figures;
+mod start;
 
 use clap::{Parser, Subcommand};
 
@@ -16,13 +17,22 @@ struct Args {
 
 #[derive(Debug, Subcommand)]
 enum What {
+    /// Starting containers and added processes, one after the other and many at once
+    Start {
+        /// How often each is done
+        #[arg(long, default_value_t = 40)]
+        rounds: usize,
+        /// How many are started at once
+        #[arg(long, default_value_t = 10)]
+        at_once: usize,
+    },
     /// Checkpoint and restore of a container with much memory
     Checkpoint {
         /// MiB that it has touched
         #[arg(long, default_value_t = 512)]
         memory: u64,
         /// How often each is done
-        #[arg(long, default_value_t = 7)]
+        #[arg(long, default_value_t = 8)]
         rounds: usize,
     },
 }
@@ -30,6 +40,7 @@ enum What {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     match Args::parse().what {
+        What::Start { rounds, at_once } => start::measure(rounds, at_once).await,
         What::Checkpoint { memory, rounds } => checkpoint::measure(memory, rounds).await,
     }
 }
