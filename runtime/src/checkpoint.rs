@@ -110,6 +110,11 @@ impl Checkpoints {
         self.0.join(name)
     }
 
+    /// Where one is that is being removed: under a name that is no checkpoint's.
+    fn removed(&self, name: &str) -> PathBuf {
+        self.0.join(format!(".{name}.removed"))
+    }
+
     /// All of them, by their names. What has no readable `config.json` is none.
     pub fn list(&self) -> Result<Vec<Checkpoint>, PathError> {
         let failed = || PathError::new("list", &self.0);
@@ -161,6 +166,8 @@ impl Checkpoints {
     pub fn begin(&self, checkpoint: &Checkpoint) -> Result<Partial, BeginError> {
         std::fs::create_dir_all(&self.0).map_err(PathError::new("create", &self.0))?;
         let name = &checkpoint.name;
+        // Of one whose removal was cut off.
+        remove_unmounted(&self.removed(name))?;
         let exists = |path: &Path| path.symlink_metadata().is_ok();
         if exists(&self.path(name)) {
             return Err(BeginError::Exists(name.clone()));
@@ -211,7 +218,7 @@ impl Checkpoints {
             return Ok(false);
         }
         // At once no checkpoint any more, however long the rest takes.
-        let removed = self.0.join(format!(".{name}.removed"));
+        let removed = self.removed(name);
         remove_unmounted(&removed)?;
         std::fs::rename(&directory, &removed).map_err(PathError::new("remove", &directory))?;
         remove_unmounted(&removed)?;
@@ -282,7 +289,7 @@ impl Partial {
     }
 
     /// Gives it its name: from now on it is a checkpoint.
-    pub fn finish(self) -> Result<(), PathError> {
+    pub fn finish(&self) -> Result<(), PathError> {
         if let Some(checkpoint) = read_config(&self.path)? {
             // All that is lost if this cannot be written is a clear word about a damaged file.
             let files = sizes_in(&self.path).unwrap_or_default();
@@ -300,7 +307,7 @@ impl Partial {
     }
 
     /// Removes it.
-    pub fn discard(self) -> Result<(), PathError> {
+    pub fn discard(&self) -> Result<(), PathError> {
         remove_unmounted(&self.path)
     }
 }

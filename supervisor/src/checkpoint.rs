@@ -100,16 +100,16 @@ impl Shared {
         let places = Checkpoints::new(directory.as_deref(), bundle).map_err(Error::system("find the checkpoints"))?;
         let to_begin = wanted.clone();
         // Before anything waits for this: it may hang.
-        let partial = on_clients_disk(move || places.begin(&to_begin)).await??;
+        let mut partial = Arc::new(on_clients_disk(move || places.begin(&to_begin)).await??);
         let order = container.order.clone().write_owned().await;
         self.follow_freezer(&container);
         if let Err(e) = container.check(Request::Checkpoint) {
-            self.discard_partial(&container, partial).await;
+            self.discard_partial(&container, &partial).await;
             return Err(e);
         }
         let dump = Dump { path: partial.finally().to_path_buf(), exit: wanted.exit };
         if let Err(e) = container.dir.set_dump(Some(&dump)) {
-            self.discard_partial(&container, partial).await;
+            self.discard_partial(&container, &partial).await;
             return Err(e.into());
         }
         reach(Point::CheckpointBegun);
@@ -122,7 +122,6 @@ impl Shared {
         let dumped = container.oci.checkpoint(&container.id, &log, &wanted, &partial).await;
         drop(task);
         reach(Point::CheckpointDumped);
-        let mut partial = partial;
         let mut failed = None;
         if let Err(e) = dumped {
             let why = explain(e.into(), partial.work().join("dump.log"), container.dir.dump_log()).await;
@@ -132,7 +131,7 @@ impl Shared {
             let Some(free) = on_clients_disk(move || Partial::wait_for(&finally)).await?? else {
                 return Err(why);
             };
-            partial = free;
+            partial = Arc::new(free);
             failed = Some(why);
         }
         let settled = self.settle(&container, partial, wanted.exit, failed.is_none()).await;
@@ -157,24 +156,20 @@ impl Shared {
     async fn settle(
         &self,
         container: &Container,
-        partial: Partial,
+        partial: Arc<Partial>,
         exit: bool,
         succeeded: bool,
     ) -> Result<bool, Error> {
-        let mut partial = partial;
         let mut keep = succeeded;
         if !keep && exit {
-            let is_dumped;
-            (partial, is_dumped) = on_clients_disk(move || {
-                let is_dumped = partial.is_dumped();
-                (partial, is_dumped)
-            })
-            .await?;
+            let looked_at = partial.clone();
+            let is_dumped = on_clients_disk(move || looked_at.is_dumped()).await?;
             // CRIU kills it last of all, and does not wait until it is dead.
             keep = is_dumped && ends_soon(container).await;
         }
         if keep {
-            on_clients_disk(move || partial.finish()).await??;
+            let finished = partial.clone();
+            on_clients_disk(move || finished.finish()).await??;
             container.dumped.store(exit, Ordering::SeqCst);
             reach(Point::CheckpointNamed);
         } else {
@@ -186,7 +181,7 @@ impl Shared {
                     }
                 }
             }
-            self.discard_partial(container, partial).await;
+            self.discard_partial(container, &partial).await;
         }
         if let Err(e) = container.dir.set_dump(None) {
             tracing::warn!(container = %container.id, "{e}");
@@ -194,7 +189,8 @@ impl Shared {
         Ok(keep)
     }
 
-    async fn discard_partial(&self, container: &Container, partial: Partial) {
+    async fn discard_partial(&self, container: &Container, partial: &Arc<Partial>) {
+        let partial = partial.clone();
         let discarded = on_clients_disk(move || partial.discard());
         if let Err(e) = discarded.await.and_then(|discarded| discarded.map_err(Error::from)) {
             tracing::warn!(container = %container.id, "what there is of a failed checkpoint stays: {e}");
@@ -207,7 +203,7 @@ impl Shared {
         let path = dump.path.clone();
         tracing::info!(container = %container.id, checkpoint = %path.display(), "its checkpoint is waited for");
         let settled = match on_clients_disk(move || Partial::wait_for(&path)).await {
-            Ok(Ok(Some(partial))) => self.settle(container, partial, dump.exit, false).await,
+            Ok(Ok(Some(partial))) => self.settle(container, Arc::new(partial), dump.exit, false).await,
             // It had been named or removed.
             Ok(Ok(None)) => container.dir.set_dump(None).map(|()| true).map_err(Error::from),
             Ok(Err(e)) => Err(e.into()),

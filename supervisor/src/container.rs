@@ -1,7 +1,7 @@
 //! One container: what it was made from, where in its lifecycle it is, and its processes.
 
 use cgroup::Cgroup;
-use runtime::{ContainerDir, ContainerRecord, Dump, INIT, Oci, Stdio};
+use runtime::{ContainerDir, ContainerRecord, INIT, Oci, Stdio};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use tokio::sync::{RwLock, watch};
@@ -66,8 +66,6 @@ pub(crate) struct Container {
     pub(crate) killed: AtomicBool,
     /// A runtime was killed, or may have been, while it added a process, and may have left something.
     pub(crate) cut_off: AtomicBool,
-    /// The checkpoint that an earlier supervisor was making of it.
-    dump: Mutex<Option<Dump>>,
     /// It has been stopped by its checkpoint, and the runtime has deleted it.
     pub(crate) dumped: AtomicBool,
     /// Its directory has been removed, and whatever has that path now belongs to another one.
@@ -101,7 +99,6 @@ impl Container {
             oci,
             root,
             order: Arc::default(),
-            dump: Mutex::default(),
             inner: Mutex::new(Inner { state, init: None, added: Vec::new() }),
             cgroup: OnceLock::new(),
             oom_kills: Mutex::new(0),
@@ -111,14 +108,6 @@ impl Container {
             removed: AtomicBool::new(false),
             init_ended,
         }
-    }
-
-    pub(crate) fn set_dump(&self, dump: Option<Dump>) {
-        *self.dump.lock().unwrap_or_else(PoisonError::into_inner) = dump;
-    }
-
-    pub(crate) fn take_dump(&self) -> Option<Dump> {
-        self.dump.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Whether it was restored from a checkpoint, so that its init runs as soon as it is there.

@@ -194,11 +194,9 @@ pub(crate) async fn end_shims_in(dir: &ProcessDir) -> bool {
     let shims = runtime::Shim::running_in(dir);
     let some = !shims.is_empty();
     for (pid, shim) in shims {
-        // Held until all are dead: a group lasts as long as one of its members.
         let _ = shim.send(SIGSTOP);
         kill_descendants(pid).await;
-        let others = runtime::Shim::others_in_group(pid);
-        kill_together(std::iter::once((pid, shim)).chain(others).collect()).await;
+        kill_all([(pid, shim)]).await;
     }
     some
 }

@@ -8,7 +8,7 @@
 //! for it but whoever wants the same id. What cannot be read is set aside.
 
 use failpoint::{Point, reach};
-use runtime::{Child, ContainerDir, INIT, Oci, Operation, PathError, ProcessRecord, Shim};
+use runtime::{Child, ContainerDir, Dump, INIT, Oci, Operation, PathError, ProcessRecord, Shim};
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io;
@@ -59,8 +59,8 @@ enum Found {
     HalfMade(Arc<Container>, Arc<Process>),
     /// It is of an earlier boot; with the processes whose exit is due, and the keys of all.
     Buried(Arc<Container>, Vec<Arc<Process>>, Vec<String>),
-    /// It is to be supervised.
-    Alive(Arc<Container>, Left, Others),
+    /// It is to be supervised; with the checkpoint that was being made of it.
+    Alive(Arc<Container>, Left, Others, Option<Dump>),
 }
 
 /// The added processes of a container.
@@ -239,10 +239,10 @@ impl Shared {
         if !started {
             return Ok(Found::HalfMade(container, init.process));
         }
-        container.set_dump(container.dir.dump()?);
+        let dump = container.dir.dump()?;
         container.recall_oom_kills(told.oom_kills.get(&key).copied());
         let others = self.others(&container, recovery)?;
-        Ok(Found::Alive(container, init, others))
+        Ok(Found::Alive(container, init, others, dump))
     }
 
     fn others(&self, container: &Container, recovery: &Recovery) -> Result<Others, Error> {
@@ -323,13 +323,19 @@ impl Shared {
             Found::Buried(container, due, keys) => {
                 self.bury(&container, &due, &keys, looking).await;
             }
-            Found::Alive(container, init, others) => self.adopt(container, init, others, looking),
+            Found::Alive(container, init, others, dump) => self.adopt(container, init, others, dump, looking),
         }
     }
 
     /// Goes on supervising a container.
-    fn adopt(self: &Arc<Self>, container: Arc<Container>, init: Left, others: Others, looking: Looking) {
-        let dump = container.take_dump();
+    fn adopt(
+        self: &Arc<Self>,
+        container: Arc<Container>,
+        init: Left,
+        others: Others,
+        dump: Option<Dump>,
+        looking: Looking,
+    ) {
         // What CRIU has frozen is nobody's pause.
         let is_frozen = if dump.is_some() { None } else { container.cgroup().map(cgroup::Cgroup::is_frozen) };
         if let Some(Ok(frozen)) = is_frozen {
