@@ -78,15 +78,48 @@ impl Hierarchies {
         Some(Cgroup::new(self.host.clone(), found, members))
     }
 
-    /// Removes the groups that a bundle asks for (`linux.cgroupsPath`), where nobody is in them: what a runtime that was
-    /// killed half-way has left. True if none is left that is empty, as far as one can see.
+    /// Whether none of the groups that a bundle asks for (`linux.cgroupsPath`) is there yet, as far as one can see.
+    pub fn is_new(&self, cgroups_path: &str, id: &str) -> bool {
+        let sees_all = self.host.mounts.iter().all(|mount| mount.root == "/");
+        let from_root = from_root(cgroups_path, id);
+        let mut asked = self.asked_for(cgroups_path, id).chain(self.asked_for(&from_root, id)).peekable();
+        sees_all && asked.peek().is_some() && !asked.any(|(mount, below)| mount.point.join(below).exists())
+    }
+
+    /// Those groups as [`Hierarchies::places`] would tell of them, if they are there.
+    pub fn made(&self, cgroups_path: &str, id: &str) -> Option<String> {
+        let line = |(mount, below): (&Mount, PathBuf)| {
+            let hierarchy = if mount.controllers.is_empty() { 0 } else { 1 };
+            format!("{hierarchy}:{}:/{}\n", mount.controllers.join(","), below.display())
+        };
+        let made = |path: &str| -> String {
+            let asked = self.asked_for(path, id);
+            asked.filter(|(mount, below)| mount.point.join(below).is_dir()).map(line).collect()
+        };
+        let found = [made(cgroups_path), made(&from_root(cgroups_path, id))];
+        found.into_iter().find(|lines| !lines.is_empty())
+    }
+
+    /// Removes the groups that a bundle asks for, where nobody is in them: what a runtime that was killed half-way has
+    /// left. True if none is left that is empty, as far as one can see.
     pub fn remove_empty(&self, cgroups_path: &str, id: &str) -> bool {
-        // With systemd it is no path.
-        if cgroups_path.contains(':') || cgroups_path.split('/').any(|part| part == "..") {
-            return true;
-        }
         let mut gone = true;
-        for mount in self.host.mounts.iter().filter(|mount| mount.root == "/") {
+        for (mount, below) in self.asked_for(cgroups_path, id) {
+            match std::fs::remove_dir(mount.point.join(below)) {
+                Err(e) if e.raw_os_error() == Some(rustix::io::Errno::BUSY.raw_os_error()) => gone = false,
+                _ => {}
+            }
+        }
+        gone
+    }
+
+    /// The groups that a bundle asks for, as runtimes understand it: an absolute path is below the mount, another one
+    /// below this process's own group. None where that cannot be known.
+    fn asked_for<'a>(&'a self, cgroups_path: &'a str, id: &'a str) -> impl Iterator<Item = (&'a Mount, PathBuf)> {
+        // With systemd it is no path.
+        let is_path = !cgroups_path.contains(':') && !cgroups_path.split('/').any(|part| part == "..");
+        let mounts = self.host.mounts.iter().filter(move |mount| is_path && mount.root == "/");
+        mounts.filter_map(move |mount| {
             let own = self.own.iter().find(|place| place.controllers == mount.controllers || overlaps(mount, place));
             let base = own.map_or("", |place| place.path.trim_matches('/'));
             let below = match cgroups_path {
@@ -94,15 +127,8 @@ impl Hierarchies {
                 path if path.starts_with('/') => PathBuf::from(path.trim_matches('/')),
                 path => Path::new(base).join(path),
             };
-            if below.as_os_str().is_empty() {
-                continue;
-            }
-            match std::fs::remove_dir(mount.point.join(below)) {
-                Err(e) if e.raw_os_error() == Some(rustix::io::Errno::BUSY.raw_os_error()) => gone = false,
-                _ => {}
-            }
-        }
-        gone
+            (!below.as_os_str().is_empty()).then_some((mount, below))
+        })
     }
 
     /// The hierarchy of a place, and its path below the mount; `None` if it is this process's own, or not to be seen.
@@ -124,6 +150,12 @@ impl Hierarchies {
         let below = below.trim_matches('/');
         (!below.is_empty()).then_some((index, below))
     }
+}
+
+/// What crun takes a path for that is not absolute.
+fn from_root(cgroups_path: &str, id: &str) -> String {
+    let path = if cgroups_path.is_empty() { id } else { cgroups_path };
+    format!("/{}", path.trim_start_matches('/'))
 }
 
 /// The sizes for which the kernel has pools, as `hugetlb.<size>.…` files are named.
@@ -237,6 +269,12 @@ mod tests {
         assert!(at("a/full").exists());
         assert!(all.remove_empty("", "c") && !at("own/c").exists());
         assert!(all.remove_empty("rel", "c") && !at("own/rel").exists());
+        assert!(
+            all.is_new("/a/new", "c") && all.is_new("", "d") && !all.is_new("own", "c") && !all.is_new("/a/full", "c")
+        );
+        assert!(!all.is_new("a.slice:x:c", "c") && !all.is_new("../x", "c"), "nobody knows");
+        assert_eq!(all.made("/a/full", "c").as_deref(), Some("1:pids:/a/full\n"));
+        assert_eq!(all.made("/a/new", "c"), None);
         assert!(all.remove_empty("/", "c") && all.remove_empty("../x", "c") && directory.path().exists());
     }
 

@@ -195,10 +195,11 @@ impl Shim {
         self.attend_console();
         if status != 0 {
             let how = if status > 128 { format!("signal {}", status - 128) } else { format!("status {status}") };
-            let what = match (self.request.exec, self.request.checkpoint.is_empty()) {
-                (true, _) => "exec",
-                (false, true) => "create",
-                (false, false) => "restore",
+            let what = match &self.request {
+                Request { exec: true, .. } => "exec",
+                Request { run: true, .. } => "run",
+                request if request.checkpoint.is_empty() => "create",
+                _ => "restore",
             };
             return Err(Failure::Runtime(format!("{} {what} ended with {how}", self.target.runtime.display())));
         }

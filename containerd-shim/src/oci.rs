@@ -57,7 +57,9 @@ pub(crate) fn start(
     if request.exec {
         command.args(["exec", "--detach", "--process", "process.json"]);
     } else {
-        if request.checkpoint.is_empty() {
+        if request.run {
+            command.args(["run", "--detach"]);
+        } else if request.checkpoint.is_empty() {
             command.arg("create");
         } else {
             let work = working_directory()?.join(RESTORE_WORK);
@@ -75,7 +77,7 @@ pub(crate) fn start(
     if let Some(socket) = console_socket {
         command.arg("--console-socket").arg(socket);
     }
-    // Absolute: `create` changes into the bundle before it writes the file.
+    // Absolute: runtimes change into the bundle before it writes the file.
     command.arg("--pid-file").arg(working_directory()?.join(RUNTIME_PID)).arg(&target.id);
     command.stdin(stdio.stdin).stdout(stdio.stdout).stderr(stdio.stderr);
     sys::child::die_with_parent(&mut command);

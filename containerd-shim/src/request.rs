@@ -19,6 +19,8 @@ pub(crate) struct Request {
     /// Put in front of the runtime's subcommand.
     pub(crate) runtime_args: Vec<String>,
     pub(crate) no_pivot_root: bool,
+    /// Create and start it by one call.
+    pub(crate) run: bool,
     /// Directory of the checkpoint to restore from; empty for a fresh start.
     pub(crate) checkpoint: String,
     /// Host ids that the container's root maps to.

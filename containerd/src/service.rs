@@ -7,8 +7,7 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::time::Duration;
 use supervisor::{
-    Checkpoint, ContainerInfo, CreateContainer, CreateProcess, Error, OnExit, Stdio, Supervisor, carried_through,
-    with_runtime_time,
+    Checkpoint, CreateContainer, CreateProcess, OnExit, Stdio, Supervisor, carried_through, with_runtime_time,
 };
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -94,23 +93,6 @@ fn shortened(text: &str) -> &str {
     text.char_indices().nth(128).map_or(text, |(end, _)| &text[..end])
 }
 
-/// Creates and starts; what cannot be started is removed again.
-async fn run(
-    supervisor: Supervisor,
-    _busy: Busy,
-    request: CreateContainer,
-    deadline: Instant,
-) -> Result<ContainerInfo, Error> {
-    let id = request.id.clone();
-    supervisor.create(request, deadline).await?;
-    let started = supervisor.start(&id, deadline).await;
-    if started.is_err() {
-        // It may have ended by itself meanwhile, and be gone.
-        let _ = supervisor.discard(&id).await;
-    }
-    started
-}
-
 /// A path, if there is one.
 fn given(path: String) -> Option<PathBuf> {
     Some(path).filter(|path| !path.is_empty()).map(PathBuf::from)
@@ -151,10 +133,13 @@ impl Api for Service {
                 checkpoint: Some(request.checkpoint).filter(|name| !name.is_empty()),
                 checkpoint_dir: given(request.checkpoint_dir),
             };
+            let (supervisor, busy, deadline) = (self.supervisor.clone(), self.busy(), self.deadline());
             // A client that goes away does not leave a container half-made.
-            let info = carried_through(run(self.supervisor.clone(), self.busy(), request, self.deadline()))
-                .await
-                .map_err(status)?;
+            let run = async move {
+                let _busy = busy;
+                supervisor.run(request, deadline).await
+            };
+            let info = carried_through(run).await.map_err(status)?;
             Ok(api::CreateContainerResponse { container: Some(convert::container(info)) })
         })
         .await

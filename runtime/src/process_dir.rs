@@ -31,6 +31,8 @@ pub struct ProcessRecord {
     pub runtime_args: Vec<String>,
     /// Pass `--no-pivot`.
     pub no_pivot_root: bool,
+    /// Create and start it by one call of the runtime.
+    pub run: bool,
     /// Directory to restore from; empty for a fresh start.
     pub checkpoint: String,
     /// Host ids that the container's root maps to.
@@ -61,6 +63,7 @@ impl ProcessRecord {
         set("containerdStderr", self.containerd_stderr.clone().into());
         set("runtimeArgs", self.runtime_args.clone().into());
         set("noPivotRoot", self.no_pivot_root.into());
+        set("run", self.run.into());
         set("checkpoint", self.checkpoint.clone().into());
         set("rootUID", self.root_uid.into());
         set("rootGID", self.root_gid.into());

@@ -53,6 +53,8 @@ pub(crate) struct Container {
     pub(crate) record: ContainerRecord,
     pub(crate) dir: ContainerDir,
     pub(crate) oci: Oci,
+    /// One call of the runtime creates and starts it.
+    pub(crate) runs: bool,
     /// The host's ids of the container's root.
     pub(crate) root: (u32, u32),
     /// Puts calls on this container in order: those that change it hold it for writing, execs for reading, so that
@@ -97,6 +99,7 @@ impl Container {
             record,
             dir,
             oci,
+            runs: false,
             root,
             order: Arc::default(),
             inner: Mutex::new(Inner { state, init: None, added: Vec::new() }),

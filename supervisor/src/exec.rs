@@ -82,6 +82,7 @@ impl Shared {
             containerd_stderr: stdio.stderr,
             runtime_args: container.record.runtime_args.clone(),
             no_pivot_root: container.record.no_pivot_root,
+            run: false,
             checkpoint: String::new(),
             root_uid: container.root.0,
             root_gid: container.root.1,

@@ -9,10 +9,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+use tokio::sync::OwnedRwLockWriteGuard;
 use tokio::time::Instant;
 use tracing::Instrument;
 
-use crate::checkpoint::{time_for, why_restore_failed};
+use crate::checkpoint::{Found, time_for, why_restore_failed};
 use crate::container::{Container, CreateContainer, OnExit};
 use crate::disk::on_clients_disk;
 use crate::error::Error;
@@ -34,13 +35,23 @@ impl Supervisor {
     /// not done by `deadline`, nothing is left of it.
     pub async fn create(&self, request: CreateContainer, deadline: Instant) -> Result<(), Error> {
         let shared = self.0.clone();
-        carried_through(async move { shared.create(request, deadline).await }).await
+        carried_through(async move { shared.create(request, false, deadline).await.map(drop) }).await
     }
 
     /// Starts a created container's init. A container that fails to start stays as it is: [`Supervisor::discard`] it.
     pub async fn start(&self, id: &str, deadline: Instant) -> Result<ContainerInfo, Error> {
         let (shared, container) = (self.0.clone(), self.0.container(id)?);
-        carried_through(async move { shared.start(&container, deadline).await }).await
+        carried_through(async move {
+            let _order = container.order.write().await;
+            shared.start(&container, deadline).await
+        })
+        .await
+    }
+
+    /// Both in one, which costs one call of the runtime less where that is possible. What cannot be started is removed.
+    pub async fn run(&self, request: CreateContainer, deadline: Instant) -> Result<ContainerInfo, Error> {
+        let shared = self.0.clone();
+        carried_through(async move { shared.run(request, deadline).await }).await
     }
 
     /// Removes a container that was never started, with all that belongs to it. Nobody is told.
@@ -69,15 +80,24 @@ pub async fn carried_through<T: Send + 'static>(
 }
 
 impl Shared {
-    async fn create(self: Arc<Self>, request: CreateContainer, mut deadline: Instant) -> Result<(), Error> {
+    /// Makes a container whose init waits to be started, or runs at once with `runs`. Nothing else happens to it, its
+    /// end included, as long as the result is held.
+    async fn create(
+        self: &Arc<Self>,
+        request: CreateContainer,
+        runs: bool,
+        mut deadline: Instant,
+    ) -> Result<(Arc<Container>, OwnedRwLockWriteGuard<()>), Error> {
         let begun = Instant::now();
         self.reserve_once_free(&request.id, deadline).await?;
-        let size =
-            self.check_runtime(&request, deadline).await.inspect_err(|_| drop(self.map().remove(&request.id)))?;
-        deadline += time_for(size);
-        let container = self.clone().prepare_in_time(request, deadline).await?;
+        let (container, found) = self.clone().prepare_in_time(request, runs, deadline).await?;
         let Some(init) = container.init() else { unreachable!("a prepared container has an init") };
         self.journal.protect_new(&container.record.instance);
+        if let Err(e) = self.check_runtime(&container, found.as_ref()).await {
+            self.discard(&container).await;
+            return Err(e);
+        }
+        deadline += time_for(found.map_or(0, |found| found.bytes));
         let exit = match self.run_shim(&container, &init, deadline).await {
             Ok(exit) => exit,
             Err(e) => {
@@ -87,36 +107,34 @@ impl Shared {
             }
         };
         self.find_cgroup(&container, &init);
+        let order = container.order.clone().write_owned().await;
         container.happened(Happened::Created);
         self.metrics.create.record(begun.elapsed());
         self.map().insert(container.id.clone(), Slot::Here(container.clone()));
         tracing::debug!(container = %container.id, pid = init.pid(), "created");
-        tokio::spawn(self.watch_init(container, init, exit, false));
-        Ok(())
+        tokio::spawn(self.clone().watch_init(container.clone(), init, exit, false));
+        Ok((container, order))
     }
 
-    /// Whether the runtime can do what is asked for; how much there is to restore, in bytes.
-    async fn check_runtime(self: &Arc<Self>, request: &CreateContainer, deadline: Instant) -> Result<u64, Error> {
-        if !request.no_pivot_root && request.checkpoint.is_none() {
-            return Ok(0);
+    /// Makes a container and starts it; what cannot be started is removed again.
+    async fn run(self: Arc<Self>, request: CreateContainer, deadline: Instant) -> Result<ContainerInfo, Error> {
+        let (container, _order) = self.create(request, true, deadline).await?;
+        let started = self.start(&container, deadline).await;
+        if started.is_err() && container.happened(Happened::Failed).is_some() {
+            self.discard(&container).await;
         }
-        let oci = self.runtime_for(request.runtime.as_deref(), &request.runtime_args)?;
-        if request.no_pivot_root {
-            self.check_ability(&oci, Ability::NoPivot).await?;
+        started
+    }
+
+    /// Whether the runtime can do what is asked for.
+    async fn check_runtime(&self, container: &Container, restored: Option<&Found>) -> Result<(), Error> {
+        if container.record.no_pivot_root {
+            self.check_ability(&container.oci, Ability::NoPivot).await?;
         }
-        let Some(name) = request.checkpoint.clone() else { return Ok(0) };
-        let (bundle, directory) = (request.bundle.clone(), request.checkpoint_dir.clone());
-        if bundle.is_empty() {
-            return Err(no_bundle());
+        match restored {
+            Some(found) => self.check_restore(&container.oci, &found.checkpoint).await,
+            None => Ok(()),
         }
-        let found = on_clients_disk(move || {
-            let bundle = Bundle::load(Path::new(&bundle))?;
-            Shared::find_checkpoint(&name, directory.as_deref(), &bundle.path)
-        });
-        let late = |_| Error::StartTimeout { id: request.id.clone() };
-        let found = tokio::time::timeout_at(deadline, found).await.map_err(late)???;
-        self.check_restore(&oci, &found.checkpoint).await?;
-        Ok(found.bytes)
     }
 
     /// Checks what was asked for, and makes the directories. If it fails the id is free again; if that takes too long,
@@ -124,19 +142,21 @@ impl Shared {
     async fn prepare_in_time(
         self: Arc<Self>,
         request: CreateContainer,
+        runs: bool,
         deadline: Instant,
-    ) -> Result<Arc<Container>, Error> {
+    ) -> Result<(Arc<Container>, Option<Found>), Error> {
         let id = request.id.clone();
         let shared = self.clone();
         let mut prepared = tokio::spawn(async move {
             let for_thread = shared.clone();
             let id = request.id.clone();
-            let prepared = on_clients_disk(move || for_thread.prepare(request)).await.and_then(|prepared| prepared);
+            let prepared =
+                on_clients_disk(move || for_thread.prepare(request, runs)).await.and_then(|prepared| prepared);
             if prepared.is_err() {
                 // From here on the id goes with the container's directory.
                 shared.map().remove(&id);
             }
-            prepared.map(Arc::new)
+            prepared.map(|(container, found)| (Arc::new(container), found))
         });
         match tokio::time::timeout_at(deadline, &mut prepared).await {
             Ok(Ok(prepared)) => prepared,
@@ -144,7 +164,7 @@ impl Shared {
             Err(_) => {
                 tracing::warn!(container = %id, "its bundle or its stdio cannot be looked at: their file system hangs");
                 tokio::spawn(async move {
-                    if let Ok(Ok(container)) = prepared.await {
+                    if let Ok(Ok((container, _))) = prepared.await {
                         self.discard(&container).await;
                     }
                 });
@@ -154,21 +174,20 @@ impl Shared {
     }
 
     /// Checks what was asked for, and makes the directories.
-    fn prepare(&self, request: CreateContainer) -> Result<Container, Error> {
+    fn prepare(&self, request: CreateContainer, runs: bool) -> Result<(Container, Option<Found>), Error> {
         if request.bundle.is_empty() {
-            return Err(no_bundle());
+            let (field, value) = ("bundlePath", String::new());
+            return Err(Error::Argument { field, value, reason: "must not be empty" });
         }
         let oci = self.runtime_for(request.runtime.as_deref(), &request.runtime_args)?;
         let bundle = Bundle::load(std::path::Path::new(&request.bundle))?;
         let stdio = request.stdio.resolve()?;
         let bundle_path = bundle.path.to_string_lossy().into_owned();
-        let checkpoint = match &request.checkpoint {
-            Some(name) => {
-                let found = Shared::find_checkpoint(name, request.checkpoint_dir.as_deref(), &bundle.path)?;
-                found.path.to_string_lossy().into_owned()
-            }
-            None => String::new(),
-        };
+        let find = |name: &String| Shared::find_checkpoint(name, request.checkpoint_dir.as_deref(), &bundle.path);
+        let restored = request.checkpoint.as_ref().map(find).transpose()?;
+        let checkpoint = restored.as_ref().map(|found| found.path.to_string_lossy().into_owned()).unwrap_or_default();
+        // Somebody's group may have killed for memory before; what it has counted is looked at before anything runs.
+        let runs = runs && restored.is_none() && self.hierarchies.is_new(&bundle.cgroups_path, &request.id);
         let record = runtime::ContainerRecord {
             version: runtime::FORMAT,
             cgroups_path: bundle.cgroups_path,
@@ -206,6 +225,7 @@ impl Shared {
             containerd_stderr: stdio.stderr.clone(),
             runtime_args: record.runtime_args.clone(),
             no_pivot_root: record.no_pivot_root,
+            run: runs,
             checkpoint: record.checkpoint.clone(),
             root_uid: bundle.root_uid,
             root_gid: bundle.root_gid,
@@ -218,9 +238,10 @@ impl Shared {
         }
         let init = Process::new(INIT, record.instance.clone(), bundle.spec, stdio, dir.process(INIT));
         let root = (bundle.root_uid, bundle.root_gid);
-        let container = Container::new(&request.id, record, dir, oci, root, State::Creating);
+        let mut container = Container::new(&request.id, record, dir, oci, root, State::Creating);
+        container.runs = runs;
         container.set_init(Arc::new(init));
-        Ok(container)
+        Ok((container, restored))
     }
 
     /// Starts the shim of a process whose directory is ready, and waits until it has written the pid.
@@ -230,7 +251,12 @@ impl Shared {
         process: &Process,
         deadline: Instant,
     ) -> Result<ExitFifo, Error> {
-        let what = if process.name == INIT { "shim and runtime create" } else { "shim and runtime exec" };
+        let what = match process.name.as_str() {
+            INIT if container.runs => "shim and runtime run",
+            INIT if container.is_restored() => "shim and runtime restore",
+            INIT => "shim and runtime create",
+            _ => "shim and runtime exec",
+        };
         let _task = self.tasks.begin_runtime(what, &container.id, &process.name);
         let exit = process.dir.open_exit()?;
         let mut watch = self.pids.watch(process.dir.path()).map_err(Error::system("watch a process directory"))?;
@@ -293,13 +319,20 @@ impl Shared {
             tracing::warn!(container = %container.id, "cannot find its cgroup: {e}");
             None
         });
-        let Some(places) = places.map(|places| self.hierarchies.of_use(&places)) else { return };
+        // What is said of one that has ended is not where it was.
+        let places = match init.open() {
+            Ok(None) => self.hierarchies.made(&container.record.cgroups_path, &container.id),
+            _ => places.map(|places| self.hierarchies.of_use(&places)),
+        };
+        let Some(places) = places else { return };
         if let Err(e) = container.dir.write_cgroup(&places) {
             tracing::warn!(container = %container.id, "{e}; the next daemon looks for its cgroup again");
         }
         container.set_cgroup(self.hierarchies.cgroup(&places));
-        // Of whoever had the group before.
-        container.count_oom_kills();
+        if !container.runs {
+            // Of whoever had the group before.
+            container.count_oom_kills();
+        }
     }
 
     /// Whether the container's runtime can do something, which it is asked once.
@@ -311,14 +344,13 @@ impl Shared {
         }
     }
 
-    async fn start(self: Arc<Self>, container: &Arc<Container>, deadline: Instant) -> Result<ContainerInfo, Error> {
-        let _order = container.order.write().await;
+    /// Starts what does not run yet. Whoever calls this holds `order`.
+    async fn start(self: &Arc<Self>, container: &Arc<Container>, deadline: Instant) -> Result<ContainerInfo, Error> {
         container.check(Request::Start)?;
         let begun = Instant::now();
         let init = container.process(INIT)?;
         let limit = deadline.saturating_duration_since(Instant::now());
-        // What was restored runs.
-        if !container.is_restored() {
+        if !container.runs && !container.is_restored() {
             let _task = self.tasks.begin_runtime("runtime start", &container.id, INIT);
             let started = container.oci.run(Operation::Start, &container.id, &init.dir.runtime_log(), limit).await;
             started.map_err(|e| match e {
@@ -460,10 +492,6 @@ impl Shared {
             tokio::time::sleep(PAUSE).await;
         }
     }
-}
-
-fn no_bundle() -> Error {
-    Error::Argument { field: "bundlePath", value: String::new(), reason: "must not be empty" }
 }
 
 /// Whether the runtime may have left something of a container that it was making: it was killed half-way, or while it

@@ -4,6 +4,16 @@ use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+/// A control group that was there before its container.
+#[derive(Debug)]
+pub struct Group(PathBuf);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
 /// An OCI bundle that is being put together.
 #[derive(Debug, Clone)]
 pub struct Bundle {
@@ -77,6 +87,18 @@ impl Bundle {
         self.config["linux"]["cgroupsPath"].as_str().expect("a path").to_string()
     }
 
+    /// Makes a group of that path before any container has it: it is then created and started by two calls of the
+    /// runtime, since somebody may have used it. Removed with the result, if nobody has removed it before.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    pub fn make_group(&self) -> Group {
+        let root = ["/sys/fs/cgroup/pids", "/sys/fs/cgroup"].into_iter().find(|root| Path::new(root).exists());
+        let path = format!("{}{}", root.expect("control groups"), self.cgroup());
+        std::fs::create_dir_all(&path).expect("makes a group");
+        Group(path.into())
+    }
+
     /// Limits its containers.
     #[must_use]
     pub fn resources(mut self, resources: Value) -> Bundle {
@@ -91,7 +113,7 @@ impl Bundle {
         self
     }
 
-    /// Makes the fake runtime ([`crate::FAULTS`]) fail: `create:hang`, `start:signal-9,delete:fail`, …
+    /// Makes the fake runtime ([`crate::FAULTS`]) fail: `run:hang`, `start:signal-9,delete:fail`, …
     #[must_use]
     pub fn fault(mut self, faults: &str) -> Bundle {
         self.config["annotations"] = json!({"test.fault": faults});

@@ -31,12 +31,12 @@ for argument; do
     --log) want=log ;;
     --log-format | --console-socket | --process | --resources | --root | --image-path | --work-path) want=other ;;
     -*) ;;
-    create | start | exec | pause | resume | update | delete | kill | state | checkpoint | restore) [ -n "$step" ] && id=$argument || step=$argument ;;
+    create | run | start | exec | pause | resume | update | delete | kill | state | checkpoint | restore) [ -n "$step" ] && id=$argument || step=$argument ;;
     *) [ -z "$step" ] || [ -n "$id" ] || id=$argument ;;
     esac
 done
 mkdir -p "$home/faults"
-if [ "$step" = create ]; then
+if [ "$step" = create ] || [ "$step" = run ]; then
     # Later calls do not name the bundle.
     sed -n 's/.*"test\.fault":"\([^"]*\)".*/\1/p' "$bundle/config.json" >"$home/faults/$id"
 fi

@@ -164,7 +164,7 @@ async fn a_hung_runtime_makes_nobody_else_slow() {
     let mut medians: Vec<[f64; 3]> = Vec::new();
     for hung in [false, true] {
         let hanging = hung.then(|| {
-            let (mut client, bundle) = (host.lazy_client(), host.bundle(&["true"]).fault("create:hang").write());
+            let (mut client, bundle) = (host.lazy_client(), host.bundle(&["true"]).fault("run:hang").write());
             tokio::spawn(async move { client.create_container(container("hangs", &bundle)).await })
         });
         if hung {

@@ -224,7 +224,7 @@ async fn a_containers_own_runtime_and_arguments_are_used_throughout() {
     set_status(&mut client, "c", "running").await.unwrap();
     kill(&mut client, "c").await;
     let calls = std::fs::read_to_string(&log).unwrap();
-    for subcommand in [" create ", " start ", " exec ", " pause ", " resume ", " delete "] {
+    for subcommand in [" run ", " exec ", " pause ", " resume ", " delete "] {
         assert_eq!(calls.lines().filter(|line| line.contains(subcommand)).count(), 1, "{subcommand} in {calls}");
     }
     assert!(calls.lines().all(|line| line.starts_with(&root)), "in front of every subcommand: {calls}");

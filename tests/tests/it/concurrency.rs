@@ -46,10 +46,12 @@ async fn a_call_that_hangs_delays_nobody_and_ends_at_its_timeout() {
     let flags = vec![format!("--start-timeout={}s", limit.as_secs())];
     let host = Host::with(Options { flags, fake_runtime: Some(HANGING), ..Options::default() }).await;
     let client = host.client().await;
-    for step in ["create", "start"] {
+    for step in ["run", "start"] {
         hang_in(&host, step);
         let begun = Instant::now();
-        let (mut caller, bundle) = (client.clone(), host.bundle(&["sleep", "1000"]).write());
+        let (mut caller, bundle) = (client.clone(), host.bundle(&["sleep", "1000"]));
+        let _group = (step == "start").then(|| bundle.make_group());
+        let bundle = bundle.write();
         let call = tokio::spawn(async move { caller.create_container(container("slow", &bundle)).await });
         hung(&host).await;
         others_go_on(&host, limit).await;
@@ -113,7 +115,7 @@ exec $RUNTIME "$@""#;
 #[tokio::test]
 async fn starts_run_side_by_side() {
     const MEETING: &str = r#"
-case " $* " in *" create "*)
+case " $* " in *" run "*)
     d=$(dirname $0)/meeting; mkdir -p $d; touch $d/$$
     while [ $(ls $d | wc -l) -lt 10 ]; do sleep 0.01; done;;
 esac

@@ -210,21 +210,24 @@ async fn a_shim_that_fails() {
     host.finish();
 }
 
-/// The arguments after the runtime's own ones: `create`, the flags, the id last.
+/// The arguments after the runtime's own ones: `run`, the flags, the id last.
 const HANG_IN_START: &str = r#"case "$*" in *" start "*slow*) exec sleep 100000;; esac; exec $RUNTIME "$@""#;
-const HANG_IN_CREATE: &str = r#"case "$*" in *" create "*slow*) exec sleep 100000;; esac; exec $RUNTIME "$@""#;
-const KILLED_IN_CREATE: &str = r#"case "$*" in *" create "*) kill -9 $$;; esac; exec $RUNTIME "$@""#;
-const SILENT_CREATE: &str = r#"case "$*" in *" create "*) exit 0;; esac; exec $RUNTIME "$@""#;
+const HANG_IN_RUN: &str = r#"case "$*" in *" run "*slow*) exec sleep 100000;; esac; exec $RUNTIME "$@""#;
+const KILLED_IN_RUN: &str = r#"case "$*" in *" run "*) kill -9 $$;; esac; exec $RUNTIME "$@""#;
+const SILENT_RUN: &str = r#"case "$*" in *" run "*) exit 0;; esac; exec $RUNTIME "$@""#;
 const GARBAGE: &str =
-    r#"case "$*" in *" create "*) head -c 100000 /dev/urandom > "$5"; exit 5;; esac; exec $RUNTIME "$@""#;
+    r#"case "$*" in *" run "*) head -c 100000 /dev/urandom > "$5"; exit 5;; esac; exec $RUNTIME "$@""#;
 
 #[tokio::test]
 async fn a_start_that_hangs_ends_at_its_timeout() {
-    for script in [HANG_IN_START, HANG_IN_CREATE] {
+    for script in [HANG_IN_START, HANG_IN_RUN] {
         let flags = vec!["--start-timeout=700ms".into()];
         let host = Host::with(Options { flags, fake_runtime: Some(script), ..Options::default() }).await;
         let mut client = host.client().await;
-        let result = client.create_container(container("slow", &host.bundle(&["sleep", "1000"]).write())).await;
+        let bundle = host.bundle(&["sleep", "1000"]);
+        let group = (script == HANG_IN_START).then(|| bundle.make_group());
+        let result = client.create_container(container("slow", &bundle.write())).await;
+        drop(group);
         let text = "containerd: container did not start before the specified timeout";
         refused(result, Code::DeadlineExceeded, &[text]);
         unharmed(&host).await;
@@ -258,8 +261,8 @@ async fn no_start_timeout_is_none() {
 #[tokio::test]
 async fn a_runtime_that_misbehaves() {
     for (script, texts) in [
-        (KILLED_IN_CREATE, ["shim error: ", "signal 9"]),
-        (SILENT_CREATE, ["shim error: ", "pid"]),
+        (KILLED_IN_RUN, ["shim error: ", "signal 9"]),
+        (SILENT_RUN, ["shim error: ", "pid"]),
         (GARBAGE, ["shim error: ", "status 5"]),
     ] {
         let host = Host::with(Options { fake_runtime: Some(script), ..Options::default() }).await;

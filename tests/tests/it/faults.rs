@@ -70,17 +70,19 @@ async fn what_a_runtime_may_do_instead_of_creating() {
     let host = Host::with(faulty(&["--start-timeout=2s"])).await;
     let mut client = host.client().await;
     let cases = [
+        ("run:fail", Code::Unknown, "oci runtime error: it fails on purpose"),
+        ("run:crash", Code::Unknown, "run ended with status 3"),
+        ("run:signal-9", Code::Unknown, "run ended with signal 9"),
+        ("run:signal-11", Code::Unknown, "run ended with signal 11"),
+        ("run:garbage", Code::Unknown, "run ended with status 1"),
+        ("run:silent", Code::Unknown, "wrote no pid file"),
+        ("run:no-pid", Code::Unknown, "wrote no pid file"),
+        ("run:bad-pid", Code::Unknown, "wrote no number as the pid"),
+        ("run:dead-pid", Code::Unknown, "no such process"),
+        ("run:hang", Code::DeadlineExceeded, "containerd: container did not start before the specified timeout"),
+        ("run:stop", Code::DeadlineExceeded, "containerd: container did not start before the specified timeout"),
         ("create:fail", Code::Unknown, "oci runtime error: it fails on purpose"),
-        ("create:crash", Code::Unknown, "create ended with status 3"),
         ("create:signal-9", Code::Unknown, "create ended with signal 9"),
-        ("create:signal-11", Code::Unknown, "create ended with signal 11"),
-        ("create:garbage", Code::Unknown, "create ended with status 1"),
-        ("create:silent", Code::Unknown, "wrote no pid file"),
-        ("create:no-pid", Code::Unknown, "wrote no pid file"),
-        ("create:bad-pid", Code::Unknown, "wrote no number as the pid"),
-        ("create:dead-pid", Code::Unknown, "no such process"),
-        ("create:hang", Code::DeadlineExceeded, "containerd: container did not start before the specified timeout"),
-        ("create:stop", Code::DeadlineExceeded, "containerd: container did not start before the specified timeout"),
         ("start:fail", Code::Unknown, "oci runtime error: it fails on purpose"),
         ("start:crash", Code::Unknown, "start ended with status 3 and said nothing"),
         ("start:signal-9", Code::Unknown, "start ended with signal 9"),
@@ -91,9 +93,11 @@ async fn what_a_runtime_may_do_instead_of_creating() {
     let mut watch = Watch::new(&mut client).await;
     for (fault, code, text) in cases {
         println!("{fault}");
-        let bundle = host.bundle(&["sleep", "1000"]).fault(fault).write();
-        refused(client.create_container(container("c", &bundle)).await, code, &[text]);
+        let bundle = host.bundle(&["sleep", "1000"]).fault(fault);
+        let group = (!fault.starts_with("run")).then(|| bundle.make_group());
+        refused(client.create_container(container("c", &bundle.write())).await, code, &[text]);
         nothing_of(&host, "c");
+        drop(group);
     }
     // Nobody has been told of any of them.
     start(&mut client, "d", &host.bundle(&["true"]).write()).await;
@@ -159,7 +163,7 @@ mount_here() {
     mount --bind "$(command -v $RUNTIME)" "$(dirname $0)/root/$1/runc.Ab12Cd"
 }
 case " $* " in
-*" create "*half*) mount_here half; sleep 100000 ;;
+*" run "*half*) mount_here half; sleep 100000 ;;
 *" exec "*) mount_here c; sleep 100000 ;;
 esac
 exec $RUNTIME "$@""#;
@@ -607,10 +611,10 @@ async fn clients_that_die_in_the_middle_of_any_call() {
     let ledger = Ledger::new(host.lazy_client());
     start_ender(&host, &mut client, "c").await;
     // Each call is cut off while its runtime is at work, and carried through all the same.
-    std::fs::write(host.join("fault"), "create:slow,start:slow,exec:slow,pause:slow,resume:slow,update:slow").unwrap();
+    std::fs::write(host.join("fault"), "run:slow,exec:slow,pause:slow,resume:slow,update:slow").unwrap();
     let reached = host.join("reached");
     let bundle = host.bundle(&["sleep", "1000"]).write();
-    let steps = ["exec", "pause", "resume", "update", "create"];
+    let steps = ["exec", "pause", "resume", "update", "run"];
     for step in steps {
         let _ = std::fs::remove_file(&reached);
         let (mut caller, bundle) = (host.client().await, bundle.clone());
@@ -633,7 +637,7 @@ async fn clients_that_die_in_the_middle_of_any_call() {
         match step {
             "exec" => ledger.wait(step, |all| all.iter().any(|e| e.r#type == "start-process").then_some(())).await,
             "pause" | "resume" => ledger.wait(step, |all| all.iter().any(|e| e.r#type == step).then_some(())).await,
-            "create" => ledger.wait(step, |all| all.iter().any(|e| e.id == "d").then_some(())).await,
+            "run" => ledger.wait(step, |all| all.iter().any(|e| e.id == "d").then_some(())).await,
             _ => {}
         }
     }

@@ -232,8 +232,8 @@ async fn the_log_level_can_be_seen_and_changed() {
     host.finish();
 }
 
-/// Containers whose id has `slow` in it hang in the runtime's `create`.
-const HANGING: &str = r#"case " $* " in *" create "*slow*) exec sleep 100000;; esac; exec $RUNTIME "$@""#;
+/// Containers whose id has `slow` in it hang in the runtime's `run`.
+const HANGING: &str = r#"case " $* " in *" run "*slow*) exec sleep 100000;; esac; exec $RUNTIME "$@""#;
 
 // Waiting for the dump blocks a thread.
 #[tokio::test(flavor = "multi_thread")]
@@ -249,7 +249,7 @@ async fn a_dump_says_what_hangs() {
     let hanging = tokio::spawn(async move { slow.create_container(container("slow", &bundle)).await });
     let expected = [
         "task: CreateContainer container=slow, for ",
-        "task: shim and runtime create container=slow process=init, for ",
+        "task: shim and runtime run container=slow process=init, for ",
         "container: quick is running, 1 pids; waits for the exit of init=",
         "event loop: ",
     ];

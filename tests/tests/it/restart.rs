@@ -119,7 +119,7 @@ async fn a_shim_that_dies_while_no_daemon_is_there() {
 async fn a_half_made_container_is_removed() {
     // The daemon is killed while the runtime is at work.
     const SLOW: &str =
-        r#"case " $* " in *" create "*) touch "$(dirname $0)/creating"; sleep 1;; esac; exec $RUNTIME "$@""#;
+        r#"case " $* " in *" run "*) touch "$(dirname $0)/creating"; sleep 1;; esac; exec $RUNTIME "$@""#;
     let options = tests::Options { fake_runtime: Some(SLOW), ..Default::default() };
     let mut host = Host::with(options).await;
     let mut client = host.client().await;
@@ -224,6 +224,9 @@ async fn what_an_earlier_boot_left_is_told_as_unknown_and_nothing_is_signalled()
     std::fs::write(&path, record.to_string()).unwrap();
     host.start().await;
     assert!(state_is_empty(&host).await);
+    // It is told when its directory has gone, and calls need not wait for that.
+    let request = EventsRequest { timestamp: Some(api::Timestamp { seconds: 1, nanos: 0 }), ..Default::default() };
+    assert_eq!(Watch::with(&mut host.client().await, request).await.exit("c", "init").await, 255);
     let all: Vec<String> = stored(&mut host.client().await).await.iter().map(short).collect();
     assert_eq!(all, ["c start-container", "c exit init 255"]);
     assert!(sys::procfs::stat(pid).unwrap().is_some_and(|stat| !stat.is_dead()), "nobody has been signalled");

@@ -87,7 +87,7 @@ async fn no_call_is_refused_for_longer_than_a_second() {
     for round in 0..5 {
         // One of them while a runtime hangs, whose call is given time and then cut off.
         let hanging = (round == 4).then(|| {
-            let (mut client, bundle) = (host.lazy_client(), host.bundle(&["true"]).fault("create:hang").write());
+            let (mut client, bundle) = (host.lazy_client(), host.bundle(&["true"]).fault("run:hang").write());
             tokio::spawn(async move { client.create_container(container("hangs", &bundle)).await })
         });
         if hanging.is_some() {
