@@ -5,17 +5,21 @@ use anyhow::{Context, Result, bail};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-use tests::{Client, Host};
+use tests::{Client, Host, Options};
 
-use crate::figures::{Times, row};
+use crate::figures::Values;
+use crate::report::{Budget, Report};
 
-pub(crate) async fn measure(mebibytes: u64, rounds: usize) -> Result<()> {
+/// What the container has touched.
+const MEBIBYTES: u64 = 512;
+
+pub(crate) async fn measure(report: &mut Report, runtime: &str, rounds: usize) -> Result<()> {
     if !tests::has_criu() {
         bail!("without CRIU there is nothing to measure");
     }
-    let host = Host::new().await;
+    let host = Host::with(Options { runtime: Some(runtime.into()), ..Options::default() }).await;
     let mut client = host.client().await;
-    let bytes = mebibytes << 20;
+    let bytes = MEBIBYTES << 20;
     // `tail` holds what it may have to write at the end.
     let script = format!("(head -c {} /dev/zero; sleep 1000000) | tail -c {bytes}", bytes + 4096);
     let bundle = host.bundle(&["sh", "-c", &script]);
@@ -45,7 +49,7 @@ pub(crate) async fn measure(mebibytes: u64, rounds: usize) -> Result<()> {
                 sizes.0 = size_of(&checkpoint)?;
                 remove(&mut client, "on").await?;
             } else {
-                run(&host, &["checkpoint", "--leave-running"], &bare, &["c"])?;
+                run(&host, runtime, &["checkpoint", "--leave-running"], &bare, &["c"])?;
                 total.bare.add(begun.elapsed());
                 frozen.bare.add(runtime::time_frozen(&bare).context("CRIU's statistics")?);
                 sizes.1 = size_of(&bare)?;
@@ -64,20 +68,19 @@ pub(crate) async fn measure(mebibytes: u64, rounds: usize) -> Result<()> {
                 create(&mut client, "again", true).await?;
                 std::fs::remove_dir_all(bundle.path().join("checkpoints/again"))?;
             } else {
-                run(&host, &["restore", "--detach", "--bundle", &path], &images, &["bare"])?;
+                run(&host, runtime, &["restore", "--detach", "--bundle", &path], &images, &["bare"])?;
                 restore.bare.add(begun.elapsed());
-                run(&host, &["delete", "--force"], Path::new(""), &["bare"])?;
+                run(&host, runtime, &["delete", "--force"], Path::new(""), &["bare"])?;
             }
         }
         client.create_container(request("stopped")).await?;
         remove(&mut client, "stopped").await?;
     }
-    println!("{mebibytes} MiB touched, {rounds} rounds; medians in ms (a quarter, three quarters)");
-    println!("{:<22} {:<26} {:<26} ratio", "", "containerd", "bare runtime");
-    row("checkpoint, in all", &total.ours, &total.bare);
-    row("checkpoint, frozen", &frozen.ours, &frozen.bare);
-    row("restore", &restore.ours, &restore.bare);
-    println!("size in bytes          {:<26} {:<26} {:.3}", sizes.0, sizes.1, sizes.0 as f64 / sizes.1 as f64);
+    report.over("checkpoint of 512 MiB", runtime, "ms", &total.ours, &total.bare, Budget::Below(1.1));
+    report.over("checkpoint of 512 MiB, frozen", runtime, "ms", &frozen.ours, &frozen.bare, Budget::Below(1.1));
+    report.over("restore of 512 MiB", runtime, "ms", &restore.ours, &restore.bare, Budget::Below(1.1));
+    let ratio = sizes.0 as f64 / sizes.1 as f64;
+    report.single("checkpoint of 512 MiB: size over the runtime's own", runtime, "", ratio, Budget::Below(1.01));
     client.signal(api::SignalRequest { id: "c".into(), pid: "init".into(), signal: 9 }).await?;
     let gone = || !host.state_dir().join("c").exists();
     tests::eventually("it has gone", gone);
@@ -87,8 +90,8 @@ pub(crate) async fn measure(mebibytes: u64, rounds: usize) -> Result<()> {
 
 #[derive(Default)]
 struct Pair {
-    ours: Times,
-    bare: Times,
+    ours: Values,
+    bare: Values,
 }
 
 async fn create(client: &mut Client, name: &str, exit: bool) -> Result<()> {
@@ -121,8 +124,8 @@ async fn wait_for_memory(client: &mut Client, bytes: u64) -> Result<()> {
 }
 
 /// Runs the bare runtime as the daemon does, with its images in `images`.
-fn run(host: &Host, arguments: &[&str], images: &Path, last: &[&str]) -> Result<()> {
-    let mut command = Command::new(tests::runtime());
+fn run(host: &Host, runtime: &str, arguments: &[&str], images: &Path, last: &[&str]) -> Result<()> {
+    let mut command = Command::new(runtime);
     command.env("PATH", tests::path_with_criu()).arg(format!("--root={}", host.join("root"))).args(arguments);
     if images != Path::new("") {
         command.arg("--image-path").arg(images).arg("--work-path").arg(images.join("criu.work"));

@@ -1,19 +1,35 @@
 //! Figures of several rounds.
 
+use serde::Serialize;
 use std::time::Duration;
 
-/// Times in milliseconds.
-#[derive(Debug, Default)]
-pub(crate) struct Times(Vec<f64>);
+/// Values that were measured one after the other.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Values(Vec<f64>);
 
-impl Times {
+/// Wall and CPU time, in milliseconds.
+#[derive(Debug, Default)]
+pub(crate) struct Cost {
+    pub(crate) wall: Values,
+    pub(crate) cpu: Values,
+}
+
+/// The middle of some values and how far they spread.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct Spread {
+    pub(crate) median: f64,
+    pub(crate) quarter: f64,
+    pub(crate) three_quarters: f64,
+}
+
+impl Values {
+    /// Adds a time, in milliseconds.
     pub(crate) fn add(&mut self, time: Duration) {
         self.0.push(time.as_secs_f64() * 1e3);
     }
 
-    /// The same for each of so many.
-    pub(crate) fn each(&self, number: usize) -> Times {
-        Times(self.0.iter().map(|ms| ms / number as f64).collect())
+    pub(crate) fn push(&mut self, value: f64) {
+        self.0.push(value);
     }
 
     pub(crate) fn median(&self) -> f64 {
@@ -27,13 +43,18 @@ impl Times {
         let last = sorted.len().saturating_sub(1);
         sorted.get((last as f64 * part).round() as usize).copied().unwrap_or(f64::NAN)
     }
+
+    pub(crate) fn spread(&self) -> Spread {
+        let [quarter, median, three_quarters] = [0.25, 0.5, 0.75].map(|part| self.quantile(part));
+        Spread { median, quarter, three_quarters }
+    }
 }
 
-/// One row of a table: ours, the bare runtime's, and the ratio of the medians, with the quarter and three quarters of each.
-pub(crate) fn row(name: &str, ours: &Times, bare: &Times) {
-    let spread =
-        |times: &Times| format!("{:8.1} ({:.1}–{:.1})", times.median(), times.quantile(0.25), times.quantile(0.75));
-    println!("{name:<22} {:<26} {:<26} {:.3}", spread(ours), spread(bare), ours.median() / bare.median());
+impl From<f64> for Spread {
+    /// Of what was measured once.
+    fn from(value: f64) -> Spread {
+        Spread { median: value, quarter: value, three_quarters: value }
+    }
 }
 
 #[cfg(test)]
@@ -42,11 +63,11 @@ mod tests {
 
     #[test]
     fn quantiles_are_values_that_were_measured() {
-        let mut times = Times::default();
+        let mut times = Values::default();
         for ms in [5, 1, 3, 2, 4] {
             times.add(Duration::from_millis(ms));
         }
         assert_eq!((times.quantile(0.0), times.median(), times.quantile(1.0)), (1.0, 3.0, 5.0));
-        assert!(Times::default().median().is_nan());
+        assert!(Values::default().median().is_nan());
     }
 }

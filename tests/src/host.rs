@@ -34,6 +34,10 @@ pub struct Options {
     pub own_programs: bool,
     /// In front of the daemon's command line: a program that limits it, for example.
     pub wrapper: Vec<String>,
+    /// The runtime, in place of the one that [`runtime`] names.
+    pub runtime: Option<String>,
+    /// Where its directory is made, in place of the system's directory for temporary files.
+    pub parent: Option<PathBuf>,
 }
 
 /// A daemon with everything that belongs to it.
@@ -137,7 +141,8 @@ impl Host {
     /// # Panics
     /// When its directories cannot be made.
     pub fn prepare(options: Options) -> Host {
-        let directory = tempfile::Builder::new().prefix("ctd-").tempdir().expect("makes a directory");
+        let parent = options.parent.clone().unwrap_or_else(std::env::temp_dir);
+        let directory = tempfile::Builder::new().prefix("ctd-").tempdir_in(parent).expect("makes a directory");
         let cgroup = directory.path().file_name().expect("has a name").to_string_lossy().replace('.', "-");
         for name in ["bundles", "fifos", "root"] {
             std::fs::create_dir(directory.path().join(name)).expect("makes a directory");
@@ -186,7 +191,7 @@ impl Host {
     pub fn command(&self) -> Command {
         let runtime = match self.options.fake_runtime {
             Some(_) => self.join("fake-runtime"),
-            None => runtime(),
+            None => self.options.runtime.clone().unwrap_or_else(runtime),
         };
         let program = match (self.options.own_programs, self.options.failpoints) {
             (true, _) => self.path().join("containerd"),
@@ -397,7 +402,8 @@ impl Drop for Host {
         }
         for container in std::fs::read_dir(self.path().join("root")).into_iter().flatten().flatten() {
             let root = format!("--root={}", self.join("root"));
-            let _ = Command::new(runtime()).args([&root, "delete", "--force"]).arg(container.file_name()).status();
+            let runtime = self.options.runtime.clone().unwrap_or_else(runtime);
+            let _ = Command::new(runtime).args([&root, "delete", "--force"]).arg(container.file_name()).status();
         }
     }
 }
