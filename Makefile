@@ -3,18 +3,22 @@
 CARGO ?= cargo
 BIN := target/release
 
-.PHONY: build failpoints demo test bench soak test-v2 lint format setup install clean help
+# A static program at a fixed address: nothing is loaded or relocated when one is started, of which there are thousands, and
+# what would have been relocated stays one copy for all.
+SHIM_LINKING := -C target-feature=+crt-static -C relocation-model=static
+
+.PHONY: build failpoints demo test bench bench-quick profile soak test-v2 lint format setup install clean help
 
 build: ## build containerd, containerd-shim and ctr into target/release
 	$(CARGO) build --locked --release
-	$(CARGO) rustc --locked --profile shim -p containerd-shim -- -C target-feature=+crt-static
+	$(CARGO) rustc --locked --profile shim -p containerd-shim -- $(SHIM_LINKING)
 	install -m 0755 target/shim/containerd-shim $(BIN)/.containerd-shim.new
 	mv -f $(BIN)/.containerd-shim.new $(BIN)/containerd-shim
 
 # The daemon and the shim as tests kill them at named steps. Never installed.
 failpoints: # in target/failpoints
 	$(CARGO) build --locked --release -p containerd --features failpoints
-	$(CARGO) rustc --locked --profile shim -p containerd-shim --features failpoints -- -C target-feature=+crt-static
+	$(CARGO) rustc --locked --profile shim -p containerd-shim --features failpoints -- $(SHIM_LINKING)
 	install -d target/failpoints
 	install -m 0755 target/shim/containerd-shim target/failpoints/.containerd-shim.new
 	mv -f target/failpoints/.containerd-shim.new target/failpoints/containerd-shim
@@ -38,9 +42,16 @@ test-v2: build ## run what control groups matter to in a machine with version 2 
 	$(CARGO) test --locked --release --workspace --no-run
 	scripts/test-v2.sh
 
-bench: setup build ## measure beside the bare runtime, on a quiet machine: starts, execs, checkpoints
-	$(CARGO) run --locked --release -q -p bench -- start
-	$(CARGO) run --locked --release -q -p bench -- checkpoint
+bench: setup build ## measure beside the bare runtime, on a quiet machine (15 minutes); into target/bench
+	$(CARGO) run --locked --release -q -p bench
+
+bench-quick: setup build ## the same with fewer rounds and containers, in three minutes
+	$(CARGO) run --locked --release -q -p bench -- --quick
+
+profile: setup build ## where the time of a start and an exec goes: timelines and flame graphs; needs perf
+	$(CARGO) build --locked --release -q -p bench
+	scripts/profile.sh start
+	scripts/profile.sh exec
 
 soak: setup build ## everything at once for MINUTES=n while things are killed at random; SEED=n for the same again
 	$(CARGO) run --locked --release -q -p tests --bin soak -- $(MINUTES)

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 /// A file's text; `None` if the group is gone or does not have it.
 pub(crate) fn read(path: &Path) -> io::Result<Option<String>> {
-    absent_is_none(std::fs::read_to_string(path))
+    absent_is_none(sys::small_file::read_text(CWD, path))
 }
 
 /// The groups right below one that is there; none if it is gone.
@@ -62,22 +62,7 @@ impl Directory {
 
     /// A file's text, empty if it is not there.
     pub(crate) fn text(&self, name: &str) -> io::Result<String> {
-        let read = || {
-            let file = openat(&self.0, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-            let mut bytes = Vec::with_capacity(4096);
-            loop {
-                bytes.reserve(2048);
-                let room = bytes.capacity() - bytes.len();
-                match rustix::io::read(&file, rustix::buffer::spare_capacity(&mut bytes)) {
-                    // The kernel gives all that there is and fits: if half of the room is left, that was the end.
-                    Ok(n) if n == 0 || n < room / 2 => return Ok(bytes),
-                    Ok(_) | Err(Errno::INTR) => {}
-                    Err(e) => return Err(io::Error::from(e)),
-                }
-            }
-        };
-        let bytes = absent_is_none(read())?.unwrap_or_default();
-        Ok(String::from_utf8_lossy(&bytes).into_owned())
+        Ok(absent_is_none(sys::small_file::read_text(&self.0, name))?.unwrap_or_default())
     }
 
     /// The names of its files.

@@ -82,7 +82,8 @@ impl Hierarchies {
     pub fn is_new(&self, cgroups_path: &str, id: &str) -> bool {
         let sees_all = self.host.mounts.iter().all(|mount| mount.root == "/");
         let from_root = from_root(cgroups_path, id);
-        let mut asked = self.asked_for(cgroups_path, id).chain(self.asked_for(&from_root, id)).peekable();
+        let others = self.asked_for(&from_root, id).filter(|_| from_root != cgroups_path);
+        let mut asked = self.asked_for(cgroups_path, id).chain(others).peekable();
         sees_all && asked.peek().is_some() && !asked.any(|(mount, below)| mount.point.join(below).exists())
     }
 

@@ -154,7 +154,7 @@ fn pids(group: &Directory, stats: &mut Stats) -> io::Result<()> {
 /// CPU time of the whole host since its start, in nanoseconds, idle time included: the first line of `/proc/stat`
 /// (proc(5)). Guests' time is in that of users already.
 pub fn system_cpu_time() -> io::Result<u64> {
-    let text = std::fs::read_to_string("/proc/stat")?;
+    let text = sys::small_file::read_text(rustix::fs::CWD, "/proc/stat")?;
     parse_system(&text)
         .map(nanoseconds)
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "unreadable /proc/stat"))

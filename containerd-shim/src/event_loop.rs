@@ -11,7 +11,6 @@ use rustix::termios::{Winsize, tcsetwinsize};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
-use std::process::Child;
 use std::time::{Duration, Instant};
 use sys::child::ExitStatus;
 use sys::pidfd::PidFd;
@@ -69,7 +68,7 @@ pub(crate) struct Shim {
     /// Tells when somebody opens a FIFO; made when first needed.
     readers: Option<OwnedFd>,
     init: ContainerInit,
-    killing: Option<Child>,
+    killing: Option<Pid>,
     ended: Option<(ExitStatus, Instant)>,
     childless: bool,
     /// The process's pid, once it is there.
@@ -127,18 +126,18 @@ impl Shim {
     }
 
     fn open_pipes(&mut self) -> Result<ProcessStdio, Failure> {
-        let mut stdio = ProcessStdio::null();
+        let mut stdio = ProcessStdio::default();
         let request = &self.request;
         if let Some(client) = open_client("stdin", &request.containerd_stdin, Direction::FromClient)? {
             let (theirs, ours) = process_pipe(request, Direction::FromClient)?;
-            stdio.stdin = theirs.into();
+            stdio.stdin = Some(theirs);
             self.input = Some(Input::new(Some(client), Sink::Pipe(ours)));
         }
         for (name, path) in [("stdout", &request.containerd_stdout), ("stderr", &request.containerd_stderr)] {
             if let Some(client) = open_client(name, path, Direction::ToClient)? {
                 let (theirs, ours) = process_pipe(request, Direction::ToClient)?;
                 let end = if name == "stdout" { &mut stdio.stdout } else { &mut stdio.stderr };
-                *end = theirs.into();
+                *end = Some(theirs);
                 self.outputs.push(Output::new(name, ours, client, true));
             }
         }
@@ -160,7 +159,7 @@ impl Shim {
         let console = ConsoleSocket::listen()?;
         self.poller.watch(console.waits_on(), Token::Console).context(|| "watch the console socket".into())?;
         self.console = Some(console);
-        Ok(ProcessStdio::null())
+        Ok(ProcessStdio::default())
     }
 
     fn watch_stdio(&self) -> Result<(), Failure> {
@@ -178,9 +177,10 @@ impl Shim {
     /// Runs the runtime, moving bytes meanwhile, and writes down which process it made.
     fn run_runtime(&mut self, stdio: ProcessStdio) -> Result<(), Failure> {
         let socket = self.console.as_ref().map(ConsoleSocket::path);
-        let runtime = oci::start(&self.target, &self.request, socket.as_deref(), stdio)?;
+        let pid = oci::start(&self.target, &self.request, socket.as_deref(), &stdio)?;
+        // The process has its ends; ours would keep a pipe open that it has closed.
+        drop(stdio);
         reach(Point::ShimRuntimeStarted);
-        let pid = pid_of(&runtime)?;
         let mut more = false;
         let status = loop {
             while self.children.take().context(|| "read signals".into())?.is_some() {}
@@ -352,7 +352,7 @@ impl Shim {
     }
 
     fn child_ended(&mut self, pid: Pid, status: ExitStatus) {
-        if self.killing.as_ref().is_some_and(|child| child.id() == pid.as_raw_nonzero().get() as u32) {
+        if self.killing == Some(pid) {
             self.killing = None;
         } else if pid.as_raw_nonzero().get() as u32 == self.process {
             self.ended = Some((status, Instant::now()));
@@ -436,13 +436,6 @@ impl Shim {
             }
         }
     }
-}
-
-fn pid_of(child: &Child) -> Result<Pid, Failure> {
-    i32::try_from(child.id())
-        .ok()
-        .and_then(Pid::from_raw)
-        .ok_or_else(|| Failure::Request(format!("{} is no process id", child.id())))
 }
 
 /// Takes the whole lines out of `text`; what is not a command is passed over with a warning.

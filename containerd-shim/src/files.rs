@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use failpoint::{Point, reach};
+use rustix::fs::CWD;
 
 use crate::error::{Context, Failure};
 
@@ -41,7 +42,7 @@ pub(crate) fn write_status(status: u32) -> io::Result<()> {
 
 /// Takes over the pid from the runtime, and writes `starttime` and then `pid`.
 pub(crate) fn record_process() -> Result<u32, Failure> {
-    let text = std::fs::read_to_string(RUNTIME_PID)
+    let text = sys::small_file::read_text(CWD, RUNTIME_PID)
         .map_err(|e| Failure::Runtime(format!("the runtime succeeded but wrote no pid file: {e}")))?;
     let pid: u32 = text
         .trim()
@@ -50,16 +51,22 @@ pub(crate) fn record_process() -> Result<u32, Failure> {
     let stat = sys::procfs::stat(pid)
         .context(|| format!("read /proc/{pid}/stat"))?
         .ok_or_else(|| Failure::Runtime(format!("the runtime wrote the pid {pid}, and there is no such process")))?;
-    write_whole("starttime", &stat.starttime.to_string()).context(|| "write starttime".into())?;
+    // Nobody looks at it before `pid` is there.
+    std::fs::write("starttime", stat.starttime.to_string()).context(|| "write starttime".into())?;
     reach(Point::ShimStarttimeWritten);
-    write_whole("pid", &pid.to_string()).context(|| "write pid".into())?;
+    if text == pid.to_string() {
+        // As whole as it can be: the runtime has ended.
+        std::fs::rename(RUNTIME_PID, "pid").context(|| "write pid".into())?;
+    } else {
+        write_whole("pid", &pid.to_string()).context(|| "write pid".into())?;
+        let _ = std::fs::remove_file(RUNTIME_PID);
+    }
     reach(Point::ShimPidWritten);
-    let _ = std::fs::remove_file(RUNTIME_PID);
     Ok(pid)
 }
 
 /// The pid and start time that a shim has recorded in `directory`.
 pub(crate) fn recorded_process(directory: &Path) -> Option<(u32, u64)> {
-    let number = |name: &str| std::fs::read_to_string(directory.join(name)).ok();
+    let number = |name: &str| sys::small_file::read_text(CWD, directory.join(name)).ok();
     Some((number("pid")?.trim().parse().ok()?, number("starttime")?.trim().parse().ok()?))
 }

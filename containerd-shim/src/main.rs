@@ -9,6 +9,8 @@
 //! decides; all signals blocked, so that nothing but SIGKILL ends it; `exit` stays open for writing until
 //! `exitStatus` is there.
 
+#![cfg_attr(not(test), no_main)]
+
 mod console;
 mod error;
 mod event_loop;
@@ -21,26 +23,36 @@ mod poller;
 mod request;
 mod stdio;
 
-use std::process::ExitCode;
-
 use error::Failure;
 
-fn main() -> ExitCode {
+/// The C library calls this. std's own preparations before `main` are of no use here, and cost more than all that the
+/// shim does before it starts the runtime: a reading of `/proc/self/maps` and a stack for signal handlers.
+// SAFETY: no other item of the program has this name, and the C library expects it with this meaning.
+#[cfg(not(test))]
+#[allow(unsafe_code)]
+#[unsafe(no_mangle)]
+extern "C" fn main() -> std::ffi::c_int {
+    run()
+}
+
+/// The program; its exit status.
+#[cfg_attr(test, allow(dead_code))]
+fn run() -> i32 {
     let mut arguments = std::env::args_os().skip(1);
     let (Some(id), Some(bundle), Some(runtime), None) =
         (arguments.next(), arguments.next(), arguments.next(), arguments.next())
     else {
         println!("usage: containerd-shim ID BUNDLE RUNTIME (started by containerd, in a process directory)");
-        return ExitCode::from(2);
+        return 2;
     };
     let target = oci::Target { id, bundle, runtime: runtime.into() };
     match event_loop::Shim::prepare(target).and_then(event_loop::Shim::run) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => 0,
         // Without a daemon there is nobody to tell.
-        Err(Failure::NoDaemon) => ExitCode::FAILURE,
+        Err(Failure::NoDaemon) => 1,
         Err(failure) => {
             failure.log();
-            ExitCode::FAILURE
+            1
         }
     }
 }

@@ -1,8 +1,13 @@
 //! The OCI runtime's command lines, as the shim uses them.
 
-use std::ffi::OsString;
+use rustix::process::Pid;
+use rustix::stdio::{stderr, stdin, stdout};
+use std::ffi::{CString, OsStr, OsString};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use sys::spawn::{Spawn, environment_without};
 
 use crate::error::{Context, Failure};
 use crate::files::RUNTIME_PID;
@@ -31,19 +36,12 @@ pub(crate) struct Target {
     pub(crate) runtime: PathBuf,
 }
 
-/// The descriptors that the process gets.
-#[derive(Debug)]
+/// The descriptors that the process gets; `/dev/null`, which this program has, where there is none.
+#[derive(Debug, Default)]
 pub(crate) struct ProcessStdio {
-    pub(crate) stdin: Stdio,
-    pub(crate) stdout: Stdio,
-    pub(crate) stderr: Stdio,
-}
-
-impl ProcessStdio {
-    /// `/dev/null` thrice.
-    pub(crate) fn null() -> ProcessStdio {
-        ProcessStdio { stdin: Stdio::null(), stdout: Stdio::null(), stderr: Stdio::null() }
-    }
+    pub(crate) stdin: Option<OwnedFd>,
+    pub(crate) stdout: Option<OwnedFd>,
+    pub(crate) stderr: Option<OwnedFd>,
 }
 
 /// Starts the runtime so that it makes the process; it dies with this shim.
@@ -51,55 +49,81 @@ pub(crate) fn start(
     target: &Target,
     request: &Request,
     console_socket: Option<&Path>,
-    stdio: ProcessStdio,
-) -> Result<Child, Failure> {
-    let mut command = base(target, request)?;
+    stdio: &ProcessStdio,
+) -> Result<Pid, Failure> {
+    let failed = || starting(target);
+    let directory = std::env::current_dir().context(|| "find the working directory".into())?;
+    let mut environment = environment_without(&[PROCESS_DIRECTORY]);
+    let restores = !request.exec && !request.checkpoint.is_empty();
+    if restores {
+        // By which whoever ends this knows what it started: CRIU's children have no session or name of ours.
+        let variable = [PROCESS_DIRECTORY.as_bytes(), b"=", directory.as_os_str().as_bytes()].concat();
+        environment.extend(CString::new(variable));
+    }
+    let stdio = [
+        stdio.stdin.as_ref().map_or(stdin(), AsFd::as_fd),
+        stdio.stdout.as_ref().map_or(stdout(), AsFd::as_fd),
+        stdio.stderr.as_ref().map_or(stderr(), AsFd::as_fd),
+    ];
+    let mut runtime = Spawn::new(&target.runtime, &environment, stdio).context(failed)?;
+    add_common(&mut runtime, request, &directory).context(failed)?;
+    let mut add = |argument: &OsStr| runtime.argument(argument).context(failed);
     if request.exec {
-        command.args(["exec", "--detach", "--process", "process.json"]);
+        ["exec", "--detach", "--process", "process.json"].into_iter().try_for_each(|word| add(word.as_ref()))?;
     } else {
         if request.run {
-            command.args(["run", "--detach"]);
-        } else if request.checkpoint.is_empty() {
-            command.arg("create");
-        } else {
-            let work = working_directory()?.join(RESTORE_WORK);
+            add("run".as_ref())?;
+            add("--detach".as_ref())?;
+        } else if restores {
+            let work = directory.join(RESTORE_WORK);
             std::fs::create_dir(&work).context(|| format!("create {}", work.display()))?;
-            // By which whoever ends this knows what it started: CRIU's children have no session or name of ours.
-            command.env(PROCESS_DIRECTORY, working_directory()?);
-            command.args(["restore", "--detach", "--image-path", &request.checkpoint, "--work-path"]).arg(&work);
-            command.args(Checkpoint::read(&request.checkpoint)?.flags());
+            for word in ["restore", "--detach", "--image-path", &request.checkpoint, "--work-path"] {
+                add(word.as_ref())?;
+            }
+            add(work.as_os_str())?;
+            Checkpoint::read(&request.checkpoint)?.flags().into_iter().try_for_each(|flag| add(flag.as_ref()))?;
+        } else {
+            add("create".as_ref())?;
         }
-        command.arg("--bundle").arg(&target.bundle);
+        add("--bundle".as_ref())?;
+        add(&target.bundle)?;
         if request.no_pivot_root {
-            command.arg("--no-pivot");
+            add("--no-pivot".as_ref())?;
         }
     }
     if let Some(socket) = console_socket {
-        command.arg("--console-socket").arg(socket);
+        add("--console-socket".as_ref())?;
+        add(socket.as_os_str())?;
     }
-    // Absolute: runtimes change into the bundle before it writes the file.
-    command.arg("--pid-file").arg(working_directory()?.join(RUNTIME_PID)).arg(&target.id);
-    command.stdin(stdio.stdin).stdout(stdio.stdout).stderr(stdio.stderr);
-    sys::child::die_with_parent(&mut command);
-    command.spawn().context(|| format!("start the runtime {}", target.runtime.display()))
+    // Absolute: runtimes change into the bundle before they write the file.
+    add("--pid-file".as_ref())?;
+    add(directory.join(RUNTIME_PID).as_os_str())?;
+    add(&target.id)?;
+    runtime.dies_with_parent = true;
+    runtime.start().context(failed)
 }
 
 /// Starts the killing of everything in the container, for one whose init's end does not do it.
-pub(crate) fn start_kill_all(target: &Target, request: &Request) -> Result<Child, Failure> {
-    let mut command = base(target, request)?;
-    command.args(["kill", "--all"]).arg(&target.id).arg("KILL");
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    command.spawn().context(|| format!("start the runtime {}", target.runtime.display()))
+pub(crate) fn start_kill_all(target: &Target, request: &Request) -> Result<Pid, Failure> {
+    let failed = || starting(target);
+    let directory = std::env::current_dir().context(|| "find the working directory".into())?;
+    let environment = environment_without(&[]);
+    let stdio = [stdin(), stdout(), stderr()];
+    let mut runtime = Spawn::new(&target.runtime, &environment, stdio).context(failed)?;
+    add_common(&mut runtime, request, &directory).context(failed)?;
+    let all: [&OsStr; 4] = ["kill".as_ref(), "--all".as_ref(), &target.id, "KILL".as_ref()];
+    runtime.arguments(all).context(failed)?;
+    runtime.start().context(failed)
 }
 
-fn base(target: &Target, request: &Request) -> Result<Command, Failure> {
-    let mut command = Command::new(&target.runtime);
-    sys::child::with_all_signals(&mut command);
-    command.args(&request.runtime_args);
-    command.arg("--log").arg(working_directory()?.join("log.json")).args(["--log-format", "json"]);
-    Ok(command)
+/// What is in front of every subcommand.
+fn add_common(runtime: &mut Spawn<'_>, request: &Request, directory: &Path) -> io::Result<()> {
+    runtime.arguments(&request.runtime_args)?;
+    runtime.argument("--log")?;
+    runtime.argument(directory.join("log.json"))?;
+    runtime.arguments(["--log-format", "json"])
 }
 
-fn working_directory() -> Result<PathBuf, Failure> {
-    std::env::current_dir().context(|| "find the working directory".into())
+fn starting(target: &Target) -> String {
+    format!("start the runtime {}", target.runtime.display())
 }

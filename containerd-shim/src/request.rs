@@ -66,7 +66,7 @@ impl Checkpoint {
 impl Request {
     /// Reads `process.json` in the working directory.
     pub(crate) fn read() -> Result<Request, Failure> {
-        let text = std::fs::read("process.json").context(|| "read process.json".into())?;
+        let text = sys::small_file::read(rustix::fs::CWD, "process.json").context(|| "read process.json".into())?;
         Request::parse(&text)
     }
 

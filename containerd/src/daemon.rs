@@ -60,7 +60,8 @@ pub(crate) fn run(flags: Flags, level: Level) -> Result<()> {
     let state_dir = std::path::absolute(&flags.state_dir).context("find the state directory")?;
     let _lock = lock(&state_dir)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
+        // One thread is enough for what waits; a second one would be woken, and wake, at every step of every call.
+        .worker_threads(1)
         .max_blocking_threads(64)
         // Threads that wait for file systems: none while there is nothing to do.
         .thread_keep_alive(Duration::from_secs(1))

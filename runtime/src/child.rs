@@ -11,6 +11,10 @@ use sys::child::ExitStatus;
 use sys::exhausted::is_exhausted;
 use tokio::io::unix::AsyncFd;
 
+/// What systemd means for the daemon alone, and what the daemon means for its successor.
+pub(crate) const NOT_FOR_CHILDREN: [&str; 5] =
+    ["NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", HANDED_OVER];
+
 /// How long to wait before a child is looked at again, when there is no descriptor to wait for it with.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 
@@ -29,17 +33,26 @@ impl Child {
     /// Starts `command`. What systemd means for the daemon alone is taken out of its environment.
     pub fn spawn(command: &mut Command) -> io::Result<Child> {
         command.process_group(0);
-        for name in ["NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", HANDED_OVER] {
+        for name in NOT_FOR_CHILDREN {
             command.env_remove(name);
         }
         let mut child = sys::child::spawn(command)?;
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidData)?;
-        Ok(Child { pid, pidfd: None, stderr: child.stderr.take(), reaped: false, free: false })
+        let mut started = Child::started(pid);
+        started.stderr = child.stderr.take();
+        Ok(started)
+    }
+
+    /// A child that has been started in a process group of its own.
+    pub(crate) fn started(pid: Pid) -> Child {
+        Child { pid, pidfd: None, stderr: None, reaped: false, free: false }
     }
 
     /// A child that this program started before it replaced itself by another: execve(2) keeps children. It is free.
     pub fn kept(pid: Pid) -> Child {
-        Child { pid, pidfd: None, stderr: None, reaped: false, free: true }
+        let mut child = Child::started(pid);
+        child.set_free();
+        child
     }
 
     /// The child's pid, which stays its own until it is reaped.

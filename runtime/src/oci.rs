@@ -100,6 +100,12 @@ impl Oci {
         Oci { name, binary, arguments }
     }
 
+    /// The same program with other arguments.
+    #[must_use]
+    pub fn with_arguments(&self, arguments: Vec<String>) -> Oci {
+        Oci { name: self.name.clone(), binary: self.binary.clone(), arguments }
+    }
+
     /// As it was named.
     pub fn name(&self) -> &str {
         &self.name

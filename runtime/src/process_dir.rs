@@ -140,7 +140,7 @@ impl ProcessDir {
     /// Reads `process.json`.
     pub fn read(&self) -> Result<(ProcessSpec, ProcessRecord), PathError> {
         let path = self.0.join("process.json");
-        let text = std::fs::read(&path).map_err(PathError::new("read", &path))?;
+        let text = sys::small_file::read(CWD, &path).map_err(PathError::new("read", &path))?;
         let parse = || Ok((read_object(&text)?, read_object(&text)?));
         parse().map_err(PathError::new("read", &path))
     }
@@ -198,7 +198,7 @@ impl ProcessDir {
     /// The number in a file; `None` if the file is not there.
     fn number<N: std::str::FromStr>(&self, name: &str) -> Result<Option<N>, PathError> {
         let path = self.0.join(name);
-        let text = match std::fs::read_to_string(&path) {
+        let text = match sys::small_file::read_text(CWD, &path) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             result => result.map_err(PathError::new("read", &path))?,
         };

@@ -2,18 +2,25 @@
 
 use rustix::process::Pid;
 use std::collections::HashMap;
+use std::ffi::CString;
+use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::sync::Arc;
 use sys::pidfd::PidFd;
+use sys::spawn::{Spawn, environment_without};
 
-use crate::child::Child;
+use crate::child::{Child, NOT_FOR_CHILDREN};
 use crate::oci::{Oci, find_program};
 use crate::process_dir::ProcessDir;
 
 /// The shim program.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Shim(PathBuf);
+pub struct Shim {
+    path: PathBuf,
+    environment: Arc<[CString]>,
+}
 
 impl Shim {
     /// Looks the shim up: a path as it is; a name beside this program first, then in `PATH`.
@@ -22,21 +29,26 @@ impl Shim {
         let beside = beside.filter(|path| !name.contains('/') && path.is_file());
         beside
             .or_else(|| find_program(name))
-            .map(Shim)
+            .map(|path| Shim { path, environment: environment_without(&NOT_FOR_CHILDREN).into() })
             .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("no shim {name}")))
     }
 
     /// Its absolute path.
     pub fn path(&self) -> &Path {
-        &self.0
+        &self.path
     }
 
     /// Starts a shim for the process in `directory`, in which everything must be ready for it.
     pub fn start(&self, id: &str, bundle: &str, oci: &Oci, directory: &ProcessDir) -> io::Result<Child> {
-        let mut command = Command::new(&self.0);
-        command.args([id, bundle]).arg(oci.binary()).current_dir(directory.path());
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        Child::spawn(&mut command)
+        let null = File::options().read(true).write(true).open("/dev/null")?;
+        let mut shim = Spawn::new(&self.path, &self.environment, [null.as_fd(), null.as_fd(), null.as_fd()])?;
+        shim.arguments([id, bundle])?;
+        shim.argument(oci.binary())?;
+        shim.directory(directory.path())?;
+        shim.own_group = true;
+        // As it has them from its first step on.
+        shim.blocks_signals = true;
+        shim.start().map(Child::started)
     }
 
     /// The shims that have `directory` as their working directory: how one is found again that another supervisor

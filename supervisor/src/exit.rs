@@ -64,6 +64,11 @@ impl Shared {
             status = self.ended(&container, &init, exit, orphan) => status,
             never = self.watch_oom(&container) => match never {},
         };
+        // What follows takes kilobytes, which those that still run are not to have each.
+        Box::pin(self.init_ended(container, init, status)).await;
+    }
+
+    async fn init_ended(self: Arc<Self>, container: Arc<Container>, init: Arc<Process>, status: u32) {
         let begun = Instant::now();
         container.init_ended.send_replace(true);
         // Whatever is under way on this container comes to its end first, a start in any case.
@@ -79,6 +84,7 @@ impl Shared {
         let _task = self.tasks.begin("exit of init", &container.id, INIT);
         self.end_added(&container).await;
         reach(Point::AddedEnded);
+        self.reap_shim(&container, &init).await;
         // The group goes with the runtime's `delete`.
         self.tell_last_oom(&container).await;
         Shared::log_shim_warnings(&container.id, INIT, &init.dir);
@@ -113,10 +119,15 @@ impl Shared {
         orphan: bool,
     ) {
         let status = self.ended(&container, &process, exit, orphan).await;
+        Box::pin(self.process_ended(container, process, status)).await;
+    }
+
+    async fn process_ended(self: Arc<Self>, container: Arc<Container>, process: Arc<Process>, status: u32) {
         let begun = Instant::now();
         self.tell_last_oom(&container).await;
         Shared::log_shim_warnings(&container.id, &process.name, &process.dir);
         let held = self.record_exit(Shared::event(EventKind::Exit, &container, Some(&process), status)).await;
+        self.reap_shim(&container, &process).await;
         self.remove_process(&container, &process);
         drop(held);
         self.metrics.exit.record(begun.elapsed());
@@ -131,15 +142,18 @@ impl Shared {
         }
         process.ended.store(true, Ordering::SeqCst);
         reach(Point::ExitClosed);
-        if let Some(mut shim) = process.take_shim() {
-            if tokio::time::timeout(DEATH_LIMIT, shim.wait()).await.is_err() {
-                tracing::warn!(container = %container.id, process = %process.name, "its shim is done and does not end");
-                shim.kill();
-            }
-        }
-        let status = self.status(container, process, orphan).await;
+        let status = Box::pin(self.status(container, process, orphan)).await;
         reach(Point::StatusKnown);
         status
+    }
+
+    /// Reaps the shim of a process that is over. It ends by itself, mostly before the rest has been done.
+    async fn reap_shim(&self, container: &Container, process: &Process) {
+        let Some(mut shim) = process.take_shim() else { return };
+        if tokio::time::timeout(DEATH_LIMIT, shim.wait()).await.is_err() {
+            tracing::warn!(container = %container.id, process = %process.name, "its shim is done and does not end");
+            shim.kill();
+        }
     }
 
     /// The status of a process that has no shim any more.

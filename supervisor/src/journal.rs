@@ -62,6 +62,10 @@ pub(crate) struct Inner {
     trimmable: BTreeSet<Timestamp>,
     /// The others, by the process they are about.
     protected: HashMap<String, Vec<Timestamp>>,
+    /// What an earlier supervisor has told, by the process it is about, until recovery has protected what it needs.
+    by_key: HashMap<String, Vec<Timestamp>>,
+    /// The container instances of which the last that was told is that they are paused.
+    paused: HashSet<String>,
     held: BTreeSet<Timestamp>,
     /// The newest event that is no longer here.
     pub(crate) trimmed: Option<Timestamp>,
@@ -109,6 +113,11 @@ impl Journal {
         }
         let file = open_for_appending(&path).map_err(failed("open"))?;
         let last = events.keys().next_back().copied().unwrap_or_default();
+        let (mut by_key, mut paused) = (HashMap::<String, Vec<Timestamp>>::new(), HashSet::new());
+        for event in events.values() {
+            by_key.entry(event.key().to_string()).or_default().push(event.timestamp);
+            note_paused(&mut paused, event);
+        }
         let inner = Inner {
             length: text.len() as u64,
             lines: events.len() + damaged,
@@ -117,6 +126,8 @@ impl Journal {
             trimmable: events.keys().copied().collect(),
             events,
             protected: HashMap::new(),
+            by_key,
+            paused,
             held: BTreeSet::new(),
             trimmed: None,
             trim_planned: false,
@@ -186,9 +197,12 @@ impl Journal {
     pub(crate) fn protect(&self, key: &str) {
         let mut inner = self.lock();
         let inner = &mut *inner;
-        let of_key = || inner.events.values().filter(|event| event.key() == key);
-        let lifecycle = of_key().filter(|event| event.is_lifecycle());
-        let freezer = of_key().rfind(|event| event.is_freezer());
+        let of_key: Vec<&Arc<Event>> = match inner.recovered {
+            false => inner.by_key.get(key).into_iter().flatten().filter_map(|at| inner.events.get(at)).collect(),
+            true => inner.events.values().filter(|event| event.key() == key).collect(),
+        };
+        let lifecycle = of_key.iter().filter(|event| event.is_lifecycle());
+        let freezer = of_key.iter().rfind(|event| event.is_freezer());
         let timestamps: Vec<Timestamp> = lifecycle.chain(freezer).map(|event| event.timestamp).collect();
         for timestamp in &timestamps {
             inner.trimmable.remove(timestamp);
@@ -198,9 +212,7 @@ impl Journal {
 
     /// Whether the last that was told of a container's freezer is that it is paused.
     pub(crate) fn is_paused(&self, instance: &str) -> bool {
-        let inner = self.lock();
-        let last = inner.events.values().rfind(|event| event.is_freezer() && event.instance == instance);
-        last.is_some_and(|event| event.kind == EventKind::Pause)
+        self.lock().paused.contains(instance)
     }
 
     /// As [`Journal::protect`], for a process of which nothing has been told yet.
@@ -211,6 +223,7 @@ impl Journal {
     /// The directory of the process is gone: what was told of it may be trimmed.
     pub(crate) fn release_key(self: &Arc<Self>, key: &str) {
         let mut inner = self.lock();
+        inner.paused.remove(key);
         if let Some(timestamps) = inner.protected.remove(key) {
             inner.trimmable.extend(timestamps);
         }
@@ -221,6 +234,7 @@ impl Journal {
     pub(crate) fn recovered(self: &Arc<Self>) {
         let mut inner = self.lock();
         inner.recovered = true;
+        inner.by_key = HashMap::new();
         self.trim(&mut inner);
     }
 
@@ -256,6 +270,7 @@ impl Journal {
         inner.last = event.timestamp;
         let event = Arc::new(event);
         inner.events.insert(event.timestamp, event.clone());
+        note_paused(&mut inner.paused, &event);
         match inner.protected.get_mut(event.key()).filter(|_| event.is_lifecycle() || event.is_freezer()) {
             Some(timestamps) => {
                 if event.is_freezer() {
@@ -352,6 +367,18 @@ impl Drop for Held {
         let mut inner = self.journal.lock();
         inner.held.remove(&self.timestamp);
         self.journal.show(&inner);
+    }
+}
+
+fn note_paused(paused: &mut HashSet<String>, event: &Event) {
+    match event.kind {
+        EventKind::Pause => {
+            paused.insert(event.instance.clone());
+        }
+        EventKind::Resume => {
+            paused.remove(&event.instance);
+        }
+        _ => {}
     }
 }
 

@@ -51,7 +51,7 @@ impl PidWatcher {
         let (sender, written) = oneshot::channel();
         // Held over both steps, so that the event finds whom to tell.
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let flags = WatchFlags::MOVED_TO | WatchFlags::CLOSE_WRITE | WatchFlags::ONLYDIR;
+        let flags = WatchFlags::MOVED_TO | WatchFlags::ONLYDIR;
         let descriptor = inotify::add_watch(&*self.inotify, directory, flags)?;
         waiting.insert(descriptor, sender);
         Ok(PidWatch { watcher: self, descriptor, written })

@@ -19,6 +19,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
 use crate::container::Container;
+use crate::disk::on_disk;
 use crate::error::Error;
 use crate::event::EventKind;
 use crate::exit::{KILLED, UNKNOWN};
@@ -39,6 +40,8 @@ struct Recovery {
     state_dir: PathBuf,
     /// Shims that are children of this process, by their directories.
     kept: Mutex<HashMap<PathBuf, Child>>,
+    /// Runtimes that have been looked up.
+    runtimes: Mutex<HashMap<String, Oci>>,
 }
 
 /// Held by whoever looks at a container.
@@ -99,28 +102,42 @@ impl Supervisor {
         let shared = &self.0;
         let state_dir = shared.config.state_dir.canonicalize().map_err(Error::system("find the state directory"))?;
         let kept = Mutex::new(Shim::kept_children());
-        let recovery = Arc::new(Recovery { told: shared.journal.told(), state_dir, kept });
+        let recovery = Arc::new(Recovery { told: shared.journal.told(), state_dir, kept, runtimes: Mutex::default() });
         reach(Point::RecoveryBegun);
         let (calls, mut calls_wait) = mpsc::channel(1);
         let (journal, mut journal_waits) = mpsc::channel(1);
         let entries = std::fs::read_dir(&shared.config.state_dir).map_err(Error::system("list the state directory"))?;
-        let mut found = 0;
+        let mut left = Vec::new();
         for entry in entries {
             let entry = entry.map_err(Error::system("list the state directory"))?;
             let Ok(id) = entry.file_name().into_string() else { continue };
             // What has another kind of name is not ours.
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) && shared.reserve(&id).is_ok() {
                 let looking = Looking { calls: Some(calls.clone()), _journal: journal.clone() };
-                let (shared, recovery, (settled, waits)) = (shared.clone(), recovery.clone(), watch::channel(()));
+                let (settled, waits) = watch::channel(());
                 shared.map().insert(id.clone(), Slot::Left(waits));
-                tokio::spawn(async move {
-                    shared.recover_container(id, recovery, looking).await;
-                    drop(settled);
-                });
-                found += 1;
+                left.push((id, looking, settled));
             }
         }
-        drop((calls, journal, recovery));
+        drop((calls, journal));
+        let found = left.len();
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let share = found.div_ceil(threads).max(1);
+        while !left.is_empty() {
+            let part = left.split_off(left.len().saturating_sub(share));
+            let (shared, recovery) = (shared.clone(), recovery.clone());
+            tokio::spawn(on_disk(move || {
+                for (id, looking, settled) in part {
+                    let (shared, recovery) = (shared.clone(), recovery.clone());
+                    let first = shared.look_at(&id, &recovery);
+                    tokio::spawn(async move {
+                        shared.recover_container(id, recovery, first, looking).await;
+                        drop(settled);
+                    });
+                }
+            }));
+        }
+        drop(recovery);
         if tokio::time::timeout(LOOK_LIMIT, calls_wait.recv()).await.is_err() {
             tracing::warn!("some containers cannot be looked at yet; the others are served");
         }
@@ -136,6 +153,8 @@ impl Supervisor {
         }
         tracing::info!(containers = found, "recovered");
         shared.recovered.send_replace(true);
+        // What the reading of all those files took.
+        tokio::spawn(on_disk(sys::allocator::give_back));
         reach(Point::RecoveryServes);
         Ok(())
     }
@@ -146,6 +165,12 @@ impl Recovery {
     fn take_kept(&self, id: &str, name: &str) -> Option<Child> {
         let directory = self.state_dir.join(id).join(name);
         self.kept.lock().unwrap_or_else(PoisonError::into_inner).remove(&directory)
+    }
+
+    fn runtime(&self, name: &str, arguments: Vec<String>) -> Oci {
+        let mut known = self.runtimes.lock().unwrap_or_else(PoisonError::into_inner);
+        let oci = known.entry(name.to_string()).or_insert_with(|| Oci::at(name.to_string(), Vec::new()));
+        oci.with_arguments(arguments)
     }
 
     /// Reads the directory of a process.
@@ -176,10 +201,17 @@ fn is_missing(error: &Error) -> bool {
 }
 
 impl Shared {
-    async fn recover_container(self: Arc<Self>, id: String, recovery: Arc<Recovery>, mut looking: Looking) {
+    /// `found` is what was found at the first look.
+    async fn recover_container(
+        self: Arc<Self>,
+        id: String,
+        recovery: Arc<Recovery>,
+        mut found: Result<Found, Error>,
+        mut looking: Looking,
+    ) {
         let _task = self.tasks.begin("recovery", &id, "");
         loop {
-            match self.look_at(&id, &recovery) {
+            match found {
                 Ok(found) => {
                     reach(Point::RecoveryLooked);
                     return self.take_up(&id, found, looking).await;
@@ -189,6 +221,7 @@ impl Shared {
                         tracing::error!(container = %id, "cannot be looked at, which is tried again: {e}");
                     }
                     tokio::time::sleep(PAUSE).await;
+                    found = self.look_at(&id, &recovery);
                 }
                 Err(e) => return self.set_aside(&id, &e),
             }
@@ -218,7 +251,7 @@ impl Shared {
             Err(e) if !started && is_missing(&e) => return Ok(Found::HardlyBegun),
             Err(e) => return Err(e),
         };
-        let oci = Oci::at(record.runtime.clone(), record.runtime_args.clone());
+        let oci = recovery.runtime(&record.runtime, record.runtime_args.clone());
         let same_boot = record.boot_id.is_empty() || record.boot_id == self.boot_id;
         let container = Arc::new(Container::new(id, record, dir, oci, init.root, State::Running));
         container.set_init(init.process.clone());
@@ -359,8 +392,6 @@ impl Shared {
             });
         }
         self.map().insert(container.id.clone(), Slot::Here(container.clone()));
-        // Of what happened while no supervisor was there.
-        self.tell_oom(&container);
         for (left, fate) in read {
             tokio::spawn(self.clone().adopt_process(container.clone(), left, fate));
         }
@@ -368,7 +399,14 @@ impl Shared {
             tokio::spawn(self.clone().end_unreadable(container.clone(), process, due));
         }
         reach(Point::RecoveryAdopted);
-        tokio::spawn(self.clone().watch_init(container, init.process, init.exit, init.orphan));
+        let shared = self.clone();
+        tokio::spawn(async move {
+            // Watching takes longer than all that calls wait for.
+            let _ = shared.recovered.subscribe().wait_for(|recovered| *recovered).await;
+            // Of what happened while no supervisor was there.
+            shared.tell_oom(&container);
+            shared.watch_init(container, init.process, init.exit, init.orphan).await;
+        });
         drop(looking);
     }
 

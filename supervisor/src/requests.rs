@@ -157,8 +157,7 @@ impl Shared {
 
     /// Tells how a container was found, unless that is what has been told last.
     pub(crate) fn tell_freezer(self: &Arc<Self>, container: &Container, init: &Process, frozen: bool) {
-        let alive = matches!(init.open(), Ok(Some(_)));
-        if frozen == self.journal.is_paused(&container.record.instance) || !alive {
+        if frozen == self.journal.is_paused(&container.record.instance) || !matches!(init.open(), Ok(Some(_))) {
             return;
         }
         self.tell_found(container, if frozen { EventKind::Pause } else { EventKind::Resume });

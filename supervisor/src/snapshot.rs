@@ -2,6 +2,8 @@
 
 use runtime::{ProcessSpec, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use crate::container::Container;
 use crate::disk::on_disk;
@@ -9,6 +11,15 @@ use crate::error::Error;
 use crate::lifecycle::State;
 use crate::process::Process;
 use crate::supervisor::{Shared, Slot, Supervisor};
+
+/// So many are looked at without another thread: it would take longer to wake one.
+const FEW: usize = 8;
+
+/// The state of so many takes megabytes, which are given back soon after.
+const MANY: usize = 100;
+
+/// How soon.
+const TRIM_DELAY: Duration = Duration::from_secs(1);
 
 /// A container as it is told of.
 #[derive(Debug, Clone)]
@@ -52,13 +63,7 @@ impl Supervisor {
             },
             None => self.0.map().iter().map(|(id, slot)| (id.clone(), slot.clone())).collect(),
         };
-        let shared = self.0.clone();
-        let look = move |(id, slot): &(String, Slot)| match slot {
-            Slot::Here(container) => shared.look(container),
-            Slot::Aside(aside) => Some(aside.info(id)),
-            Slot::Taken | Slot::Left(_) => None,
-        };
-        let mut infos: Vec<ContainerInfo> = on_disk(move || slots.iter().filter_map(look).collect()).await?;
+        let mut infos = self.0.look_at_all(slots).await?;
         infos.sort_unstable_by(|a, b| a.id.cmp(&b.id));
         match id {
             Some(id) if infos.is_empty() => Err(Error::ContainerNotFound { id: id.to_string() }),
@@ -68,6 +73,44 @@ impl Supervisor {
 }
 
 impl Shared {
+    /// What there is to tell of these. Many are looked at by several threads, as the kernel takes its time for each.
+    async fn look_at_all(self: &Arc<Self>, mut slots: Vec<(String, Slot)>) -> Result<Vec<ContainerInfo>, Error> {
+        if slots.len() <= FEW {
+            return Ok(slots.iter().filter_map(|(id, slot)| self.look_at_slot(id, slot)).collect());
+        }
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let share = slots.len().div_ceil(threads).max(FEW);
+        let mut parts = Vec::new();
+        while !slots.is_empty() {
+            let part = slots.split_off(slots.len().saturating_sub(share));
+            let shared = self.clone();
+            let look = move || part.iter().filter_map(|(id, slot)| shared.look_at_slot(id, slot)).collect::<Vec<_>>();
+            parts.push(tokio::spawn(on_disk(look)));
+        }
+        let mut infos = Vec::new();
+        for part in parts {
+            infos.extend(part.await.map_err(|e| Error::system("look at containers")(std::io::Error::other(e)))??);
+        }
+        if infos.len() >= MANY && !self.trimming.swap(true, Ordering::Relaxed) {
+            let shared = self.clone();
+            tokio::spawn(async move {
+                // When the answer has been taken, and others that are asked for at the same time.
+                tokio::time::sleep(TRIM_DELAY).await;
+                shared.trimming.store(false, Ordering::Relaxed);
+                let _ = on_disk(sys::allocator::give_back).await;
+            });
+        }
+        Ok(infos)
+    }
+
+    fn look_at_slot(self: &Arc<Self>, id: &str, slot: &Slot) -> Option<ContainerInfo> {
+        match slot {
+            Slot::Here(container) => self.look(container),
+            Slot::Aside(aside) => Some(aside.info(id)),
+            Slot::Taken | Slot::Left(_) => None,
+        }
+    }
+
     /// `None` for one that has not been started, of which nobody knows yet.
     fn look(self: &Arc<Self>, container: &Container) -> Option<ContainerInfo> {
         if matches!(container.state(), State::Creating | State::Created) && !container.keeps() {

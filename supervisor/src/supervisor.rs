@@ -5,6 +5,7 @@ use failpoint::{Point, reach};
 use runtime::{Abilities, ContainerDir, Oci, ProcessDir, Shim};
 use std::collections::HashMap;
 use std::os::unix::fs::DirBuilderExt;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -41,6 +42,8 @@ pub(crate) struct Shared {
     /// Every id that is in use.
     containers: Mutex<HashMap<String, Slot>>,
     pub(crate) recovered: watch::Sender<bool>,
+    /// Memory will be given back soon.
+    pub(crate) trimming: AtomicBool,
 }
 
 /// What an id stands for.
@@ -80,6 +83,7 @@ impl Supervisor {
             boot_id: boot_id.trim().to_string(),
             containers: Mutex::default(),
             recovered,
+            trimming: AtomicBool::new(false),
             config,
         })))
     }

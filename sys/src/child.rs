@@ -1,11 +1,11 @@
 //! Child processes: what std's `Command` lacks, and reaping one by its number.
 
 use rustix::io::Errno;
-use rustix::process::{Pid, Signal, WaitOptions, getppid, set_parent_process_death_signal, wait, waitpid};
+use rustix::process::{Pid, WaitOptions, wait, waitpid};
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
-use std::sync::{PoisonError, RwLock};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 /// How a process ended, as shells and this API count: its exit code, or 128 and the signal's number.
 pub type ExitStatus = u32;
@@ -15,23 +15,19 @@ static STARTING: RwLock<()> = RwLock::new(());
 
 /// Starts a child, unless none may be started any more ([`start_no_more`]): then this never returns.
 pub fn spawn(command: &mut Command) -> io::Result<std::process::Child> {
-    let _starting = STARTING.read().unwrap_or_else(PoisonError::into_inner);
+    let _starting = starting();
     command.spawn()
+}
+
+/// Held while a child is started.
+pub(crate) fn starting() -> RwLockReadGuard<'static, ()> {
+    STARTING.read().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Waits for those that are being started, and lets no other one be started by [`spawn`]. For a program that is about to
 /// make way for another one: what it leaves to that one is not for children.
 pub fn start_no_more() {
     std::mem::forget(STARTING.write().unwrap_or_else(PoisonError::into_inner));
-}
-
-/// Lets every signal reach the child: std's `Command` hands on the mask of this thread, in which all may be blocked.
-pub fn with_all_signals(command: &mut Command) {
-    // SAFETY: between fork and exec only one system call is made, which is async-signal-safe, and nothing is
-    // allocated.
-    unsafe {
-        command.pre_exec(crate::signal::unblock_all);
-    }
 }
 
 /// Lets the child, and what it starts, have a descriptor that is otherwise closed by an exec.
@@ -42,24 +38,6 @@ pub fn keep_open(command: &mut Command, fd: std::os::fd::RawFd) {
         command.pre_exec(move || {
             let fd = std::os::fd::BorrowedFd::borrow_raw(fd);
             rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty())?;
-            Ok(())
-        });
-    }
-}
-
-/// Makes the child be killed when the thread that starts it dies (prctl(2), `PR_SET_PDEATHSIG`). The setting
-/// outlives the exec and is not passed on to the child's own children.
-pub fn die_with_parent(command: &mut Command) {
-    let parent = rustix::process::getpid();
-    // SAFETY: between fork and exec only two system calls are made, both async-signal-safe, and nothing is
-    // allocated.
-    unsafe {
-        command.pre_exec(move || {
-            set_parent_process_death_signal(Some(Signal::KILL))?;
-            // The parent may have died before the setting took hold.
-            if getppid() != Some(parent) {
-                return Err(io::Error::from_raw_os_error(libc::ESRCH));
-            }
             Ok(())
         });
     }

@@ -11,5 +11,7 @@ pub mod exhausted;
 pub mod pidfd;
 pub mod procfs;
 pub mod signal;
+pub mod small_file;
+pub mod spawn;
 #[cfg(feature = "tokio")]
 pub mod watched;

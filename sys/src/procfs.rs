@@ -1,9 +1,10 @@
 //! What `/proc` says of a process (proc(5)).
 
-use std::fs;
-use std::io::{self, Read};
+use rustix::fs::CWD;
+use std::io;
 
 use crate::child::ExitStatus;
+use crate::small_file;
 
 /// The fields of `/proc/<pid>/stat` that tell whether a process is the same one, and alive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,11 +50,8 @@ pub fn exit_status(pid: u32, starttime: u64) -> io::Result<Option<ExitStatus>> {
 
 /// Reads the file `name` of a process; `None` if the process is gone.
 pub fn read(pid: u32, name: &str) -> io::Result<Option<String>> {
-    let mut bytes = Vec::new();
-    let read = fs::File::open(format!("/proc/{pid}/{name}")).and_then(|mut file| file.read_to_end(&mut bytes));
-    match read {
-        // A process may give itself any bytes as its name.
-        Ok(_) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
+    match small_file::read_text(CWD, format!("/proc/{pid}/{name}")) {
+        Ok(text) => Ok(Some(text)),
         Err(e) if e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(libc::ESRCH) => Ok(None),
         Err(e) => Err(e),
     }

@@ -29,9 +29,22 @@ fn set_of(signals: &[i32]) -> libc::sigset_t {
 }
 
 /// Blocks every signal in this thread, the threads it starts later, and its children
-/// ([`crate::child::with_all_signals`] frees these).
+/// ([`crate::spawn`] frees these).
 pub fn block_all() -> io::Result<()> {
     mask(libc::SIG_SETMASK, &full_set())
+}
+
+/// Blocks every signal in this thread until [`restore`] is given the result.
+pub(crate) fn block_all_for_now() -> io::Result<libc::sigset_t> {
+    let mut before = set_of(&[]);
+    // SAFETY: both sets are initialised.
+    let result = unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &full_set(), &raw mut before) };
+    if result == 0 { Ok(before) } else { Err(io::Error::from_raw_os_error(result)) }
+}
+
+/// Gives this thread the mask back that it had.
+pub(crate) fn restore(before: &libc::sigset_t) -> io::Result<()> {
+    mask(libc::SIG_SETMASK, before)
 }
 
 /// Blocks no signal in this thread any more.

@@ -103,8 +103,15 @@ pub fn has_criu() -> bool {
 
 /// A client of whoever listens on a socket, which connects when it is used, and again when it has to.
 pub fn client_at(socket: &str) -> Client {
-    let channel = Endpoint::from_static("http://localhost").connect_with_connector_lazy(connector(socket));
+    let channel = endpoint().connect_with_connector_lazy(connector(socket));
     ApiClient::new(channel).max_decoding_message_size(usize::MAX)
+}
+
+/// What a thousand containers' state comes through at once, as `ctr` has it.
+fn endpoint() -> Endpoint {
+    Endpoint::from_static("http://localhost")
+        .initial_stream_window_size(4 << 20)
+        .initial_connection_window_size(8 << 20)
 }
 
 fn connector(
@@ -332,7 +339,7 @@ impl Host {
     /// # Panics
     /// When it cannot.
     pub async fn channel(&self) -> Channel {
-        self.connect(Endpoint::from_static("http://localhost")).await
+        self.connect(endpoint()).await
     }
 
     async fn connect(&self, endpoint: Endpoint) -> Channel {

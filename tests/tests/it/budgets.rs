@@ -80,7 +80,7 @@ async fn an_idle_shim_is_small() {
         println!("idle shim: {usage:?}");
         assert_eq!(usage.threads, 1);
         // The program's own pages are one copy for all shims.
-        assert!(usage.anonymous <= 150, "{usage:?}");
+        assert!(usage.anonymous <= 100, "{usage:?}");
         let maps = std::fs::read_to_string(format!("/proc/{shim}/maps")).unwrap();
         assert!(!maps.contains(".so"), "it is static: {maps}");
         for fd in 0..3 {
@@ -91,6 +91,59 @@ async fn an_idle_shim_is_small() {
     for n in 0..3 {
         kill(&mut client, &format!("c{n}")).await;
     }
+    host.finish();
+}
+
+/// How often the threads of a process have gone to sleep by themselves: each time something had woken them.
+fn wakes(pid: u32) -> u64 {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let of_task = |task: std::io::Result<std::fs::DirEntry>| {
+        let text = std::fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+        let field = text.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")).unwrap();
+        field.trim().parse::<u64>().unwrap()
+    };
+    tasks.map(of_task).sum()
+}
+
+#[tokio::test]
+async fn nothing_wakes_while_nothing_happens() {
+    let host = Host::new().await;
+    let mut client = host.client().await;
+    for n in 0..5 {
+        sleeper(&host, &mut client, &format!("c{n}")).await;
+    }
+    client.add_process(process("c0", "p", &["sleep", "10000"])).await.unwrap();
+    let shims = children_of(host.pid());
+    assert_eq!(shims.len(), 6);
+    // What the starts have left to do, and threads that are no longer needed.
+    settled(host.pid());
+    let all = || shims.iter().copied().chain([host.pid()]).map(wakes).collect::<Vec<_>>();
+    let before = all();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(all(), before, "of five shims of init, one of an added process, and the daemon");
+    for n in 0..5 {
+        kill(&mut client, &format!("c{n}")).await;
+    }
+    host.finish();
+}
+
+#[tokio::test]
+async fn a_start_takes_one_call_of_the_runtime_and_few_of_the_kernel() {
+    // Counted where it does not depend on the machine: what the daemon and a shim do for one start.
+    const NOTING: &str = r#"echo "$@" >> "$(dirname $0)/calls"; exec $RUNTIME "$@""#;
+    let host = Host::with(Options { fake_runtime: Some(NOTING), ..Options::default() }).await;
+    let mut client = host.client().await;
+    let calls = || std::fs::read_to_string(host.join("calls")).unwrap_or_default().lines().count();
+    sleeper(&host, &mut client, "c").await;
+    assert_eq!(calls(), 1);
+    client.add_process(process("c", "p", &["sleep", "1000"])).await.unwrap();
+    assert_eq!(calls(), 2);
+    let before = wakes(host.pid());
+    client.add_process(process("c", "q", &["sleep", "1000"])).await.unwrap();
+    let woken = wakes(host.pid()) - before;
+    println!("an exec wakes the daemon's threads {woken} times");
+    assert!(woken <= 12, "an exec wakes the daemon's threads {woken} times");
+    kill(&mut client, "c").await;
     host.finish();
 }
 
@@ -309,6 +362,10 @@ async fn state_of_500_and_stats_of_one_start_no_process_and_take_less_than_the_r
             times.push(begun.elapsed());
         }
         let best = times.iter().min().unwrap().as_secs_f64() * 1e6;
+        // What each container may take, and what there is without any.
+        let usage = usage(host.pid());
+        println!("daemon, fresh, 500 containers: {usage:?}");
+        assert!(usage.anonymous <= 2048 + 500 * 12, "{usage:?}");
         println!(
             "exec to a complete State of 500, stopped shims: {stopped}: {times:?}, {:.1} of reading the files",
             best / bare
