@@ -30,6 +30,9 @@ struct Args {
     /// Fewer rounds and fewer containers: all of it within three minutes
     #[arg(long)]
     quick: bool,
+    /// Containers are only started one after the other
+    #[arg(long)]
+    alone: bool,
     /// The runtimes
     #[arg(long, value_delimiter = ',', default_value = "crun,runc")]
     runtime: Vec<String>,
@@ -90,10 +93,14 @@ const QUICK: Scale = Scale {
     growth: 300,
 };
 
-#[tokio::main]
+// One thread: what a client of many threads spends on waking them is not what is measured.
+#[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
     let args = Args::parse();
-    let scale = if args.quick { QUICK } else { FULL };
+    let mut scale = if args.quick { QUICK } else { FULL };
+    if args.alone {
+        scale.concurrency = &[];
+    }
     if args.address.is_some() && args.runtime.len() != 1 {
         bail!("--address measures one daemon, whose runtime --runtime must name");
     }

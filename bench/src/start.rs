@@ -71,18 +71,19 @@ async fn many(
     let mut tasks = JoinSet::new();
     let begun = Instant::now();
     for lane in 0..at_once {
-        let of_lane: Vec<_> = all.iter().skip(lane).step_by(at_once).cloned().collect();
+        let of_lane = all.iter().skip(lane).step_by(at_once);
+        let of_lane: Vec<_> = of_lane.map(|(id, bundle)| subject.request(id, bundle)).collect();
         let (mut client, root, runtime) = (subject.client.clone(), root.clone(), subject.runtime.clone());
         tasks.spawn(async move {
             let mut times: Vec<Duration> = Vec::new();
-            for (id, bundle) in of_lane {
+            for request in of_lane {
                 let begun = Instant::now();
                 if ours {
-                    let request = api::CreateContainerRequest { id, bundle_path: bundle, ..Default::default() };
                     client.create_container(request).await?;
                 } else {
                     let mut command = tokio::process::Command::new(&runtime);
-                    command.args([&root, "run", "--detach", "--bundle", &bundle, &id]);
+                    let (id, bundle) = (&request.id, &request.bundle_path);
+                    command.args([&root, "run", "--detach", "--bundle", bundle, id]);
                     let null = std::process::Stdio::null;
                     let status = command.stdin(null()).stdout(null()).stderr(null()).status().await?;
                     if !status.success() {

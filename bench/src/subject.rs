@@ -2,11 +2,13 @@
 
 use anyhow::{Context, Result, bail};
 use std::collections::HashMap;
+use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
-use tests::{Bundle, Client, Host, Options};
+use tests::{Bundle, Client, Fifo, Host, Options};
 use tokio::sync::watch;
 
 use crate::figures::Cost;
@@ -24,6 +26,29 @@ pub(crate) struct Subject {
     pub(crate) ours: Group,
     pub(crate) bare: Group,
     exits: Told,
+    stdio: Connected,
+}
+
+/// FIFOs that every process of ours is connected to, and the client's ends.
+struct Connected {
+    fifos: [Fifo; 3],
+    _ends: Vec<File>,
+}
+
+impl Connected {
+    fn new(host: &Host) -> Result<Connected> {
+        let fifos = [host.fifo(), host.fifo(), host.fifo()];
+        let open = |fifo: &Fifo| {
+            let nonblocking = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+            File::options().read(true).write(true).custom_flags(nonblocking).open(fifo.path())
+        };
+        let ends = fifos.iter().map(open).collect::<Result<_, _>>().context("open a FIFO")?;
+        Ok(Connected { fifos, _ends: ends })
+    }
+
+    fn paths(&self) -> [String; 3] {
+        self.fifos.each_ref().map(Fifo::path)
+    }
 }
 
 /// A file system in memory, where state directories are on most machines.
@@ -53,8 +78,8 @@ impl Subject {
                 (host.client().await, None)
             }
         };
-        let exits = Told::default();
-        let subject = Subject { host, client, runtime: runtime.into(), other, ours, bare, exits };
+        let (exits, stdio) = (Told::default(), Connected::new(&host)?);
+        let subject = Subject { host, client, runtime: runtime.into(), other, ours, bare, exits, stdio };
         subject.ours.add(subject.pid())?;
         subject.follow().await?;
         Ok(subject)
@@ -113,8 +138,15 @@ impl Subject {
         Ok(status)
     }
 
+    /// What starts a container with its stdio connected.
+    pub(crate) fn request(&self, id: &str, bundle: &str) -> api::CreateContainerRequest {
+        let [stdin, stdout, stderr] = self.stdio.paths();
+        let (id, bundle_path) = (id.into(), bundle.into());
+        api::CreateContainerRequest { id, bundle_path, stdin, stdout, stderr, ..Default::default() }
+    }
+
     pub(crate) async fn create(&self, id: &str, bundle: &str) -> Result<()> {
-        let request = api::CreateContainerRequest { id: id.into(), bundle_path: bundle.into(), ..Default::default() };
+        let request = self.request(id, bundle);
         self.client.clone().create_container(request).await.with_context(|| format!("create {id}"))?;
         Ok(())
     }
@@ -129,7 +161,8 @@ impl Subject {
     /// Adds a process that ends at once, and waits for its exit event.
     pub(crate) async fn exec(&self, id: &str) -> Result<()> {
         let (args, pid) = (vec!["true".to_string()], "p".to_string());
-        let request = api::AddProcessRequest { id: id.into(), pid, args, ..Default::default() };
+        let [stdin, stdout, stderr] = self.stdio.paths();
+        let request = api::AddProcessRequest { id: id.into(), pid, args, stdin, stdout, stderr, ..Default::default() };
         self.client.clone().add_process(request).await?;
         self.exit(id, "p").await.map(drop)
     }
