@@ -392,6 +392,8 @@ impl Shared {
             });
         }
         self.map().insert(container.id.clone(), Slot::Here(container.clone()));
+        // Of what happened while no supervisor was there.
+        self.tell_oom(&container);
         for (left, fate) in read {
             tokio::spawn(self.clone().adopt_process(container.clone(), left, fate));
         }
@@ -403,8 +405,6 @@ impl Shared {
         tokio::spawn(async move {
             // Watching takes longer than all that calls wait for.
             let _ = shared.recovered.subscribe().wait_for(|recovered| *recovered).await;
-            // Of what happened while no supervisor was there.
-            shared.tell_oom(&container);
             shared.watch_init(container, init.process, init.exit, init.orphan).await;
         });
         drop(looking);
