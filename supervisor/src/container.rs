@@ -2,7 +2,7 @@
 
 use cgroup::Cgroup;
 use runtime::{ContainerDir, ContainerRecord, INIT, Oci, Stdio};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use tokio::sync::{RwLock, watch};
 
@@ -64,6 +64,8 @@ pub(crate) struct Container {
     cgroup: OnceLock<Option<Cgroup>>,
     /// How many of its processes had been killed for memory when that was last looked at.
     pub(crate) oom_kills: Mutex<u64>,
+    /// Added processes that are being started and have not been told of: what is killed for memory may be one of them.
+    pub(crate) starting: AtomicUsize,
     /// Its init has been sent SIGKILL: nothing may hold it frozen.
     pub(crate) killed: AtomicBool,
     /// A runtime was killed, or may have been, while it added a process, and may have left something.
@@ -105,6 +107,7 @@ impl Container {
             inner: Mutex::new(Inner { state, init: None, added: Vec::new() }),
             cgroup: OnceLock::new(),
             oom_kills: Mutex::new(0),
+            starting: AtomicUsize::new(0),
             killed: AtomicBool::new(false),
             cut_off: AtomicBool::new(false),
             dumped: AtomicBool::new(false),

@@ -119,8 +119,33 @@ impl Shared {
     }
 }
 
+/// Counts a process among those that are being started.
+struct Starting<'a>(&'a Container);
+
+impl Starting<'_> {
+    fn new(container: &Container) -> Starting<'_> {
+        container.starting.fetch_add(1, Ordering::SeqCst);
+        Starting(container)
+    }
+}
+
+impl Drop for Starting<'_> {
+    fn drop(&mut self) {
+        self.0.starting.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 impl Created {
-    async fn start(mut self, deadline: Instant) -> Result<u32, Error> {
+    async fn start(self, deadline: Instant) -> Result<u32, Error> {
+        let (shared, container) = (self.shared.clone(), self.container.clone());
+        let starting = Starting::new(&container);
+        let started = self.begin(deadline).await;
+        drop(starting);
+        shared.tell_oom(&container);
+        started
+    }
+
+    async fn begin(mut self, deadline: Instant) -> Result<u32, Error> {
         let begun = Instant::now();
         let (container, process) = (self.container.clone(), self.process.clone());
         let _order = container.order.read().await;

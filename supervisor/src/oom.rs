@@ -107,6 +107,10 @@ impl Shared {
 
     /// Tells of kills since the last look. What cannot be written now is told at the next look.
     pub(crate) fn tell_oom(self: &Arc<Self>, container: &Container) {
+        // Their starts come first. It is looked again when they have been told.
+        if container.starting.load(Ordering::SeqCst) > 0 {
+            return;
+        }
         if let Err(e) = self.look_for_oom(container) {
             tracing::error!(container = %container.id, "{e}; that it was out of memory is told later");
         }
