@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tests::{Client, Host, Options};
 
 use crate::figures::Values;
-use crate::report::{Budget, Report};
+use crate::report::{Budget, Kind, Report};
 
 /// What the container has touched.
 const MEBIBYTES: u64 = 512;
@@ -76,11 +76,17 @@ pub(crate) async fn measure(report: &mut Report, runtime: &str, rounds: usize) -
         client.create_container(request("stopped")).await?;
         remove(&mut client, "stopped").await?;
     }
-    report.over("checkpoint of 512 MiB", runtime, "ms", &total.ours, &total.bare, Budget::Below(1.1));
-    report.over("checkpoint of 512 MiB, frozen", runtime, "ms", &frozen.ours, &frozen.bare, Budget::Below(1.1));
-    report.over("restore of 512 MiB", runtime, "ms", &restore.ours, &restore.bare, Budget::Below(1.1));
+    report.beside(Kind::Ratio, ("checkpoint of 512 MiB", runtime, "ms"), &total.ours, &total.bare, Budget::Below(1.1));
+    report.beside(
+        Kind::Ratio,
+        ("checkpoint of 512 MiB, frozen", runtime, "ms"),
+        &frozen.ours,
+        &frozen.bare,
+        Budget::Below(1.1),
+    );
+    report.beside(Kind::Ratio, ("restore of 512 MiB", runtime, "ms"), &restore.ours, &restore.bare, Budget::Below(1.1));
     let ratio = sizes.0 as f64 / sizes.1 as f64;
-    report.single("checkpoint of 512 MiB: size over the runtime's own", runtime, "", ratio, Budget::Below(1.01));
+    report.single(("checkpoint of 512 MiB: size over the runtime's own", runtime, ""), ratio, Budget::Below(1.01));
     client.signal(api::SignalRequest { id: "c".into(), pid: "init".into(), signal: 9 }).await?;
     let gone = || !host.state_dir().join("c").exists();
     tests::eventually("it has gone", gone);

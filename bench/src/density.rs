@@ -7,7 +7,7 @@ use tokio::task::JoinSet;
 use crate::Scale;
 use crate::figures::Values;
 use crate::group::Group;
-use crate::report::{Budget, Report};
+use crate::report::{Budget, Kind, Report};
 use crate::subject::Subject;
 
 pub(crate) async fn measure(subject: &mut Subject, report: &mut Report, scale: Scale) -> Result<()> {
@@ -44,8 +44,8 @@ pub(crate) async fn measure(subject: &mut Subject, report: &mut Report, scale: S
         private.push(usage.anonymous as f64);
         threads.push(usage.threads as f64);
     }
-    report.value("shim: private memory", &runtime, "kB", &private, Budget::Below(100.0));
-    report.value("shim: threads", &runtime, "", &threads, Budget::Below(1.0));
+    report.value(("shim: private memory", &runtime, "kB"), &private, Budget::Below(100.0));
+    report.value(("shim: threads", &runtime, ""), &threads, Budget::Below(1.0));
     if subject.is_ours() {
         restart(subject, report, number, below(200.0)).await?;
         if let Some(group) = &group {
@@ -53,15 +53,19 @@ pub(crate) async fn measure(subject: &mut Subject, report: &mut Report, scale: S
             charged.push(group.memory_charged()? as f64 / 1024.0 / number as f64);
             let bare = bare_charge(subject, &name, number.min(200)).await?;
             // What the runtime leaves of a container in the memory of whoever ran it: its state, its groups.
-            report.above("shim: charged to its memory group", &runtime, "kB", &charged, &bare, Budget::Below(200.0));
+            report.beside(
+                Kind::Above,
+                ("shim: charged to its memory group", &runtime, "kB"),
+                &charged,
+                &bare,
+                Budget::Below(200.0),
+            );
         }
         // What was taken for the answer is given back by then.
         tokio::time::sleep(Duration::from_secs(2)).await;
         let usage = tests::usage(subject.pid());
         report.single(
-            &format!("daemon, fresh, {number} containers: PSS"),
-            &runtime,
-            "kB",
+            (&format!("daemon, fresh, {number} containers: PSS"), &runtime, "kB"),
             usage.pss as f64,
             below(16384.0),
         );
@@ -101,8 +105,8 @@ async fn restart(subject: &mut Subject, report: &mut Report, number: usize, budg
         times.add(begun.elapsed());
         anyhow::ensure!(all.len() == number, "{} of {number} are there", all.len());
     }
-    report.value(&format!("{number} live: SIGKILL, restart, State"), &subject.runtime, "ms", &times, budget);
-    subject.follow_again().await
+    report.value((&format!("{number} live: SIGKILL, restart, State"), &subject.runtime, "ms"), &times, budget);
+    subject.follow().await
 }
 
 async fn states(subject: &Subject, report: &mut Report, number: usize, budget: Budget) -> Result<()> {
@@ -125,9 +129,9 @@ async fn states(subject: &Subject, report: &mut Report, number: usize, budget: B
         client.get_server_version(api::GetServerVersionRequest {}).await?;
         nothing.add(begun.elapsed());
     }
-    report.value("a call that does nothing", &subject.runtime, "ms", &nothing, Budget::None);
-    report.value(&format!("State of {number}"), &subject.runtime, "ms", &states, budget);
-    report.value("Stats of one", &subject.runtime, "ms", &stats, Budget::Below(0.3));
+    report.value(("a call that does nothing", &subject.runtime, "ms"), &nothing, Budget::None);
+    report.value((&format!("State of {number}"), &subject.runtime, "ms"), &states, budget);
+    report.value(("Stats of one", &subject.runtime, "ms"), &stats, Budget::Below(0.3));
     Ok(())
 }
 
@@ -149,6 +153,6 @@ async fn idle(subject: &Subject, report: &mut Report, number: usize, seconds: u6
     tokio::time::sleep(Duration::from_secs(seconds)).await;
     let woken = (wakes()? - before) as f64;
     let what = format!("daemon idle, {number} containers: wake-ups in {seconds} s");
-    report.single(&what, &subject.runtime, "", woken, Budget::Below(0.0));
+    report.single((&what, &subject.runtime, ""), woken, Budget::Below(0.0));
     Ok(())
 }

@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use crate::Scale;
 use crate::figures::Cost;
-use crate::report::{Budget, Report};
+use crate::report::{Budget, Kind, Report};
 use crate::subject::Subject;
 
 pub(crate) async fn measure(subject: &Subject, report: &mut Report, scale: Scale) -> Result<()> {
@@ -19,7 +19,19 @@ pub(crate) async fn measure(subject: &Subject, report: &mut Report, scale: Scale
     }
     subject.bare(&["delete", "--force", other]).await?;
     subject.end(id).await?;
-    report.over("exec until its exit, wall time", &subject.runtime, "ms", &ours.wall, &bare.wall, Budget::None);
-    report.above("exec until its exit, CPU", &subject.runtime, "ms", &ours.cpu, &bare.cpu, Budget::Below(1.5));
+    report.beside(
+        Kind::Ratio,
+        ("exec until its exit, wall time", &subject.runtime, "ms"),
+        &ours.wall,
+        &bare.wall,
+        Budget::None,
+    );
+    report.beside(
+        Kind::Above,
+        ("exec until its exit, CPU", &subject.runtime, "ms"),
+        &ours.cpu,
+        &bare.cpu,
+        Budget::Below(1.5),
+    );
     Ok(())
 }

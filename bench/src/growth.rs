@@ -47,16 +47,12 @@ fn told(subject: &Subject, report: &mut Report, what: &str, number: usize, point
     // A tenth of a kilobyte for each is beyond noise.
     let noise = number as f64 / 10.0;
     report.single(
-        &format!("{number} {what}: growth of the daemon's memory"),
-        &subject.runtime,
-        "kB",
+        (&format!("{number} {what}: growth of the daemon's memory"), &subject.runtime, "kB"),
         grown,
         Budget::Below(noise),
     );
     report.single(
-        &format!("{number} {what}: growth of its descriptors"),
-        &subject.runtime,
-        "",
+        (&format!("{number} {what}: growth of its descriptors"), &subject.runtime, ""),
         descriptors,
         Budget::Below(0.0),
     );

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use crate::Scale;
 use crate::figures::Values;
-use crate::report::{Budget, Report};
+use crate::report::{Budget, Kind, Report};
 use crate::subject::Subject;
 
 const MEBIBYTES: usize = 1024;
@@ -35,7 +35,7 @@ pub(crate) async fn measure(subject: &Subject, report: &mut Report, scale: Scale
         bare.push(reading.await??);
         subject.bare(&["delete", "--force", id]).await?;
     }
-    report.over("stdout of a container", &subject.runtime, "MiB/s", &ours, &bare, Budget::Above(0.8));
+    report.beside(Kind::Ratio, ("stdout of a container", &subject.runtime, "MiB/s"), &ours, &bare, Budget::Above(0.8));
     Ok(())
 }
 

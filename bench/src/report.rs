@@ -17,6 +17,21 @@ pub(crate) enum Budget {
     Above(f64),
 }
 
+/// What a figure is called, of which runtime it is, and in what it is measured.
+pub(crate) type Name<'a> = (&'a str, &'a str, &'static str);
+
+/// What a budget is about.
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Kind {
+    /// The ratio to the floor.
+    Ratio,
+    /// What is above the floor.
+    Above,
+    /// The value itself.
+    Value,
+}
+
 /// One figure.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Row {
@@ -25,8 +40,7 @@ pub(crate) struct Row {
     pub(crate) unit: &'static str,
     pub(crate) ours: Spread,
     pub(crate) floor: Option<Spread>,
-    /// What the budget is about: `ratio` to the floor, `above` the floor, or the `value` itself.
-    kind: &'static str,
+    kind: Kind,
     figure: f64,
     budget: Budget,
 }
@@ -74,56 +88,27 @@ impl Report {
         })
     }
 
-    /// A figure that is told as its ratio to the floor.
-    pub(crate) fn over(
-        &mut self,
-        what: &str,
-        runtime: &str,
-        unit: &'static str,
-        ours: &Values,
-        floor: &Values,
-        budget: Budget,
-    ) {
-        let figure = ours.median() / floor.median();
-        self.add(what, runtime, unit, ours.spread(), Some(floor.spread()), "ratio", figure, budget);
-    }
-
-    /// One that is told as what it is above the floor.
-    pub(crate) fn above(
-        &mut self,
-        what: &str,
-        runtime: &str,
-        unit: &'static str,
-        ours: &Values,
-        floor: &Values,
-        budget: Budget,
-    ) {
-        let figure = ours.median() - floor.median();
-        self.add(what, runtime, unit, ours.spread(), Some(floor.spread()), "above", figure, budget);
+    /// A figure beside its floor.
+    pub(crate) fn beside(&mut self, kind: Kind, name: Name<'_>, ours: &Values, floor: &Values, budget: Budget) {
+        let figure = match kind {
+            Kind::Above => ours.median() - floor.median(),
+            _ => ours.median() / floor.median(),
+        };
+        self.add(name, ours.spread(), Some(floor.spread()), kind, figure, budget);
     }
 
     /// One that has no floor.
-    pub(crate) fn value(&mut self, what: &str, runtime: &str, unit: &'static str, ours: &Values, budget: Budget) {
-        self.add(what, runtime, unit, ours.spread(), None, "value", ours.median(), budget);
+    pub(crate) fn value(&mut self, name: Name<'_>, ours: &Values, budget: Budget) {
+        self.add(name, ours.spread(), None, Kind::Value, ours.median(), budget);
     }
 
     /// One that was measured once.
-    pub(crate) fn single(&mut self, what: &str, runtime: &str, unit: &'static str, value: f64, budget: Budget) {
-        self.add(what, runtime, unit, value.into(), None, "value", value, budget);
+    pub(crate) fn single(&mut self, name: Name<'_>, value: f64, budget: Budget) {
+        self.add(name, value.into(), None, Kind::Value, value, budget);
     }
 
-    #[allow(clippy::too_many_arguments)]
-    fn add(
-        &mut self,
-        what: &str,
-        runtime: &str,
-        unit: &'static str,
-        ours: Spread,
-        floor: Option<Spread>,
-        kind: &'static str,
-        figure: f64,
-        budget: Budget,
-    ) {
+    fn add(&mut self, name: Name<'_>, ours: Spread, floor: Option<Spread>, kind: Kind, figure: f64, budget: Budget) {
+        let (what, runtime, unit) = name;
         let row = Row { what: what.into(), runtime: runtime.into(), unit, ours, floor, kind, figure, budget };
         eprintln!("  {}", row.line());
         self.rows.push(row);
@@ -175,9 +160,9 @@ impl Row {
         };
         let floor = self.floor.as_ref().map(spread).unwrap_or_default();
         let figure = match self.kind {
-            "ratio" => format!("{:.2} ×", self.figure),
-            "above" => format!("{} {} above", number(self.figure), self.unit),
-            _ => String::new(),
+            Kind::Ratio => format!("{:.2} ×", self.figure),
+            Kind::Above => format!("{} {} above", number(self.figure), self.unit),
+            Kind::Value => String::new(),
         };
         let budget = match self.budget {
             Budget::None => String::new(),

@@ -6,7 +6,7 @@ use tokio::task::JoinSet;
 
 use crate::Scale;
 use crate::figures::{Cost, Values};
-use crate::report::{Budget, Report};
+use crate::report::{Budget, Kind, Report};
 use crate::subject::Subject;
 
 pub(crate) async fn measure(subject: &Subject, report: &mut Report, scale: Scale) -> Result<()> {
@@ -28,16 +28,15 @@ pub(crate) async fn measure(subject: &Subject, report: &mut Report, scale: Scale
     let runtime = &subject.runtime;
     let is_crun = runtime.ends_with("crun");
     let floor = if run.wall.median() <= two.wall.median() { &run } else { &two };
-    report.over(
-        "start, wall time",
-        runtime,
-        "ms",
+    report.beside(
+        Kind::Ratio,
+        ("start, wall time", runtime, "ms"),
         &ours.wall,
         &floor.wall,
         Budget::Below(if is_crun { 1.3 } else { 1.15 }),
     );
-    report.above("start, CPU", runtime, "ms", &ours.cpu, &floor.cpu, Budget::Below(3.0));
-    report.over("start, over create + start", runtime, "ms", &ours.wall, &two.wall, Budget::None);
+    report.beside(Kind::Above, ("start, CPU", runtime, "ms"), &ours.cpu, &floor.cpu, Budget::Below(3.0));
+    report.beside(Kind::Ratio, ("start, over create + start", runtime, "ms"), &ours.wall, &two.wall, Budget::None);
     for at_once in scale.concurrency {
         let at_once = *at_once;
         let (mut rates, mut bare_rates) = (Values::default(), Values::default());
@@ -50,10 +49,16 @@ pub(crate) async fn measure(subject: &Subject, report: &mut Report, scale: Scale
             10 | 32 => Budget::Above(if is_crun { 0.8 } else { 0.9 }),
             _ => Budget::None,
         };
-        report.over(&format!("starts/s, {at_once} at once"), runtime, "/s", &rates, &bare_rates, budget);
+        report.beside(
+            Kind::Ratio,
+            (&format!("starts/s, {at_once} at once"), runtime, "/s"),
+            &rates,
+            &bare_rates,
+            budget,
+        );
         if at_once == 10 {
             let ratio = latencies.quantile(0.99) / latencies.median();
-            report.single("start, 10 at once: p99 over p50", runtime, "", ratio, Budget::Below(3.0));
+            report.single(("start, 10 at once: p99 over p50", runtime, ""), ratio, Budget::Below(3.0));
         }
     }
     Ok(())

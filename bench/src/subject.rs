@@ -95,8 +95,8 @@ impl Subject {
         self.other.unwrap_or_else(|| self.host.pid())
     }
 
-    /// Notes all exits from now on.
-    async fn follow(&self) -> Result<()> {
+    /// Notes all exits from now on, of the daemon that is there now.
+    pub(crate) async fn follow(&self) -> Result<()> {
         let mut events = self.client.clone().events(api::EventsRequest::default()).await?.into_inner();
         let exits = self.exits.clone();
         tokio::spawn(async move {
@@ -117,11 +117,6 @@ impl Subject {
         self.client = self.host.client().await;
         self.ours.add(self.pid())?;
         Ok(())
-    }
-
-    /// Follows the events of the next daemon.
-    pub(crate) async fn follow_again(&self) -> Result<()> {
-        self.follow().await
     }
 
     /// Waits for an exit, and forgets it.
@@ -222,9 +217,8 @@ impl Subject {
 
     /// Checks that nothing is left, if the daemon is our own.
     pub(crate) fn finish(self) {
-        let is_ours = self.is_ours();
-        let Subject { host, .. } = self;
-        if is_ours {
+        if self.is_ours() {
+            let Subject { host, .. } = self;
             host.finish();
         }
     }

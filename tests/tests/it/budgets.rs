@@ -128,8 +128,7 @@ async fn nothing_wakes_while_nothing_happens() {
 }
 
 #[tokio::test]
-async fn a_start_takes_one_call_of_the_runtime_and_few_of_the_kernel() {
-    // Counted where it does not depend on the machine: what the daemon and a shim do for one start.
+async fn a_start_takes_one_call_of_the_runtime_and_an_exec_few_wakeups() {
     const NOTING: &str = r#"echo "$@" >> "$(dirname $0)/calls"; exec $RUNTIME "$@""#;
     let host = Host::with(Options { fake_runtime: Some(NOTING), ..Options::default() }).await;
     let mut client = host.client().await;

@@ -419,7 +419,11 @@ async fn a_full_or_read_only_state_directory() {
             refused(client.add_process(process(id, "more", &["true"])).await, Code::ResourceExhausted, full);
             // What only reads works on, and so do signals.
             assert_eq!(state(&mut client).await.len(), 1);
+            let added = find(&host, id, "p");
             signal(&mut client, id, "p", 10).await.unwrap();
+            // What is still there when its init ends is killed by the kernel, whatever it was about to do.
+            let number = added.as_raw_nonzero().get() as u32;
+            eventually("it has been reaped", || sys::procfs::stat(number).unwrap().is_none());
             signal(&mut client, id, "init", 10).await.unwrap();
             let is_stopped = async |client: &mut Client| state(client).await[0].status == "stopped";
             while !is_stopped(&mut client).await {}
