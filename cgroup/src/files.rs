@@ -1,29 +1,38 @@
 //! The files of a group. A group may go at any moment, and no kernel has all files: what is not there is no error.
 
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, openat, statat};
 use rustix::io::Errno;
+use std::ffi::OsStr;
 use std::io;
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-/// A file's text; `None` if the group is gone or does not have it.
+/// The text of a file below `directory`; `None` if the group is gone or does not have it.
+pub(crate) fn read_at(directory: impl AsFd, path: &Path) -> io::Result<Option<String>> {
+    absent_is_none(sys::small_file::read_text(directory, path))
+}
+
+/// The same of a file whose path is absolute.
 pub(crate) fn read(path: &Path) -> io::Result<Option<String>> {
-    absent_is_none(sys::small_file::read_text(CWD, path))
+    read_at(CWD, path)
 }
 
 /// The groups right below one that is there; none if it is gone.
-pub(crate) fn groups_below(group: &Path) -> io::Result<Vec<PathBuf>> {
+pub(crate) fn groups_below(hierarchy: BorrowedFd<'_>, group: &Path) -> io::Result<Vec<PathBuf>> {
     // A directory without others in it has two links, which saves listing it.
-    let Some(metadata) = absent_is_none(std::fs::metadata(group))? else { return Ok(Vec::new()) };
-    if metadata.nlink() <= 2 {
+    let stat = statat(hierarchy, group, AtFlags::empty()).map_err(io::Error::from);
+    if absent_is_none(stat)?.is_none_or(|stat| stat.st_nlink <= 2) {
         return Ok(Vec::new());
     }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let opened = openat(hierarchy, group, flags, Mode::empty()).map_err(io::Error::from);
+    let Some(opened) = absent_is_none(opened)? else { return Ok(Vec::new()) };
     let mut groups = Vec::new();
-    for entry in absent_is_none(std::fs::read_dir(group))?.into_iter().flatten() {
+    for entry in rustix::fs::Dir::new(opened)? {
         let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            groups.push(entry.path());
+        if entry.file_type() == FileType::Directory && !matches!(entry.file_name().to_bytes(), b"." | b"..") {
+            groups.push(group.join(OsStr::from_bytes(entry.file_name().to_bytes())));
         }
     }
     Ok(groups)

@@ -1,14 +1,15 @@
 //! The groups of one container.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::files::{gone_is_done, groups_below, read};
+use crate::files::{gone_is_done, groups_below, read_at};
 use crate::hierarchies::Host;
 
 /// The directories of one container in the hierarchies of this host.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Cgroup {
     pub(crate) host: Arc<Host>,
     /// Which of the host's hierarchies, and the path in it.
@@ -22,20 +23,34 @@ impl Cgroup {
         Cgroup { host, places: places.into(), members }
     }
 
+    /// The place in a v1 hierarchy.
+    fn place_v1(&self, controller: &str) -> Option<&(usize, Arc<str>)> {
+        let is_it = |place: &&(usize, _)| self.host.mounts[place.0].controllers.iter().any(|name| name == controller);
+        self.places.iter().find(is_it)
+    }
+
+    /// The place in the v2 hierarchy.
+    fn place_v2(&self) -> Option<&(usize, Arc<str>)> {
+        self.places.iter().find(|place| self.host.mounts[place.0].controllers.is_empty())
+    }
+
+    /// Where to look for a place.
+    fn at<'a>(&'a self, (mount, below): &'a (usize, Arc<str>)) -> (BorrowedFd<'a>, PathBuf) {
+        self.host.mounts[*mount].at(below)
+    }
+
     fn directory(&self, (mount, below): &(usize, Arc<str>)) -> PathBuf {
         self.host.mounts[*mount].point.join(below.as_ref())
     }
 
     /// Its directory in the v1 hierarchy of a controller.
     pub(crate) fn v1(&self, controller: &str) -> Option<PathBuf> {
-        let is_it = |place: &&(usize, _)| self.host.mounts[place.0].controllers.iter().any(|name| name == controller);
-        self.places.iter().find(is_it).map(|place| self.directory(place))
+        self.place_v1(controller).map(|place| self.directory(place))
     }
 
     /// Its directory in the v2 hierarchy.
     pub(crate) fn v2(&self) -> Option<PathBuf> {
-        let is_it = |place: &&(usize, _)| self.host.mounts[place.0].controllers.is_empty();
-        self.places.iter().find(is_it).map(|place| self.directory(place))
+        self.place_v2().map(|place| self.directory(place))
     }
 
     /// The directory that tells who is in the container.
@@ -46,7 +61,8 @@ impl Cgroup {
     /// Every process in the container, groups below its own included. Empty once the group is gone.
     pub fn pids(&self) -> io::Result<Vec<u32>> {
         let mut pids = Vec::new();
-        collect(&self.members(), &mut pids)?;
+        let (hierarchy, group) = self.at(&self.places[self.members]);
+        collect(hierarchy, &group, &mut pids)?;
         pids.sort_unstable();
         pids.dedup();
         Ok(pids)
@@ -54,12 +70,14 @@ impl Cgroup {
 
     /// Whether its processes are frozen, or about to be.
     pub fn is_frozen(&self) -> io::Result<bool> {
-        if let Some(freezer) = self.v1("freezer") {
-            return Ok(read(&freezer.join("freezer.state"))?.is_some_and(|state| state.trim() != "THAWED"));
-        }
-        match self.v2() {
-            Some(unified) => Ok(read(&unified.join("cgroup.freeze"))?.is_some_and(|state| state.trim() == "1")),
-            None => Ok(false),
+        let says = |place: &(usize, Arc<str>), name: &str, is_so: fn(&str) -> bool| {
+            let (hierarchy, group) = self.at(place);
+            Ok(read_at(hierarchy, &group.join(name))?.is_some_and(|state| is_so(state.trim())))
+        };
+        match (self.place_v1("freezer"), self.place_v2()) {
+            (Some(freezer), _) => says(freezer, "freezer.state", |state| state != "THAWED"),
+            (None, Some(unified)) => says(unified, "cgroup.freeze", |state| state == "1"),
+            (None, None) => Ok(false),
         }
     }
 
@@ -126,12 +144,12 @@ impl Cgroup {
     }
 }
 
-fn collect(directory: &Path, pids: &mut Vec<u32>) -> io::Result<()> {
+fn collect(hierarchy: BorrowedFd<'_>, group: &Path, pids: &mut Vec<u32>) -> io::Result<()> {
     // Absent once the group is removed; EOPNOTSUPP in a threaded group, whose processes its domain lists.
-    let Some(text) = read(&directory.join("cgroup.procs"))? else { return Ok(()) };
+    let Some(text) = read_at(hierarchy, &group.join("cgroup.procs"))? else { return Ok(()) };
     pids.extend(text.lines().filter_map(|line| line.parse::<u32>().ok()).filter(|pid| *pid != 0));
-    for below in groups_below(directory)? {
-        collect(&below, pids)?;
+    for below in groups_below(hierarchy, group)? {
+        collect(hierarchy, &below, pids)?;
     }
     Ok(())
 }

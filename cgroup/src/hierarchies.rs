@@ -1,19 +1,35 @@
 //! Where this host has its hierarchies mounted, and where in them a process is.
 
+use rustix::fs::{CWD, Mode, OFlags, openat};
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::group::Cgroup;
 
 /// One mounted hierarchy.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) struct Mount {
     /// The controllers of a v1 hierarchy, or its `name=…`; empty for v2.
     pub(crate) controllers: Vec<String>,
     /// The directory of the hierarchy that is mounted; not `/` if this process runs in a container.
     root: String,
     pub(crate) point: PathBuf,
+    /// `point`, from when a file was first looked at from there.
+    opened: OnceLock<Option<OwnedFd>>,
+}
+
+impl Mount {
+    /// Where to look for `below`: from a directory that is held open the kernel has a shorter way, which is felt when
+    /// a thousand groups are looked at.
+    pub(crate) fn at<'a>(&'a self, below: &'a str) -> (BorrowedFd<'a>, PathBuf) {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        match self.opened.get_or_init(|| openat(CWD, &self.point, flags, Mode::empty()).ok()) {
+            Some(point) => (point.as_fd(), below.into()),
+            None => (CWD, self.point.join(below)),
+        }
+    }
 }
 
 /// All mounted hierarchies, and this process's own place in them.
@@ -24,7 +40,7 @@ pub struct Hierarchies {
 }
 
 /// What all containers of a host have in common.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub(crate) struct Host {
     pub(crate) mounts: Vec<Mount>,
     /// The sizes of huge pages as the controller writes them: `2MB`, `1GB`.
@@ -82,30 +98,34 @@ impl Hierarchies {
     pub fn is_new(&self, cgroups_path: &str, id: &str) -> bool {
         let sees_all = self.host.mounts.iter().all(|mount| mount.root == "/");
         let from_root = from_root(cgroups_path, id);
-        let others = self.asked_for(&from_root, id).filter(|_| from_root != cgroups_path);
-        let mut asked = self.asked_for(cgroups_path, id).chain(others).peekable();
+        let others = self.all_asked_for(&from_root, id).filter(|_| from_root != cgroups_path);
+        let mut asked = self.all_asked_for(cgroups_path, id).chain(others).peekable();
         sees_all && asked.peek().is_some() && !asked.any(|(mount, below)| mount.point.join(below).exists())
     }
 
-    /// Those groups as [`Hierarchies::places`] would tell of them, if they are there.
-    pub fn made(&self, cgroups_path: &str, id: &str) -> Option<String> {
-        let line = |(mount, below): (&Mount, PathBuf)| {
-            let hierarchy = if mount.controllers.is_empty() { 0 } else { 1 };
-            format!("{hierarchy}:{}:/{}\n", mount.controllers.join(","), below.display())
-        };
-        let made = |path: &str| -> String {
-            let asked = self.asked_for(path, id);
-            asked.filter(|(mount, below)| mount.point.join(below).is_dir()).map(line).collect()
-        };
-        let found = [made(cgroups_path), made(&from_root(cgroups_path, id))];
-        found.into_iter().find(|lines| !lines.is_empty())
+    /// What [`Hierarchies::places`] told of a container that was made in groups that were new, completed: of a process
+    /// that is just ending the kernel tells no group of v1 any more, and the groups that the bundle asks for are its.
+    pub fn complete(&self, places: &str, cgroups_path: &str, id: &str) -> String {
+        let mut lines = self.of_use(places);
+        let told: Vec<usize> = parse_places(&lines).iter().filter_map(|place| Some(self.locate(place)?.0)).collect();
+        // Runtimes differ in where a path begins, and this process may be elsewhere in each hierarchy.
+        let from_root = from_root(cgroups_path, id);
+        for (index, mount) in self.host.mounts.iter().enumerate().filter(|(index, _)| !told.contains(index)) {
+            let mut asked = [cgroups_path, &from_root].into_iter().filter_map(|path| self.asked_for(mount, path, id));
+            if let Some(below) = asked.find(|below| mount.point.join(below).is_dir()) {
+                // As the kernel numbers them: 0 is v2, and all others are alike to us.
+                let number = if mount.controllers.is_empty() { 0 } else { index + 1 };
+                lines.push_str(&format!("{number}:{}:/{}\n", mount.controllers.join(","), below.display()));
+            }
+        }
+        lines
     }
 
     /// Removes the groups that a bundle asks for, where nobody is in them: what a runtime that was killed half-way has
     /// left. True if none is left that is empty, as far as one can see.
     pub fn remove_empty(&self, cgroups_path: &str, id: &str) -> bool {
         let mut gone = true;
-        for (mount, below) in self.asked_for(cgroups_path, id) {
+        for (mount, below) in self.all_asked_for(cgroups_path, id) {
             match std::fs::remove_dir(mount.point.join(below)) {
                 Err(e) if e.raw_os_error() == Some(rustix::io::Errno::BUSY.raw_os_error()) => gone = false,
                 _ => {}
@@ -114,22 +134,27 @@ impl Hierarchies {
         gone
     }
 
-    /// The groups that a bundle asks for, as runtimes understand it: an absolute path is below the mount, another one
-    /// below this process's own group. None where that cannot be known.
-    fn asked_for<'a>(&'a self, cgroups_path: &'a str, id: &'a str) -> impl Iterator<Item = (&'a Mount, PathBuf)> {
+    /// The groups that a bundle asks for, in all hierarchies of which that can be known.
+    fn all_asked_for<'a>(&'a self, cgroups_path: &'a str, id: &'a str) -> impl Iterator<Item = (&'a Mount, PathBuf)> {
+        self.host.mounts.iter().filter_map(move |mount| Some((mount, self.asked_for(mount, cgroups_path, id)?)))
+    }
+
+    /// The group that a bundle asks for, as runtimes understand it: an absolute path is below the mount, another one
+    /// below this process's own group. `None` where that cannot be known.
+    fn asked_for(&self, mount: &Mount, cgroups_path: &str, id: &str) -> Option<PathBuf> {
         // With systemd it is no path.
         let is_path = !cgroups_path.contains(':') && !cgroups_path.split('/').any(|part| part == "..");
-        let mounts = self.host.mounts.iter().filter(move |mount| is_path && mount.root == "/");
-        mounts.filter_map(move |mount| {
-            let own = self.own.iter().find(|place| place.controllers == mount.controllers || overlaps(mount, place));
-            let base = own.map_or("", |place| place.path.trim_matches('/'));
-            let below = match cgroups_path {
-                "" => Path::new(base).join(id),
-                path if path.starts_with('/') => PathBuf::from(path.trim_matches('/')),
-                path => Path::new(base).join(path),
-            };
-            (!below.as_os_str().is_empty()).then_some((mount, below))
-        })
+        if !is_path || mount.root != "/" {
+            return None;
+        }
+        let own = self.own.iter().find(|place| place.controllers == mount.controllers || overlaps(mount, place));
+        let base = own.map_or("", |place| place.path.trim_matches('/'));
+        let below = match cgroups_path {
+            "" => Path::new(base).join(id),
+            path if path.starts_with('/') => PathBuf::from(path.trim_matches('/')),
+            path => Path::new(base).join(path),
+        };
+        (!below.as_os_str().is_empty()).then_some(below)
     }
 
     /// The hierarchy of a place, and its path below the mount; `None` if it is this process's own, or not to be seen.
@@ -195,7 +220,7 @@ fn parse_mounts(text: &str) -> Vec<Mount> {
                 "cgroup" => options.split(',').filter(|o| !matches!(*o, "rw" | "ro")).map(String::from).collect(),
                 _ => return None,
             };
-            Some(Mount { controllers, root, point: point.into() })
+            Some(Mount { controllers, root, point: point.into(), opened: OnceLock::new() })
         })
         .collect()
 }
@@ -249,9 +274,9 @@ mod tests {
         assert_eq!(group.v1("cpuacct"), group.v1("cpu"));
         assert_eq!(group.v2(), Some("/sys/fs/cgroup/unified/x".into()));
         assert_eq!(group.v1("memory"), None, "not mounted");
-        assert_eq!(all.cgroup("8:pids:/\n0::/\n"), None, "our own");
-        assert_eq!(all.cgroup("8:pids:/../x\n"), None, "outside the namespace");
-        assert_eq!(all.cgroup("3:cpu,cpuacct:/\n"), None, "the whole hierarchy");
+        assert!(all.cgroup("8:pids:/\n0::/\n").is_none(), "our own");
+        assert!(all.cgroup("8:pids:/../x\n").is_none(), "outside the namespace");
+        assert!(all.cgroup("3:cpu,cpuacct:/\n").is_none(), "the whole hierarchy");
         assert_eq!(all.of_use("8:pids:/\n3:cpu,cpuacct:/\n8:pids:/a\n0::/x\n5:x:/y\n"), "8:pids:/a\n0::/x\n");
     }
 
@@ -274,9 +299,28 @@ mod tests {
             all.is_new("/a/new", "c") && all.is_new("", "d") && !all.is_new("own", "c") && !all.is_new("/a/full", "c")
         );
         assert!(!all.is_new("a.slice:x:c", "c") && !all.is_new("../x", "c"), "nobody knows");
-        assert_eq!(all.made("/a/full", "c").as_deref(), Some("1:pids:/a/full\n"));
-        assert_eq!(all.made("/a/new", "c"), None);
+        assert_eq!(all.complete("", "/a/full", "c"), "1:pids:/a/full\n");
+        assert_eq!(all.complete("7:pids:/b\n3:x:/y\n", "/a/full", "c"), "7:pids:/b\n", "what is told is so");
+        assert_eq!(all.complete("", "/a/new", "c"), "");
         assert!(all.remove_empty("/", "c") && all.remove_empty("../x", "c") && directory.path().exists());
+    }
+
+    #[test]
+    fn each_hierarchy_is_completed_by_itself() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let at = |name: &str| directory.path().join(name);
+        // This process is somewhere in one hierarchy alone, and the runtime begins at the root of all.
+        for name in ["pids/c", "memory/c", "memory/own", "unified/c", "cpu/x"] {
+            std::fs::create_dir_all(at(name)).expect("creates");
+        }
+        let mount = |name: &str| format!("31 24 0:27 / {} rw - cgroup cgroup rw,{name}\n", at(name).display());
+        let unified = format!("33 24 0:29 / {} rw - cgroup2 cgroup2 rw\n", at("unified").display());
+        let mounts = ["pids", "memory", "cpu"].map(mount).concat() + &unified;
+        let all = test_hierarchies(&mounts, "8:pids:/\n7:memory:/own\n6:cpu:/\n0::/\n");
+        let found = "8:pids:/\n7:memory:/\n6:cpu:/\n0::/c\n";
+        assert_eq!(all.complete(found, "", "c"), "0::/c\n1:pids:/c\n2:memory:/c\n");
+        std::fs::create_dir_all(at("memory/own/c")).expect("creates");
+        assert_eq!(all.complete("", "", "c"), "1:pids:/c\n2:memory:/own/c\n0::/c\n");
     }
 
     #[test]
@@ -285,7 +329,7 @@ mod tests {
         let all = test_hierarchies(mounts, "0::/docker/abc\n");
         let group = all.cgroup("0::/docker/abc/x y\n").expect("a group");
         assert_eq!(group.v2(), Some("/sys/fs/cgroup/x y".into()));
-        assert_eq!(all.cgroup("0::/docker/abcd\n"), None);
+        assert!(all.cgroup("0::/docker/abcd\n").is_none());
     }
 
     #[test]

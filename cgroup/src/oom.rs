@@ -5,6 +5,7 @@
 //! is the count of kills.
 
 use rustix::event::{EventfdFlags, eventfd};
+use rustix::fs::CWD;
 use rustix::io::Errno;
 use std::fs::File;
 use std::io;
@@ -89,7 +90,7 @@ fn sum(group: &Path) -> io::Result<Option<u64>> {
     let Some(text) = read(&group.join("memory.oom_control"))? else { return Ok(None) };
     let mut kills = value(&keyed(&text), "oom_kill");
     // What cannot be counted must not look like fewer kills, or they would be told again later.
-    for below in groups_below(group)? {
+    for below in groups_below(CWD, group)? {
         kills = kills.saturating_add(sum(&below)?.unwrap_or_default());
     }
     Ok(Some(kills))

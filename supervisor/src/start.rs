@@ -315,17 +315,17 @@ impl Shared {
     /// Finds the groups of a new container from its init, and keeps what was found.
     fn find_cgroup(&self, container: &Container, init: &Process) {
         let Some(pid) = init.pid() else { return };
-        let of_init = || {
-            let places = cgroup::Hierarchies::places(pid).unwrap_or_else(|e| {
-                tracing::warn!(container = %container.id, "cannot find its cgroup: {e}");
-                None
-            });
+        let places = cgroup::Hierarchies::places(pid).unwrap_or_else(|e| {
+            tracing::warn!(container = %container.id, "cannot find its cgroup: {e}");
+            None
+        });
+        let asked_for = &container.record.cgroups_path;
+        // What runs already may be about to end, or have ended.
+        let places = if container.runs || container.is_restored() {
+            Some(self.hierarchies.complete(&places.unwrap_or_default(), asked_for, &container.id))
+        } else {
             places.map(|places| self.hierarchies.of_use(&places))
         };
-        // What runs already may be about to end, and is then in no group of v1's any more, as far as the kernel tells.
-        let runs = container.runs || container.is_restored();
-        let asked_for = || self.hierarchies.made(&container.record.cgroups_path, &container.id);
-        let places = if runs { asked_for().or_else(of_init) } else { of_init() };
         let Some(places) = places else { return };
         if let Err(e) = container.dir.write_cgroup(&places) {
             tracing::warn!(container = %container.id, "{e}; the next daemon looks for its cgroup again");

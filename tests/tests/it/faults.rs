@@ -501,10 +501,10 @@ fn find(host: &Host, id: &str, process: &str) -> Pid {
 }
 
 /// A control group for the daemon alone.
-struct Group(std::path::PathBuf);
+pub(crate) struct Group(pub(crate) std::path::PathBuf);
 
 impl Group {
-    fn new(controller: &str, name: &str) -> Option<Group> {
+    pub(crate) fn new(controller: &str, name: &str) -> Option<Group> {
         let v1 = Path::new("/sys/fs/cgroup").join(controller);
         if !v1.exists() {
             // Limits of v2 need the controller in the groups above, which are not ours to change.

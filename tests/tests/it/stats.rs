@@ -7,7 +7,7 @@ use api::{
 use serde_json::json;
 use std::process::Command;
 use tests::cgroup::LoopDevice;
-use tests::{Client, Host, eventually};
+use tests::{Client, Host, Options, eventually};
 use tonic::Code;
 
 async fn stats(client: &mut Client, id: &str) -> StatsResponse {
@@ -108,6 +108,43 @@ async fn fifty_mib_are_seen() {
     assert!(after.swap_usage.unwrap().usage >= usage(&after) / 2, "{after:?}");
     assert!(after.kernel_usage.unwrap().usage > 0, "{after:?}");
     kill(&mut client, "c").await;
+    host.finish();
+}
+
+#[tokio::test]
+async fn a_container_is_found_in_all_hierarchies_wherever_the_daemon_is_in_each() {
+    // As under a service manager, which has groups for its services in some hierarchies and not in others.
+    let id = format!("elsewhere-{}", std::process::id());
+    let Some(memory) = crate::faults::Group::new("memory", &id) else { return };
+    let Some(pids) = crate::faults::Group::new("pids", &id) else { return };
+    let enter = r#"for group in "$0" "$1"; do echo $$ > "$group/cgroup.procs"; done; shift; exec "$@""#;
+    let paths = [&memory.0, &pids.0].map(|path| path.to_str().unwrap().to_string());
+    let wrapper = ["sh", "-c", enter].map(String::from).into_iter().chain(paths).collect();
+    let mut host = Host::with(Options { wrapper, ..Options::default() }).await;
+    let mut client = host.client().await;
+    let mut bundle = host.bundle(&["sleep", "1000"]).resources(json!({"memory": {"limit": 64 << 20}}));
+    // Runtimes do not agree on where it is then.
+    bundle.config["linux"].as_object_mut().unwrap().remove("cgroupsPath");
+    start(&mut client, &id, &bundle.write()).await;
+    for restarted in [false, true] {
+        if restarted {
+            host.restart(rustix::process::Signal::KILL).await;
+            client = host.client().await;
+        }
+        let all = groups(&mut client, &id).await;
+        assert_eq!(all.memory_stats.unwrap().usage.unwrap().limit, 64 << 20);
+        assert_eq!(all.pids_stats.unwrap().current, 1);
+        assert_eq!(state(&mut client).await[0].pids.len(), 1);
+        let mut watch = Watch::new(&mut client).await;
+        client.add_process(process(&id, "p", &["tail", "/dev/zero"])).await.unwrap();
+        let told = [watch.next().await, watch.next().await, watch.next().await];
+        assert_eq!(told.map(|event| event.r#type), ["start-process", "oom", "exit"]);
+    }
+    kill(&mut client, &id).await;
+    for hierarchy in std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
+        let left = [hierarchy.path().join(&id), hierarchy.path().join(format!("{id}-daemon")).join(&id)];
+        assert!(left.iter().all(|group| !group.exists()), "{left:?}");
+    }
     host.finish();
 }
 
