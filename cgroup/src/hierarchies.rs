@@ -96,11 +96,19 @@ impl Hierarchies {
 
     /// Whether none of the groups that a bundle asks for (`linux.cgroupsPath`) is there yet, as far as one can see.
     pub fn is_new(&self, cgroups_path: &str, id: &str) -> bool {
-        let sees_all = self.host.mounts.iter().all(|mount| mount.root == "/");
         let from_root = from_root(cgroups_path, id);
-        let others = self.all_asked_for(&from_root, id).filter(|_| from_root != cgroups_path);
-        let mut asked = self.all_asked_for(cgroups_path, id).chain(others).peekable();
-        sees_all && asked.peek().is_some() && !asked.any(|(mount, below)| mount.point.join(below).exists())
+        let mut known = false;
+        for mount in &self.host.mounts {
+            let (asked, other) = (self.asked_for(mount, cgroups_path, id), self.asked_for(mount, &from_root, id));
+            // Mostly the same.
+            let other = other.filter(|other| asked.as_ref() != Some(other));
+            let exists = |below: &PathBuf| mount.point.join(below).exists();
+            if mount.root != "/" || asked.iter().chain(&other).any(exists) {
+                return false;
+            }
+            known |= asked.is_some();
+        }
+        known
     }
 
     /// What [`Hierarchies::places`] told of a container that was made in groups that were new, completed: of a process
