@@ -280,6 +280,63 @@ async fn an_established_connection_survives_if_it_is_taken_along() {
 }
 
 #[tokio::test]
+async fn all_flags_at_once_are_understood_by_the_real_criu() {
+    if !has_criu() {
+        return;
+    }
+    let host = Host::new().await;
+    let mut client = host.client().await;
+    let bundle = counter(&host).write();
+    let output = host.path().join("numbers");
+    client.create_container(writing("c", &bundle, "", &output)).await.unwrap();
+    goes_on(&output);
+    let empty_ns = vec!["network".into()];
+    let all = api::Checkpoint { tcp: true, unix_sockets: true, shell: true, empty_ns, ..exiting("all") };
+    make(&mut client, "c", all.clone()).await.unwrap();
+    let before = last(&output);
+    client.create_container(writing("c", &bundle, "all", &output)).await.unwrap();
+    goes_on(&output);
+    assert_eq!(numbers(&output), (0..=last(&output)).collect::<Vec<_>>(), "it goes on after {before}");
+    let request = api::ListCheckpointRequest { id: "c".into(), ..Default::default() };
+    let listed = client.list_checkpoint(request).await.unwrap().into_inner().checkpoints;
+    assert_eq!(listed, [all]);
+    kill(&mut client, "c").await;
+    host.finish();
+}
+
+#[tokio::test]
+async fn limits_of_its_config_hold_after_a_restore() {
+    if !has_criu() {
+        return;
+    }
+    let host = Host::new().await;
+    let mut client = host.client().await;
+    let resources = serde_json::json!({"memory": {"limit": 48 << 20}, "pids": {"limit": 40}, "cpu": {"shares": 512}});
+    let bundle = counter(&host).resources(resources).write();
+    let output = host.path().join("numbers");
+    let limits = async |client: &mut Client| {
+        let stats = client.stats(api::StatsRequest { id: "c".into() }).await.unwrap().into_inner();
+        let groups = stats.cgroup_stats.unwrap();
+        (groups.memory_stats.unwrap().usage.unwrap().limit, groups.pids_stats.unwrap().limit)
+    };
+    client.create_container(writing("c", &bundle, "", &output)).await.unwrap();
+    goes_on(&output);
+    let before = limits(&mut client).await;
+    assert_eq!(before, (48 << 20, 40));
+    make(&mut client, "c", exiting("one")).await.unwrap();
+    client.create_container(writing("c", &bundle, "one", &output)).await.unwrap();
+    goes_on(&output);
+    assert_eq!(limits(&mut client).await, before);
+    // What is over its limit is killed, and told.
+    let mut watch = Watch::new(&mut client).await;
+    client.add_process(process("c", "p", &["tail", "/dev/zero"])).await.unwrap();
+    let told = [watch.next().await, watch.next().await, watch.next().await];
+    assert_eq!(told.map(|event| event.r#type), ["start-process", "oom", "exit"]);
+    kill(&mut client, "c").await;
+    host.finish();
+}
+
+#[tokio::test]
 async fn names_and_states_that_do_not_fit() {
     if !has_criu() {
         return;
@@ -626,6 +683,59 @@ async fn a_daemon_that_is_killed_while_criu_works_finds_the_checkpoint() {
     host.finish();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shim_that_is_killed_while_criu_restores_leaves_nothing() {
+    if !has_criu() {
+        return;
+    }
+    let host = Host::new().await;
+    let mut client = host.client().await;
+    let bundle = counter(&host).write();
+    let output = host.path().join("numbers");
+    client.create_container(writing("c", &bundle, "", &output)).await.unwrap();
+    goes_on(&output);
+    make(&mut client, "c", exiting("one")).await.unwrap();
+    let directory = host.state_dir().join("c/init");
+    let variable = format!("CONTAINERD_PROCESS_DIR={}", directory.display());
+    // CRIU itself, and what it is making into the container's processes.
+    for name in ["criu", "sh", "sleep"] {
+        let mut watch = Watch::new(&mut client).await;
+        let (mut other, request) = (client.clone(), writing("c", &bundle, "one", &output));
+        let creating = tokio::spawn(async move { other.create_container(request).await });
+        let has = |pid: &str, file: &str, text: &str| {
+            let read = std::fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+            read.split(|byte| matches!(byte, 0 | b'\n')).any(|part| part == text.as_bytes())
+        };
+        eventually("CRIU is at work", || {
+            let pids = entries(Path::new("/proc"));
+            creating.is_finished() || pids.iter().any(|pid| has(pid, "comm", name) && has(pid, "environ", &variable))
+        });
+        let shims = entries(Path::new("/proc")).into_iter().filter(|pid| {
+            std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == directory)
+                && has(pid, "comm", "containerd-shim")
+        });
+        for shim in shims {
+            let pid = rustix::process::Pid::from_raw(shim.parse().unwrap()).unwrap();
+            rustix::process::kill_process(pid, Signal::KILL).unwrap();
+        }
+        match creating.await.unwrap() {
+            Err(status) => {
+                refused::<()>(Err(status), Code::Unknown, &["shim"]);
+            }
+            // It was done by then.
+            Ok(_) => assert_eq!(watch.exit("c", "init").await, 137),
+        }
+        assert!(state(&mut client).await.is_empty());
+        eventually("what was being restored has gone", || {
+            entries(Path::new("/proc")).iter().all(|pid| !has(pid, "environ", &variable))
+        });
+    }
+    client.create_container(writing("c", &bundle, "one", &output)).await.unwrap();
+    goes_on(&output);
+    kill(&mut client, "c").await;
+    host.finish();
+}
+
 /// Runs `ctr` and returns what it says on stdout; on stderr if it fails.
 fn ctr(host: &Host, arguments: &[&str]) -> Result<String, String> {
     let output = host.ctr(arguments).current_dir(host.path()).output().unwrap();
@@ -740,6 +850,64 @@ async fn a_counter_goes_on_with_another_daemon() {
     drop((mounted, imported));
     there.finish();
     here.finish();
+}
+
+#[tokio::test]
+async fn a_whole_root_file_system_goes_along_if_that_is_asked_for() {
+    if !has_criu() {
+        return;
+    }
+    let (here, there) = (Host::new().await, elsewhere().await);
+    let mut bundle = here.bundle(&["sh", "-c", "i=0; while :; do echo $i >> /numbers; i=$((i+1)); sleep 0.05; done"]);
+    // A plain directory, which the other machine does not have.
+    let root = bundle.path().join("rootfs");
+    std::fs::create_dir_all(bundle.path()).unwrap();
+    assert!(Command::new("cp").arg("-a").arg(tests::rootfs()).arg(&root).status().unwrap().success());
+    bundle.config["root"] = serde_json::json!({"path": "rootfs", "readonly": false});
+    let path = bundle.write();
+    ctr(&here, &["containers", "start", "c", &path]).unwrap();
+    let numbers_here = root.join("numbers");
+    eventually("it counts", || numbers_here.exists());
+    goes_on(&numbers_here);
+    ctr(&here, &["checkpoints", "create", "--exit", "c", "moving"]).unwrap();
+    let before = last(&numbers_here);
+    ctr(&here, &["checkpoints", "export", "--rootfs", "--bundle", &path, "c", "moving", "whole.tar.zst"]).unwrap();
+    let (file, target) = (here.join("whole.tar.zst"), there.join("bundle"));
+    ctr(&there, &["checkpoints", "import", &file, "--bundle", &target]).unwrap();
+    let numbers_there = Path::new(&target).join("rootfs/numbers");
+    assert_eq!(last(&numbers_there), before);
+    std::fs::remove_dir_all(&root).unwrap();
+    ctr(&there, &["containers", "start", "--checkpoint", "moving", "c", &target]).unwrap();
+    eventually("the counter goes on", || last(&numbers_there) > before + 3);
+    let all = numbers(&numbers_there);
+    assert_eq!(all, (0..all.len() as u64).collect::<Vec<_>>());
+    let mut client = there.client().await;
+    kill(&mut client, "c").await;
+    there.finish();
+    here.finish();
+}
+
+#[tokio::test]
+async fn progress_is_shown_on_a_terminal() {
+    if !has_criu() {
+        return;
+    }
+    // As with a container that has much memory.
+    const LONG: &str = r#"case " $* " in *" checkpoint "*.one.*) sleep 2 ;; esac; exec $RUNTIME "$@""#;
+    let host = Host::with(Options { fake_runtime: Some(LONG), ..Options::default() }).await;
+    let mut client = host.client().await;
+    sleeper(&host, &mut client, "c").await;
+    let command = format!("{} --address {} checkpoints create c one", tests::bin("ctr").display(), host.address());
+    let terminal = ["--quiet", "--return", "--command", &command, "/dev/null"];
+    let shown = Command::new("script").args(terminal).output().unwrap();
+    let text = String::from_utf8_lossy(&shown.stdout).into_owned();
+    assert!(shown.status.success(), "{text}");
+    assert!(text.contains(" written, ") && text.contains("frozen for"), "{text:?}");
+    // Nobody looks: nothing but the result.
+    let plain = ctr(&host, &["checkpoints", "create", "c", "two"]).unwrap();
+    assert!(!plain.contains(" written, ") && plain.lines().count() == 1, "{plain}");
+    kill(&mut client, "c").await;
+    host.finish();
 }
 
 /// A daemon in a network namespace of its own.
