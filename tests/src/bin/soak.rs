@@ -20,6 +20,8 @@ struct Counts {
     calls: AtomicUsize,
     cut_off: AtomicUsize,
     bytes: AtomicUsize,
+    checkpoints: AtomicUsize,
+    restored: AtomicUsize,
 }
 
 fn count(counter: &AtomicUsize, n: usize) {
@@ -36,6 +38,8 @@ struct Lane {
     random: Random,
     name: usize,
     made: usize,
+    /// Containers can be checkpointed here.
+    criu: bool,
     over: Arc<AtomicBool>,
 }
 
@@ -50,6 +54,7 @@ async fn main() {
     let ledger = Arc::new(Ledger::new(host.lazy_client()));
     let (counts, over) = (Arc::new(Counts::default()), Arc::new(AtomicBool::new(false)));
     let mut lanes = tokio::task::JoinSet::new();
+    let criu = tests::has_criu();
     for name in 0..LANES {
         let lane = Lane {
             client: host.lazy_client(),
@@ -60,6 +65,7 @@ async fn main() {
             random: random.split(),
             name,
             made: 0,
+            criu,
             over: over.clone(),
         };
         lanes.spawn(lane.run());
@@ -118,15 +124,39 @@ impl Lane {
     }
 
     async fn create(&mut self, id: &str, script: &str, stdout: &str, statuses: &[u32]) -> bool {
-        let bundle = self.template.copy(id, &["sh", "-c", script]);
-        let (id, bundle_path) = (id.to_string(), bundle.write());
-        let request =
-            CreateContainerRequest { id: id.clone(), bundle_path, stdout: stdout.into(), ..Default::default() };
+        let bundle_path = self.template.copy(id, &["sh", "-c", script]).write();
+        let id = id.to_string();
+        let request = CreateContainerRequest { id, bundle_path, stdout: stdout.into(), ..Default::default() };
+        self.create_as(request, statuses).await
+    }
+
+    async fn create_as(&mut self, request: CreateContainerRequest, statuses: &[u32]) -> bool {
+        let id = request.id.clone();
         let created = self.client.create_container(request).await;
         count(&self.counts.containers, 1);
         count(&self.counts.cut_off, usize::from(created.is_err()));
         self.ledger.expect(&id, "init", created.is_ok(), statuses);
         created.is_ok()
+    }
+
+    /// Goes to disk, and on from there as another container. The name of what runs then, if it is known to.
+    async fn move_on(&mut self, id: &str) -> Option<String> {
+        let checkpoint = Some(api::Checkpoint { name: "one".into(), exit: true, ..Default::default() });
+        let request = api::CreateCheckpointRequest { id: id.into(), checkpoint, ..Default::default() };
+        let made = self.client.create_checkpoint(request).await;
+        count(&self.counts.checkpoints, 1);
+        count(&self.counts.cut_off, usize::from(made.is_err()));
+        if made.is_err() {
+            return Some(id.to_string());
+        }
+        self.ledger.exit(id, "init").await;
+        let next = format!("{id}-on");
+        let bundle_path = self.template.path().with_file_name(id).to_str().unwrap().to_string();
+        let request =
+            CreateContainerRequest { id: next.clone(), bundle_path, checkpoint: "one".into(), ..Default::default() };
+        let restored = self.create_as(request, &[77, 137]).await;
+        count(&self.counts.restored, usize::from(restored));
+        restored.then_some(next)
     }
 
     /// Ends by itself, sometimes at once.
@@ -189,6 +219,9 @@ impl Lane {
         if long && self.random.below(2) == 0 {
             let _ = signal(&mut self.client, id, "long", 15).await;
         }
+        let moves = self.criu && !long && self.random.below(3) == 0;
+        let runs = if moves { self.move_on(id).await } else { Some(id.to_string()) };
+        let Some(id) = &runs else { return };
         // It may not have set its trap yet, or be paused where that cannot be undone just now.
         let number = if self.random.below(2) == 0 { 10 } else { 9 };
         let mut tries = 0;
