@@ -44,13 +44,9 @@ fn told(subject: &Subject, report: &mut Report, what: &str, number: usize, point
     let (Some(first), Some(last)) = (points.get(1), points.last()) else { return };
     let grown = last.1 as f64 - first.1 as f64;
     let descriptors = last.2 as f64 - first.2 as f64;
-    // A tenth of a kilobyte for each is beyond noise.
-    let noise = number as f64 / 10.0;
-    report.single(
-        (&format!("{number} {what}: growth of the daemon's memory"), &subject.runtime, "kB"),
-        grown,
-        Budget::Below(noise),
-    );
+    // A tenth of a kilobyte for each is beyond noise, but for a few, while buffers are still being filled.
+    let noise = if number < 1000 { Budget::None } else { Budget::Below(number as f64 / 10.0) };
+    report.single((&format!("{number} {what}: growth of the daemon's memory"), &subject.runtime, "kB"), grown, noise);
     report.single(
         (&format!("{number} {what}: growth of its descriptors"), &subject.runtime, ""),
         descriptors,

@@ -6,6 +6,7 @@
 use prost::Message;
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags, RenameFlags, flock, open, renameat_with};
 use rustix::io::Errno;
+use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io;
@@ -13,6 +14,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use sys::pidfd::PidFd;
 
 use crate::PathError;
 use crate::container_dir::remove_all;
@@ -378,6 +380,17 @@ fn is_same(directory: &OwnedFd, path: &Path) -> bool {
 /// containers can come from one checkpoint.
 pub fn restore_work(process: &Path) -> PathBuf {
     process.join(WORK)
+}
+
+/// The CRIU that is at work on process `pid`, if one is.
+pub fn criu_at(pid: u32) -> io::Result<Option<(Pid, PidFd)>> {
+    let Some(tracer) = sys::procfs::tracer(pid)? else { return Ok(None) };
+    let Some(stat) = sys::procfs::stat(tracer)? else { return Ok(None) };
+    let Some(process) = PidFd::open(tracer, stat.starttime)? else { return Ok(None) };
+    // Somebody may be looking at it with a debugger, and is left alone.
+    let is_criu = sys::procfs::read(tracer, "comm")?.is_some_and(|name| name.trim() == "criu");
+    let pid = i32::try_from(tracer).ok().and_then(Pid::from_raw);
+    Ok(pid.filter(|_| is_criu).map(|pid| (pid, process)))
 }
 
 /// How much of a log is looked at; CRIU's get long.

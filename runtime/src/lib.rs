@@ -20,7 +20,7 @@ mod stdio;
 
 pub use abilities::{Abilities, Ability};
 pub use bundle::{Bundle, BundleError};
-pub use checkpoint::{BeginError, Checkpoint, Checkpoints, Partial, criu_errors, restore_work, time_frozen};
+pub use checkpoint::{BeginError, Checkpoint, Checkpoints, Partial, criu_at, criu_errors, restore_work, time_frozen};
 pub use child::Child;
 pub use container_dir::{ContainerDir, ContainerRecord, Dump, INIT, claim_format};
 pub use json::FORMAT;

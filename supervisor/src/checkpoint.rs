@@ -5,18 +5,19 @@
 //! does the rest. That matters where the container is stopped by its checkpoint, which is then all that there is of it.
 
 use failpoint::{Point, reach};
-use runtime::{Ability, BeginError, Checkpoint, Checkpoints, Dump, Oci, Partial, criu_errors};
+use runtime::{Ability, BeginError, Checkpoint, Checkpoints, ContainerDir, Dump, Oci, Partial, criu_errors};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+use sys::pidfd::PidFd;
 
 use crate::container::Container;
 use crate::disk::on_clients_disk;
 use crate::error::Error;
 use crate::event::Timestamp;
 use crate::lifecycle::Request;
-use crate::process::{PAUSE, Process, has_ended};
+use crate::process::{DEATH_LIMIT, PAUSE, Process, has_ended, kill_all};
 use crate::start::carried_through;
 use crate::supervisor::{Shared, Supervisor, check_name};
 
@@ -253,6 +254,31 @@ impl Shared {
             self.check_ability(oci, Ability::RestoreFlag(flag)).await?;
         }
         require_criu()
+    }
+}
+
+/// Ends the CRIU that is at work on a container whose init is being killed, and waits until init is dead. Both would wait
+/// for ever: CRIU for what it has init do, and init, before it is dead, for the others in its PID namespace, which CRIU
+/// traces (pid_namespaces(7): the end of its init ends them all).
+pub(crate) async fn end_dump(id: &str, dir: &ContainerDir, init: Option<(u32, u64)>) {
+    /// It may not have begun when it is first looked for.
+    const AGAIN: Duration = Duration::from_millis(500);
+    let Some((pid, starttime)) = init.filter(|_| !matches!(dir.dump(), Ok(None))) else { return };
+    let deadline = tokio::time::Instant::now() + DEATH_LIMIT;
+    while tokio::time::Instant::now() < deadline {
+        match runtime::criu_at(pid) {
+            Ok(Some(criu)) => {
+                tracing::warn!(container = %id, "it is killed; so is the CRIU that makes its checkpoint");
+                kill_all([criu]).await;
+            }
+            Ok(None) => {}
+            Err(e) => tracing::warn!(container = %id, "cannot look for its CRIU: {e}"),
+        }
+        match PidFd::open(pid, starttime) {
+            Ok(Some(init)) => drop(tokio::time::timeout(AGAIN, has_ended(init)).await),
+            Ok(None) => return,
+            Err(_) => tokio::time::sleep(AGAIN).await,
+        }
     }
 }
 

@@ -69,6 +69,13 @@ pub fn is_namespace_init(pid: u32) -> io::Result<bool> {
     Ok(parse_nspid(&status))
 }
 
+/// Who traces a process (ptrace(2)), if anybody does.
+pub fn tracer(pid: u32) -> io::Result<Option<u32>> {
+    let Some(status) = read(pid, "status")? else { return Ok(None) };
+    let number = status.lines().find_map(|line| line.strip_prefix("TracerPid:")?.trim().parse().ok());
+    Ok(number.filter(|tracer| *tracer != 0))
+}
+
 fn parse_nspid(status: &str) -> bool {
     let Some(line) = status.lines().find_map(|line| line.strip_prefix("NSpid:")) else { return false };
     let mut numbers = line.split_ascii_whitespace();

@@ -395,7 +395,10 @@ impl Host {
 impl Drop for Host {
     /// After a failure: the daemon and what it started go, so that other tests are not disturbed.
     fn drop(&mut self) {
-        let Some(mut daemon) = self.daemon.take() else { return };
+        let Some(mut daemon) = self.daemon.take() else {
+            // Nothing that was started is left; the daemon may have been another one than this host's.
+            return leaks::remove_cgroups(&self.cgroup);
+        };
         if std::thread::panicking() {
             eprintln!("--- log of the daemon in {} ---\n{}", self.path().display(), self.log());
         }
@@ -412,5 +415,6 @@ impl Drop for Host {
             let runtime = self.options.runtime.clone().unwrap_or_else(runtime);
             let _ = Command::new(runtime).args([&root, "delete", "--force"]).arg(container.file_name()).status();
         }
+        leaks::remove_cgroups(&self.cgroup);
     }
 }

@@ -684,6 +684,53 @@ async fn a_daemon_that_is_killed_while_criu_works_finds_the_checkpoint() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_container_that_is_killed_while_criu_dumps_it_dies() {
+    if !has_criu() {
+        return;
+    }
+    let mut host = Host::new().await;
+    let mut client = host.client().await;
+    // What CRIU says when it is about to have init do something and to wait for it. An init that ends waits for its
+    // children, which CRIU traces.
+    const STEPS: [(&str, usize); 4] =
+        [("Collecting fds", 1), ("Parasite syscall_ip", 1), ("Putting parasite", 1), ("Dumping core", 1)];
+    let bundle = host.bundle(&["sh", "-c", "for n in 1 2 3; do sleep 1000 & done; wait"]).write();
+    let ledger = Ledger::new(host.lazy_client());
+    for round in 0..12 {
+        let id = format!("c{round}");
+        client.create_container(container(&id, &bundle)).await.unwrap();
+        let init = std::fs::read_to_string(host.state_dir().join(&id).join("init/pid")).unwrap();
+        let shim = sys::procfs::stat(init.parse().unwrap()).unwrap().unwrap().parent;
+        let (mut other, whose) = (client.clone(), id.clone());
+        let checkpoint = api::Checkpoint { exit: round % 2 == 0, ..named("one") };
+        let making = tokio::spawn(async move { make(&mut other, &whose, checkpoint).await });
+        let log = Path::new(&bundle).join("checkpoints/.one.partial/criu.work/dump.log");
+        let (step, nth) = STEPS[round % STEPS.len()];
+        eventually("CRIU is at work", || {
+            let said = std::fs::read_to_string(&log).unwrap_or_default();
+            making.is_finished() || said.matches(step).count() >= nth
+        });
+        if round % 3 == 2 {
+            host.restart(Signal::KILL).await;
+            client = host.client().await;
+        }
+        if round % 3 == 0 {
+            let _ = signal(&mut client, &id, "init", 9).await;
+        } else if let Some(shim) = rustix::process::Pid::from_raw(shim as i32) {
+            let _ = rustix::process::kill_process(shim, Signal::KILL);
+        }
+        assert_eq!(ledger.exit(&id, "init").await, 137);
+        let _ = making.await.unwrap();
+        assert!(state(&mut client).await.is_empty());
+        let checkpoints = Path::new(&bundle).join("checkpoints");
+        eventually("it has been seen to", || entries(&checkpoints).iter().all(|name| name == "one"));
+        let _ = std::fs::remove_dir_all(checkpoints.join("one"));
+    }
+    drop(ledger);
+    host.finish();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_shim_that_is_killed_while_criu_restores_leaves_nothing() {
     if !has_criu() {
         return;
