@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
+use crate::files::read;
 use crate::group::Cgroup;
 
 /// One mounted hierarchy.
@@ -140,6 +141,18 @@ impl Hierarchies {
             }
         }
         gone
+    }
+
+    /// The processes in the groups that a bundle asks for, whoever they are.
+    pub fn members_of(&self, cgroups_path: &str, id: &str) -> Vec<u32> {
+        let text =
+            |(mount, below): (&Mount, PathBuf)| read(&mount.point.join(below).join("cgroup.procs")).ok().flatten();
+        let texts: Vec<String> = self.all_asked_for(cgroups_path, id).filter_map(text).collect();
+        let mut pids: Vec<u32> =
+            texts.iter().flat_map(|text| text.lines()).filter_map(|pid| pid.parse().ok()).collect();
+        pids.sort_unstable();
+        pids.dedup();
+        pids
     }
 
     /// The groups that a bundle asks for, in all hierarchies of which that can be known.

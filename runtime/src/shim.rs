@@ -107,6 +107,20 @@ impl Shim {
         find_processes(is_one, |stat| !stat.is_dead())
     }
 
+    /// Process `pid`, if runc was making it into a container's and somebody has stopped it: no such process stops by
+    /// itself, nor does anything in a container have such a name before it is done (libcontainer/nsenter/nsexec.c).
+    pub fn stopped_half_made(pid: u32) -> Option<(Pid, PidFd)> {
+        let is_half_made = || {
+            let name = sys::procfs::read(pid, "comm").ok().flatten().unwrap_or_default();
+            let stat = sys::procfs::stat(pid).ok().flatten();
+            stat.filter(|stat| name.starts_with("runc:[") && stat.is_stopped()).map(|stat| stat.starttime)
+        };
+        let process = PidFd::open(pid, is_half_made()?).ok()??;
+        // Looked at again, now that it cannot be another one.
+        is_half_made()?;
+        Some((Pid::from_raw(i32::try_from(pid).ok()?)?, process))
+    }
+
     /// What a shim has started and has not let go: the OCI runtime, mostly. The group must be held, by a shim that lives
     /// or has not been reaped.
     pub fn others_in_group(shim: Pid) -> Vec<(Pid, PidFd)> {

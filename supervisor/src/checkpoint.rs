@@ -120,7 +120,7 @@ impl Shared {
         }
         let task = self.tasks.begin_runtime("runtime checkpoint", &container.id, "");
         let log = container.dir.process(runtime::INIT).runtime_log();
-        let dumped = container.oci.checkpoint(&container.id, &log, &wanted, &partial).await;
+        let dumped = while_dumping(&container, container.oci.checkpoint(&container.id, &log, &wanted, &partial)).await;
         drop(task);
         reach(Point::CheckpointDumped);
         let mut failed = None;
@@ -129,7 +129,8 @@ impl Shared {
             // Its CRIU may outlive a runtime that was killed.
             let finally = partial.finally().to_path_buf();
             drop(partial);
-            let Some(free) = on_clients_disk(move || Partial::wait_for(&finally)).await?? else {
+            let free = on_clients_disk(move || Partial::wait_for(&finally));
+            let Some(free) = while_dumping(&container, free).await?? else {
                 return Err(why);
             };
             partial = Arc::new(free);
@@ -203,7 +204,8 @@ impl Shared {
     pub(crate) async fn settle_left(&self, container: &Container, dump: Dump) {
         let path = dump.path.clone();
         tracing::info!(container = %container.id, checkpoint = %path.display(), "its checkpoint is waited for");
-        let settled = match on_clients_disk(move || Partial::wait_for(&path)).await {
+        let free = on_clients_disk(move || Partial::wait_for(&path));
+        let settled = match while_dumping(container, free).await {
             Ok(Ok(Some(partial))) => self.settle(container, Arc::new(partial), dump.exit, false).await,
             // It had been named or removed.
             Ok(Ok(None)) => container.dir.set_dump(None).map(|()| true).map_err(Error::from),
@@ -257,28 +259,48 @@ impl Shared {
     }
 }
 
-/// Ends the CRIU that is at work on a container whose init is being killed, and waits until init is dead. Both would wait
-/// for ever: CRIU for what it has init do, and init, before it is dead, for the others in its PID namespace, which CRIU
-/// traces (pid_namespaces(7): the end of its init ends them all).
+/// Waits for what waits for CRIU, which never ends if the container's init is killed while it works, by whomever: CRIU
+/// waits for what it has init do, and init, before it is dead, for the others in its PID namespace, which CRIU traces
+/// (pid_namespaces(7): the end of its init ends them all). Nothing tells when that begins, so it is looked at.
+async fn while_dumping<T>(container: &Container, work: impl Future<Output = T>) -> T {
+    const LOOK: Duration = Duration::from_secs(1);
+    let mut work = std::pin::pin!(work);
+    loop {
+        if let Ok(done) = tokio::time::timeout(LOOK, &mut work).await {
+            return done;
+        }
+        let Some((pid, starttime)) = container.init().and_then(|init| init.identity()) else { continue };
+        let stat = sys::procfs::stat(pid).ok().flatten();
+        if stat.is_some_and(|stat| stat.starttime == starttime && stat.is_ending()) {
+            end_criu(&container.id, pid).await;
+        }
+    }
+}
+
+/// The same for a container whose init is being killed just now.
 pub(crate) async fn end_dump(id: &str, dir: &ContainerDir, init: Option<(u32, u64)>) {
     /// It may not have begun when it is first looked for.
     const AGAIN: Duration = Duration::from_millis(500);
     let Some((pid, starttime)) = init.filter(|_| !matches!(dir.dump(), Ok(None))) else { return };
     let deadline = tokio::time::Instant::now() + DEATH_LIMIT;
     while tokio::time::Instant::now() < deadline {
-        match runtime::criu_at(pid) {
-            Ok(Some(criu)) => {
-                tracing::warn!(container = %id, "it is killed; so is the CRIU that makes its checkpoint");
-                kill_all([criu]).await;
-            }
-            Ok(None) => {}
-            Err(e) => tracing::warn!(container = %id, "cannot look for its CRIU: {e}"),
-        }
+        end_criu(id, pid).await;
         match PidFd::open(pid, starttime) {
             Ok(Some(init)) => drop(tokio::time::timeout(AGAIN, has_ended(init)).await),
             Ok(None) => return,
             Err(_) => tokio::time::sleep(AGAIN).await,
         }
+    }
+}
+
+async fn end_criu(id: &str, init: u32) {
+    match runtime::criu_at(init) {
+        Ok(Some(criu)) => {
+            tracing::warn!(container = %id, "it is killed; so is the CRIU that makes its checkpoint");
+            kill_all([criu]).await;
+        }
+        Ok(None) => {}
+        Err(e) => tracing::warn!(container = %id, "cannot look for its CRIU: {e}"),
     }
 }
 

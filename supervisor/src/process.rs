@@ -225,8 +225,10 @@ pub(crate) async fn kill_all(processes: impl IntoIterator<Item = (Pid, PidFd)>) 
 /// The same, so that none of them sees another one die: a runtime would take its child's death for a failure, say so,
 /// and be killed while it cleans up.
 async fn kill_together(processes: Vec<(Pid, PidFd)>) {
-    for (_, process) in &processes {
-        let _ = process.send(SIGSTOP);
+    for signal in [SIGSTOP, 9] {
+        for (_, process) in &processes {
+            let _ = process.send(signal);
+        }
     }
     kill_all(processes).await;
 }

@@ -410,8 +410,15 @@ impl Shared {
     pub(crate) async fn remove_left_groups(&self, container: &Container) {
         let mut pause = Duration::from_millis(1);
         while pause < DEATH_LIMIT {
-            if self.hierarchies.remove_empty(&container.record.cgroups_path, &container.id) {
+            let asked_for = &container.record.cgroups_path;
+            if self.hierarchies.remove_empty(asked_for, &container.id) {
                 return;
+            }
+            // Unless a daemon that died at it has stopped it.
+            for pid in self.hierarchies.members_of(asked_for, &container.id) {
+                if let Some(process) = runtime::Shim::stopped_half_made(pid) {
+                    kill_all([process]).await;
+                }
             }
             tokio::time::sleep(pause).await;
             pause *= 2;

@@ -15,6 +15,8 @@ pub struct Stat {
     pub parent: u32,
     /// Field 5: its process group.
     pub group: u32,
+    /// Field 9: `PF_…` of include/linux/sched.h.
+    flags: u64,
     /// Field 22: clock ticks after boot at which the process started.
     pub starttime: u64,
     /// Field 52, as waitpid(2) gives it; only of a process that has ended, and only for root.
@@ -25,6 +27,12 @@ impl Stat {
     /// Whether the process has ended and only waits to be reaped.
     pub fn is_dead(&self) -> bool {
         matches!(self.state, b'Z' | b'X' | b'x')
+    }
+
+    /// Whether the process has begun to end, and may be waiting for others before it is dead.
+    pub fn is_ending(&self) -> bool {
+        const PF_EXITING: u64 = 4;
+        self.flags & PF_EXITING != 0
     }
 
     /// Whether somebody has stopped the process (SIGSTOP), or traces it.
@@ -89,9 +97,10 @@ fn parse_stat(text: &str) -> Option<Stat> {
     let state = *fields.next()?.as_bytes().first()?;
     let parent = fields.next()?.parse().ok()?;
     let group = fields.next()?.parse().ok()?;
-    let starttime = fields.nth(16)?.parse().ok()?;
+    let flags = fields.nth(3)?.parse().ok()?;
+    let starttime = fields.nth(12)?.parse().ok()?;
     let wait_status = fields.nth(29).and_then(|status| status.parse().ok()).unwrap_or_default();
-    Some(Stat { state, parent, group, starttime, wait_status })
+    Some(Stat { state, parent, group, flags, starttime, wait_status })
 }
 
 #[cfg(test)]
@@ -101,7 +110,9 @@ mod tests {
     #[test]
     fn a_name_with_parentheses_is_skipped() {
         let text = "42 (a) Z (b) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 7777 20";
-        assert_eq!(parse_stat(text), Some(Stat { state: b'S', parent: 1, group: 2, starttime: 7777, wait_status: 0 }));
+        let stat = Stat { state: b'S', parent: 1, group: 2, flags: 6, starttime: 7777, wait_status: 0 };
+        assert_eq!(parse_stat(text), Some(stat));
+        assert!(stat.is_ending() && !Stat { flags: 3, ..stat }.is_ending());
         assert_eq!(parse_stat("42 (a"), None);
         assert_eq!(parse_stat("42 (a) S 1 2"), None);
     }

@@ -108,6 +108,31 @@ async fn what_a_runtime_may_do_instead_of_creating() {
 }
 
 #[tokio::test]
+async fn what_a_dead_daemon_has_stopped_half_made_does_not_stay() {
+    // A runtime is killed half-way, and so is a daemon that was killing what it had begun, which is stopped by then.
+    const HALF: &str = r#"here=$(dirname $0)
+        case " $* " in *" run "*|*" create "*)
+            group=$(cat $here/group)
+            cp $(command -v sleep) "$here/runc:[2:INIT]"
+            setsid "$here/runc:[2:INIT]" 1000 &
+            for root in /sys/fs/cgroup/pids /sys/fs/cgroup/freezer /sys/fs/cgroup; do
+                [ -e $root/cgroup.procs ] && mkdir -p $root/$group && echo $! > $root/$group/cgroup.procs
+            done
+            kill -STOP $!
+            kill -KILL $$ ;;
+        esac
+        exec $RUNTIME "$@""#;
+    let host = Host::with(Options { fake_runtime: Some(HALF), ..Options::default() }).await;
+    let mut client = host.client().await;
+    let bundle = host.bundle(&["sleep", "1000"]);
+    std::fs::write(host.path().join("group"), bundle.cgroup()).unwrap();
+    let refusal = client.create_container(container("c", &bundle.write())).await;
+    refused(refusal, Code::Unknown, &["ended with signal 9"]);
+    assert!(!host.log().contains("it is left"), "{}", host.log());
+    host.finish();
+}
+
+#[tokio::test]
 async fn what_a_runtime_may_do_to_a_container_that_runs() {
     let host = Host::with(faulty(&["--start-timeout=2s"])).await;
     let mut client = host.client().await;
