@@ -107,15 +107,13 @@ async fn help(oci: &Oci, subcommand: &str, limit: Duration) -> io::Result<String
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
+    use crate::oci::tests::write_program;
     use std::path::Path;
 
     const LIMIT: Duration = Duration::from_secs(20);
 
     fn fake(path: &Path, script: &str) -> Oci {
-        std::fs::write(path, format!("#!/bin/sh\necho asked >> {0}.asked\n{script}\n", path.display()))
-            .expect("writes");
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).expect("chmod");
+        write_program(path, &format!("#!/bin/sh\necho asked >> {0}.asked\n{script}\n", path.display()));
         Oci::find(path.to_str().expect("utf-8"), Vec::new()).expect("found")
     }
 

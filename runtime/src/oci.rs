@@ -1,5 +1,6 @@
 //! The OCI runtime's command line, as the supervisor uses it. `create`, `exec` and `restore` are the shim's.
 
+use rustix::io::Errno;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -202,7 +203,7 @@ impl Oci {
                 if let Some(line) = last_error(log, start) {
                     return Err(OciError::Failed(line.msg));
                 }
-                let words = said.last_words().await;
+                let words = said.last_words();
                 let how = if status > 128 { format!("signal {}", status - 128) } else { format!("status {status}") };
                 Err(OciError::Crashed(if words.is_empty() {
                     format!("{} {what} ended with {how} and said nothing", self.name)
@@ -243,26 +244,36 @@ impl Said {
         let Some(pipe) = &mut self.pipe else { return std::future::pending().await };
         let mut piece = [0; 4096];
         match pipe.read(&mut piece).await {
-            Ok(n @ 1..) => {
-                self.tail.extend_from_slice(&piece[..n]);
-                let excess = self.tail.len().saturating_sub(STDERR_TAIL);
-                self.tail.drain(..excess);
-            }
+            Ok(n @ 1..) => self.keep(&piece[..n]),
             _ => self.pipe = None,
         }
     }
 
-    async fn last_words(&mut self) -> String {
-        let text = self.words().await;
+    fn keep(&mut self, piece: &[u8]) {
+        self.tail.extend_from_slice(piece);
+        let excess = self.tail.len().saturating_sub(STDERR_TAIL);
+        self.tail.drain(..excess);
+    }
+
+    fn last_words(&mut self) -> String {
+        let text = self.words();
         text.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default().to_string()
     }
 
     /// All that is kept, with what is in the pipe now, without waiting for more.
-    async fn words(&mut self) -> String {
-        while self.pipe.is_some() {
-            let before = self.tail.len();
-            if tokio::time::timeout(Duration::ZERO, self.read()).await.is_err() || self.tail.len() == before {
-                break;
+    fn words(&mut self) -> String {
+        /// As much as a pipe can hold (pipe(7), `pipe-max-size`): whoever still holds it may write for ever.
+        const MOST: usize = 1 << 20;
+        let mut piece = [0; 4096];
+        let mut read = 0;
+        while let Some(pipe) = self.pipe.as_ref().filter(|_| read < MOST) {
+            match rustix::io::read(pipe, &mut piece) {
+                Ok(n @ 1..) => {
+                    self.keep(&piece[..n]);
+                    read += n;
+                }
+                Err(Errno::INTR) => {}
+                _ => break,
             }
         }
         String::from_utf8_lossy(&self.tail).into_owned()
@@ -281,7 +292,7 @@ pub async fn ask(mut command: Command, limit: Duration) -> io::Result<(sys::chil
     let mut said = Said::new(Some(reader))?;
     let timed_out = || io::Error::new(io::ErrorKind::TimedOut, format!("it did not answer within {limit:?}"));
     let status = tokio::time::timeout(limit, said.until_the_end_of(&mut child)).await.map_err(|_| timed_out())??;
-    Ok((status, said.words().await))
+    Ok((status, said.words()))
 }
 
 /// A program by path, or by name in `PATH`; absolute.
@@ -304,15 +315,24 @@ fn is_program(path: &Path) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
+
+    /// Writes a program. Another process does it: a child that another test has just forked would have the file open for
+    /// writing for a moment, in which it cannot be run (execve(2), `ETXTBSY`).
+    pub(crate) fn write_program(path: &Path, text: &str) {
+        use std::io::Write;
+        let mut command = Command::new("install");
+        command.args(["-m", "755", "/dev/stdin"]).arg(path).stdin(Stdio::piped());
+        let mut install = command.spawn().expect("install starts");
+        install.stdin.take().expect("a pipe").write_all(text.as_bytes()).expect("writes");
+        assert!(install.wait().expect("is ours").success());
+    }
 
     fn fake(script: &str) -> (tempfile::TempDir, Oci) {
         let directory = tempfile::tempdir().expect("tempdir");
         let path = directory.path().join("fake");
-        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).expect("writes");
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("chmod");
+        write_program(&path, &format!("#!/bin/sh\n{script}\n"));
         let oci = Oci::find(path.to_str().expect("utf-8"), vec!["--root=/r".into()]).expect("found");
         (directory, oci)
     }

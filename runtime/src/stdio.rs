@@ -1,7 +1,8 @@
 //! The paths that a client gives for a process's stdio, looked at without touching them: opening a FIFO would
 //! wake whoever waits for its other side.
 
-use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags, accessat, fstat, open};
+use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatxFlags};
+use rustix::fs::{accessat, fstat, open, openat2, statx};
 use std::path::{Path, PathBuf};
 
 /// Where a process's stdio goes; empty means `/dev/null`.
@@ -28,6 +29,12 @@ pub struct StdioError {
 }
 
 impl Stdio {
+    /// The same as [`Stdio::resolve`] where nothing of it can wait for a file system, whichever it is: each path is known
+    /// to the kernel already, and is a FIFO or a device, which root may open wherever it is. `None` otherwise.
+    pub fn resolve_at_once(&self) -> Option<Stdio> {
+        Some(Stdio { stdin: at_once(&self.stdin)?, stdout: at_once(&self.stdout)?, stderr: at_once(&self.stderr)? })
+    }
+
     /// Checks that each path can be opened, and makes it absolute.
     pub fn resolve(&self) -> Result<Stdio, StdioError> {
         Ok(Stdio {
@@ -43,6 +50,20 @@ fn resolve(name: &'static str, path: &str, access: Access) -> Result<String, Std
         return Ok(String::new());
     }
     look(Path::new(path), access).map_err(|reason| StdioError { name, path: path.into(), reason })
+}
+
+fn at_once(path: &str) -> Option<String> {
+    if path.is_empty() {
+        return Some(String::new());
+    }
+    let absolute = std::path::absolute(path).ok()?;
+    // openat2(2): nothing that is not cached is looked up, or asked for once more.
+    let handle = openat2(CWD, &absolute, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::CACHED).ok()?;
+    // statx(2): nothing is asked of a server; what kind of file it is does not change.
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let mode = statx(&handle, "", flags, StatxFlags::empty()).ok()?.stx_mode;
+    let is_meant = matches!(FileType::from_raw_mode(mode.into()), FileType::Fifo | FileType::CharacterDevice);
+    is_meant.then(|| absolute.into_os_string().into_string().ok())?
 }
 
 fn look(path: &Path, access: Access) -> std::io::Result<String> {
@@ -74,5 +95,23 @@ mod tests {
         assert!(check(&format!("/tmp/{}", "x".repeat(5000))).expect_err("long").contains("too long"));
         assert_eq!(check("").expect("null"), Stdio::default());
         assert_eq!(check("/dev/null").expect("null").stdout, "/dev/null");
+    }
+
+    #[test]
+    fn only_fifos_and_devices_are_known_at_once() {
+        let at_once = |path: &str| Stdio { stdin: path.into(), ..Stdio::default() }.resolve_at_once();
+        let directory = std::env::temp_dir().join(format!("stdio-{}", std::process::id()));
+        std::fs::create_dir(&directory).expect("creates");
+        let (fifo, file) = (directory.join("fifo"), directory.join("file"));
+        rustix::fs::mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).expect("makes");
+        std::fs::write(&file, "").expect("writes");
+        let (fifo, file) = (fifo.to_str().expect("UTF-8"), file.to_str().expect("UTF-8"));
+        assert_eq!(at_once(fifo).expect("just made").stdin, fifo);
+        assert_eq!(at_once("/dev/null").map(|stdio| stdio.stdin).as_deref(), Some("/dev/null"));
+        assert_eq!(at_once(""), Some(Stdio::default()));
+        for other in [file, "/nonexistent/x", "/tmp", "/tmp/a\0b"] {
+            assert_eq!(at_once(other), None, "{other}");
+        }
+        std::fs::remove_dir_all(&directory).expect("removes");
     }
 }

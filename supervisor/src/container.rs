@@ -66,6 +66,8 @@ pub(crate) struct Container {
     pub(crate) oom_kills: Mutex<u64>,
     /// Added processes that are being started and have not been told of: what is killed for memory may be one of them.
     pub(crate) starting: AtomicUsize,
+    /// Something may have been killed for memory meanwhile.
+    pub(crate) oom_waits: AtomicBool,
     /// Its init has been sent SIGKILL: nothing may hold it frozen.
     pub(crate) killed: AtomicBool,
     /// A runtime was killed, or may have been, while it added a process, and may have left something.
@@ -108,6 +110,7 @@ impl Container {
             cgroup: OnceLock::new(),
             oom_kills: Mutex::new(0),
             starting: AtomicUsize::new(0),
+            oom_waits: AtomicBool::new(false),
             killed: AtomicBool::new(false),
             cut_off: AtomicBool::new(false),
             dumped: AtomicBool::new(false),

@@ -47,8 +47,16 @@ impl Supervisor {
             let (field, value) = ("args", String::new());
             return Err(Error::Argument { field, value, reason: "must name a program" });
         }
+        container.check(Request::Exec)?;
         let (shared, id) = (self.0.clone(), request.id.clone());
-        let created = on_clients_disk(move || shared.prepare_process(container, request));
+        // To wake a thread and be woken by it takes longer than all that it would do.
+        if let Some(stdio) = request.stdio.resolve_at_once() {
+            return shared.prepare_process(container, CreateProcess { stdio, ..request });
+        }
+        let created = on_clients_disk(move || {
+            let stdio = request.stdio.resolve()?;
+            shared.prepare_process(container, CreateProcess { stdio, ..request })
+        });
         // What comes too late is dropped.
         tokio::time::timeout_at(deadline, created).await.map_err(|_| Error::StartTimeout { id })??
     }
@@ -60,9 +68,10 @@ impl Supervisor {
 }
 
 impl Shared {
+    /// The paths of its stdio have been looked at.
     fn prepare_process(self: Arc<Self>, container: Arc<Container>, request: CreateProcess) -> Result<Created, Error> {
         container.check(Request::Exec)?;
-        let stdio = request.stdio.resolve()?;
+        let stdio = request.stdio;
         let mut spec = request.spec;
         if let Some(init) = container.init() {
             if spec.env.is_empty() {
@@ -141,7 +150,9 @@ impl Created {
         let starting = Starting::new(&container);
         let started = self.begin(deadline).await;
         drop(starting);
-        shared.tell_oom(&container);
+        if container.oom_waits.swap(false, Ordering::SeqCst) {
+            shared.tell_oom(&container);
+        }
         started
     }
 

@@ -107,10 +107,12 @@ impl Shared {
 
     /// Tells of kills since the last look. What cannot be written now is told at the next look.
     pub(crate) fn tell_oom(self: &Arc<Self>, container: &Container) {
-        // Their starts come first. It is looked again when they have been told.
+        // Their starts come first. It is looked again when they have been told; noted first, as that may be just now.
+        container.oom_waits.store(true, Ordering::SeqCst);
         if container.starting.load(Ordering::SeqCst) > 0 {
             return;
         }
+        container.oom_waits.store(false, Ordering::SeqCst);
         if let Err(e) = self.look_for_oom(container) {
             tracing::error!(container = %container.id, "{e}; that it was out of memory is told later");
         }

@@ -101,6 +101,20 @@ pub fn has_criu() -> bool {
     false
 }
 
+/// Writes a program. Another process does it: a child that another test has just forked would have the file open for
+/// writing for a moment, in which it cannot be run (execve(2), `ETXTBSY`).
+///
+/// # Panics
+/// When it cannot.
+pub fn write_program(path: &Path, text: &str) {
+    use std::io::Write;
+    let mut command = Command::new("install");
+    command.args(["-m", "755", "/dev/stdin"]).arg(path).stdin(std::process::Stdio::piped());
+    let mut install = command.spawn().expect("install starts");
+    install.stdin.take().expect("a pipe").write_all(text.as_bytes()).expect("writes");
+    assert!(install.wait().expect("is ours").success());
+}
+
 /// A client of whoever listens on a socket, which connects when it is used, and again when it has to.
 pub fn client_at(socket: &str) -> Client {
     let channel = endpoint().connect_with_connector_lazy(connector(socket));
@@ -155,10 +169,8 @@ impl Host {
             std::fs::create_dir(directory.path().join(name)).expect("makes a directory");
         }
         if let Some(script) = options.fake_runtime {
-            use std::os::unix::fs::PermissionsExt;
             let path = directory.path().join("fake-runtime");
-            std::fs::write(&path, format!("#!/bin/sh\nRUNTIME={}\n{script}\n", runtime())).expect("writes");
-            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("chmod");
+            write_program(&path, &format!("#!/bin/sh\nRUNTIME={}\n{script}\n", runtime()));
         }
         Host { directory, cgroup, options, daemon: None, counter: AtomicU32::new(0), env: Vec::new() }
     }

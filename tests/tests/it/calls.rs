@@ -210,8 +210,8 @@ async fn a_containers_own_runtime_and_arguments_are_used_throughout() {
     // Notes every call, and hands it on.
     let log = host.join("calls");
     let script = host.join("noting-runtime");
-    std::fs::write(&script, format!("#!/bin/sh\necho \"$@\" >> {log}\nexec {} \"$@\"\n", tests::runtime())).unwrap();
-    std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let text = format!("#!/bin/sh\necho \"$@\" >> {log}\nexec {} \"$@\"\n", tests::runtime());
+    tests::write_program(std::path::Path::new(&script), &text);
     let root = format!("--root={}", host.join("root"));
     let mut request = container("c", &host.bundle(&["sleep", "1000"]).write());
     request.runtime = script.clone();
