@@ -322,11 +322,11 @@ pub(crate) mod tests {
     /// writing for a moment, in which it cannot be run (execve(2), `ETXTBSY`).
     pub(crate) fn write_program(path: &Path, text: &str) {
         use std::io::Write;
-        let mut command = Command::new("install");
-        command.args(["-m", "755", "/dev/stdin"]).arg(path).stdin(Stdio::piped());
-        let mut install = command.spawn().expect("install starts");
-        install.stdin.take().expect("a pipe").write_all(text.as_bytes()).expect("writes");
-        assert!(install.wait().expect("is ours").success());
+        let mut command = Command::new("sh");
+        command.args(["-c", "cat > \"$0\" && chmod 755 \"$0\""]).arg(path).stdin(Stdio::piped());
+        let mut writer = command.spawn().expect("sh starts");
+        writer.stdin.take().expect("a pipe").write_all(text.as_bytes()).expect("writes");
+        assert!(writer.wait().expect("is ours").success());
     }
 
     fn fake(script: &str) -> (tempfile::TempDir, Oci) {
