@@ -97,19 +97,10 @@ impl Hierarchies {
 
     /// Whether none of the groups that a bundle asks for (`linux.cgroupsPath`) is there yet, as far as one can see.
     pub fn is_new(&self, cgroups_path: &str, id: &str) -> bool {
-        let from_root = from_root(cgroups_path, id);
-        let mut known = false;
-        for mount in &self.host.mounts {
-            let (asked, other) = (self.asked_for(mount, cgroups_path, id), self.asked_for(mount, &from_root, id));
-            // Mostly the same.
-            let other = other.filter(|other| asked.as_ref() != Some(other));
-            let exists = |below: &PathBuf| mount.point.join(below).exists();
-            if mount.root != "/" || asked.iter().chain(&other).any(exists) {
-                return false;
-            }
-            known |= asked.is_some();
-        }
-        known
+        let sees_all = self.host.mounts.iter().all(|mount| mount.root == "/");
+        let of = |mount| self.may_mean(mount, cgroups_path, id).map(|below| mount.point.join(below));
+        let mut asked = self.host.mounts.iter().flat_map(of).peekable();
+        sees_all && asked.peek().is_some() && !asked.any(|group| group.exists())
     }
 
     /// What [`Hierarchies::places`] told of a container that was made in groups that were new, completed: of a process
@@ -117,11 +108,8 @@ impl Hierarchies {
     pub fn complete(&self, places: &str, cgroups_path: &str, id: &str) -> String {
         let mut lines = self.of_use(places);
         let told: Vec<usize> = parse_places(&lines).iter().filter_map(|place| Some(self.locate(place)?.0)).collect();
-        // Runtimes differ in where a path begins, and this process may be elsewhere in each hierarchy.
-        let from_root = from_root(cgroups_path, id);
         for (index, mount) in self.host.mounts.iter().enumerate().filter(|(index, _)| !told.contains(index)) {
-            let mut asked = [cgroups_path, &from_root].into_iter().filter_map(|path| self.asked_for(mount, path, id));
-            if let Some(below) = asked.find(|below| mount.point.join(below).is_dir()) {
+            if let Some(below) = self.may_mean(mount, cgroups_path, id).find(|below| mount.point.join(below).is_dir()) {
                 // As the kernel numbers them: 0 is v2, and all others are alike to us.
                 let number = if mount.controllers.is_empty() { 0 } else { index + 1 };
                 lines.push_str(&format!("{number}:{}:/{}\n", mount.controllers.join(","), below.display()));
@@ -153,6 +141,14 @@ impl Hierarchies {
         pids.sort_unstable();
         pids.dedup();
         pids
+    }
+
+    /// The groups that a bundle may mean in a hierarchy: runtimes differ in where a path begins that is not absolute.
+    fn may_mean(&self, mount: &Mount, cgroups_path: &str, id: &str) -> impl Iterator<Item = PathBuf> + use<> {
+        let asked = self.asked_for(mount, cgroups_path, id);
+        let other =
+            self.asked_for(mount, &from_root(cgroups_path, id), id).filter(|other| asked.as_ref() != Some(other));
+        asked.into_iter().chain(other)
     }
 
     /// The groups that a bundle asks for, in all hierarchies of which that can be known.

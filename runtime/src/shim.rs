@@ -107,8 +107,8 @@ impl Shim {
         find_processes(is_one, |stat| !stat.is_dead())
     }
 
-    /// Process `pid`, if runc was making it into a container's and somebody has stopped it: no such process stops by
-    /// itself, nor does anything in a container have such a name before it is done (libcontainer/nsenter/nsexec.c).
+    /// Process `pid`, if runc was making it into a container's and somebody has stopped it, which none does by itself. It
+    /// is told by its name (libcontainer/nsenter/nsexec.c): only for the groups of a container that is given up.
     pub fn stopped_half_made(pid: u32) -> Option<(Pid, PidFd)> {
         let is_half_made = || {
             let name = sys::procfs::read(pid, "comm").ok().flatten().unwrap_or_default();

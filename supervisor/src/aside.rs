@@ -10,7 +10,7 @@ use std::sync::Arc;
 use sys::pidfd::PidFd;
 use tokio::sync::OnceCell;
 
-use crate::checkpoint::end_dump;
+use crate::checkpoint::while_dumping;
 use crate::error::Error;
 use crate::event::{Event, EventKind, Timestamp};
 use crate::exit::{KILLED, UNKNOWN};
@@ -151,8 +151,8 @@ impl Shared {
             let Some(running) = running.filter(|_| known || had_shim) else { continue };
             ends.alive = true;
             ends.statuses.entry(name.clone()).or_insert(KILLED);
-            let criu = end_dump(id, &dir, identity.filter(|_| name == INIT));
-            if let (Err(e), ()) = tokio::join!(kill_and_wait(running), criu) {
+            // Nobody else looks after a checkpoint that is being made of it.
+            if let Err(e) = while_dumping(id, identity, kill_and_wait(running)).await {
                 tracing::warn!(container = %id, process = %name, "cannot kill it: {e}");
             }
         }

@@ -5,19 +5,18 @@
 //! does the rest. That matters where the container is stopped by its checkpoint, which is then all that there is of it.
 
 use failpoint::{Point, reach};
-use runtime::{Ability, BeginError, Checkpoint, Checkpoints, ContainerDir, Dump, Oci, Partial, criu_errors};
+use runtime::{Ability, BeginError, Checkpoint, Checkpoints, Dump, Oci, Partial, criu_errors};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use sys::pidfd::PidFd;
 
 use crate::container::Container;
 use crate::disk::on_clients_disk;
 use crate::error::Error;
 use crate::event::Timestamp;
 use crate::lifecycle::Request;
-use crate::process::{DEATH_LIMIT, PAUSE, Process, has_ended, kill_all};
+use crate::process::{PAUSE, Process, has_ended, kill_all};
 use crate::start::carried_through;
 use crate::supervisor::{Shared, Supervisor, check_name};
 
@@ -120,7 +119,9 @@ impl Shared {
         }
         let task = self.tasks.begin_runtime("runtime checkpoint", &container.id, "");
         let log = container.dir.process(runtime::INIT).runtime_log();
-        let dumped = while_dumping(&container, container.oci.checkpoint(&container.id, &log, &wanted, &partial)).await;
+        let init = container.init().and_then(|init| init.identity());
+        let dumping = container.oci.checkpoint(&container.id, &log, &wanted, &partial);
+        let dumped = while_dumping(&container.id, init, dumping).await;
         drop(task);
         reach(Point::CheckpointDumped);
         let mut failed = None;
@@ -130,7 +131,7 @@ impl Shared {
             let finally = partial.finally().to_path_buf();
             drop(partial);
             let free = on_clients_disk(move || Partial::wait_for(&finally));
-            let Some(free) = while_dumping(&container, free).await?? else {
+            let Some(free) = while_dumping(&container.id, init, free).await?? else {
                 return Err(why);
             };
             partial = Arc::new(free);
@@ -205,7 +206,8 @@ impl Shared {
         let path = dump.path.clone();
         tracing::info!(container = %container.id, checkpoint = %path.display(), "its checkpoint is waited for");
         let free = on_clients_disk(move || Partial::wait_for(&path));
-        let settled = match while_dumping(container, free).await {
+        let init = container.init().and_then(|init| init.identity());
+        let settled = match while_dumping(&container.id, init, free).await {
             Ok(Ok(Some(partial))) => self.settle(container, Arc::new(partial), dump.exit, false).await,
             // It had been named or removed.
             Ok(Ok(None)) => container.dir.set_dump(None).map(|()| true).map_err(Error::from),
@@ -259,48 +261,30 @@ impl Shared {
     }
 }
 
-/// Waits for what waits for CRIU, which never ends if the container's init is killed while it works, by whomever: CRIU
-/// waits for what it has init do, and init, before it is dead, for the others in its PID namespace, which CRIU traces
-/// (pid_namespaces(7): the end of its init ends them all). Nothing tells when that begins, so it is looked at.
-async fn while_dumping<T>(container: &Container, work: impl Future<Output = T>) -> T {
-    const LOOK: Duration = Duration::from_secs(1);
+/// Waits for what does not end before CRIU does, which never ends if the container's init is killed while it works, by
+/// whomever: CRIU waits for what it has init do, and init, before it is dead, for the others in its PID namespace, which
+/// CRIU traces (pid_namespaces(7): the end of its init ends them all). Such a CRIU is killed. Nothing tells when that
+/// begins, so it is looked at.
+pub(crate) async fn while_dumping<T>(id: &str, init: Option<(u32, u64)>, work: impl Future<Output = T>) -> T {
+    const LOOK: Duration = Duration::from_millis(500);
     let mut work = std::pin::pin!(work);
     loop {
         if let Ok(done) = tokio::time::timeout(LOOK, &mut work).await {
             return done;
         }
-        let Some((pid, starttime)) = container.init().and_then(|init| init.identity()) else { continue };
+        let Some((pid, starttime)) = init else { continue };
         let stat = sys::procfs::stat(pid).ok().flatten();
-        if stat.is_some_and(|stat| stat.starttime == starttime && stat.is_ending()) {
-            end_criu(&container.id, pid).await;
+        if !stat.is_some_and(|stat| stat.starttime == starttime && stat.is_ending()) {
+            continue;
         }
-    }
-}
-
-/// The same for a container whose init is being killed just now.
-pub(crate) async fn end_dump(id: &str, dir: &ContainerDir, init: Option<(u32, u64)>) {
-    /// It may not have begun when it is first looked for.
-    const AGAIN: Duration = Duration::from_millis(500);
-    let Some((pid, starttime)) = init.filter(|_| !matches!(dir.dump(), Ok(None))) else { return };
-    let deadline = tokio::time::Instant::now() + DEATH_LIMIT;
-    while tokio::time::Instant::now() < deadline {
-        end_criu(id, pid).await;
-        match PidFd::open(pid, starttime) {
-            Ok(Some(init)) => drop(tokio::time::timeout(AGAIN, has_ended(init)).await),
-            Ok(None) => return,
-            Err(_) => tokio::time::sleep(AGAIN).await,
+        match runtime::criu_at(pid) {
+            Ok(Some(criu)) => {
+                tracing::warn!(container = %id, "it is killed; so is the CRIU that makes its checkpoint");
+                kill_all([criu]).await;
+            }
+            Ok(None) => {}
+            Err(e) => tracing::warn!(container = %id, "cannot look for its CRIU: {e}"),
         }
-    }
-}
-
-async fn end_criu(id: &str, init: u32) {
-    match runtime::criu_at(init) {
-        Ok(Some(criu)) => {
-            tracing::warn!(container = %id, "it is killed; so is the CRIU that makes its checkpoint");
-            kill_all([criu]).await;
-        }
-        Ok(None) => {}
-        Err(e) => tracing::warn!(container = %id, "cannot look for its CRIU: {e}"),
     }
 }
 

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crate::checkpoint::end_dump;
 use crate::container::Container;
 use crate::error::Error;
 use crate::event::{Event, EventKind};
@@ -188,12 +187,7 @@ impl Shared {
         if let Some(Err(e)) = container.cgroup().filter(|_| init).map(cgroup::Cgroup::thaw_for_kill) {
             tracing::warn!(container = %container.id, "cannot thaw it: {e}");
         }
-        let criu = async {
-            if init {
-                end_dump(&container.id, &container.dir, process.identity()).await;
-            }
-        };
-        if let (Err(e), ()) = tokio::join!(process.kill(), criu) {
+        if let Err(e) = process.kill().await {
             tracing::error!(container = %container.id, process = %process.name, "cannot kill it: {e}");
         }
         if init {

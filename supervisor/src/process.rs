@@ -225,6 +225,7 @@ pub(crate) async fn kill_all(processes: impl IntoIterator<Item = (Pid, PidFd)>) 
 /// The same, so that none of them sees another one die: a runtime would take its child's death for a failure, say so,
 /// and be killed while it cleans up.
 async fn kill_together(processes: Vec<(Pid, PidFd)>) {
+    // All of them before one is waited for: what is stopped stays so if this program dies.
     for signal in [SIGSTOP, 9] {
         for (_, process) in &processes {
             let _ = process.send(signal);

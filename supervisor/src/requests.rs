@@ -7,7 +7,6 @@ use rustix::io::Errno;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::checkpoint::end_dump;
 use crate::container::Container;
 use crate::error::Error;
 use crate::event::EventKind;
@@ -49,8 +48,6 @@ impl Supervisor {
             // Set first: a pause that is under way looks at it when it is done.
             if name == INIT {
                 container.killed.store(true, Ordering::SeqCst);
-                let (container, init) = (container.clone(), process.clone());
-                tokio::spawn(async move { end_dump(&container.id, &container.dir, init.identity()).await });
             }
             self.0.thaw_for_kill(&container, name)?;
         }

@@ -71,6 +71,30 @@ fn goes_on(output: &Path) {
     eventually("the counter goes on", || numbers(output).len() > before);
 }
 
+/// A host with a counter that runs in container `c`.
+struct Counting {
+    host: Host,
+    client: Client,
+    bundle: String,
+    output: PathBuf,
+}
+
+impl Counting {
+    /// `None` where nothing can be checkpointed.
+    async fn new() -> Option<Counting> {
+        if !has_criu() {
+            return None;
+        }
+        let host = Host::new().await;
+        let mut client = host.client().await;
+        let bundle = counter(&host).write();
+        let output = host.path().join("numbers");
+        client.create_container(writing("c", &bundle, "", &output)).await.unwrap();
+        goes_on(&output);
+        Some(Counting { host, client, bundle, output })
+    }
+}
+
 /// What is in a directory, hidden or not.
 fn entries(directory: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
@@ -281,15 +305,7 @@ async fn an_established_connection_survives_if_it_is_taken_along() {
 
 #[tokio::test]
 async fn all_flags_at_once_are_understood_by_the_real_criu() {
-    if !has_criu() {
-        return;
-    }
-    let host = Host::new().await;
-    let mut client = host.client().await;
-    let bundle = counter(&host).write();
-    let output = host.path().join("numbers");
-    client.create_container(writing("c", &bundle, "", &output)).await.unwrap();
-    goes_on(&output);
+    let Some(Counting { host, mut client, bundle, output }) = Counting::new().await else { return };
     let empty_ns = vec!["network".into()];
     let all = api::Checkpoint { tcp: true, unix_sockets: true, shell: true, empty_ns, ..exiting("all") };
     make(&mut client, "c", all.clone()).await.unwrap();
@@ -735,15 +751,7 @@ async fn a_container_that_is_killed_while_criu_dumps_it_dies() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shim_that_is_killed_while_criu_restores_leaves_nothing() {
-    if !has_criu() {
-        return;
-    }
-    let host = Host::new().await;
-    let mut client = host.client().await;
-    let bundle = counter(&host).write();
-    let output = host.path().join("numbers");
-    client.create_container(writing("c", &bundle, "", &output)).await.unwrap();
-    goes_on(&output);
+    let Some(Counting { host, mut client, bundle, output }) = Counting::new().await else { return };
     make(&mut client, "c", exiting("one")).await.unwrap();
     let directory = host.state_dir().join("c/init");
     let variable = format!("CONTAINERD_PROCESS_DIR={}", directory.display());
