@@ -92,18 +92,26 @@ impl Shim {
 
     /// What an OCI runtime that was killed while it made the process in `directory` may have left: a child with a session
     /// of its own, which has not become that process yet, and which the runtime's `delete` does not know. It still has
-    /// the runtime's command line.
+    /// the runtime's command line. Or what CRIU restores, and CRIU itself: once they are done with the memory that they began
+    /// with they have no name of ours, but CRIU's log open until all of them are ready to go on.
     pub fn runtimes_of(directory: &ProcessDir) -> Vec<(Pid, PidFd)> {
         // As the shim finds its working directory.
         let Ok(directory) = std::fs::canonicalize(directory.path()) else { return Vec::new() };
         let log = directory.join("log.json");
-        // What CRIU is restoring has its environment for as long.
+        let (work, restores) = (directory.join("criu.work"), directory.join("criu.work").exists());
         let variable = [b"CONTAINERD_PROCESS_DIR=", directory.as_os_str().as_encoded_bytes()].concat();
         let has = |pid: u32, file: &str, word: &[u8]| {
             let text = std::fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
             text.split(|byte| *byte == 0).any(|one| one == word)
         };
-        let is_one = |pid| has(pid, "cmdline", log.as_os_str().as_encoded_bytes()) || has(pid, "environ", &variable);
+        let logs = |pid: u32| {
+            let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+            descriptors.flat_map(|entry| std::fs::read_link(entry.path())).any(|path| path.starts_with(&work))
+        };
+        let is_one = |pid| {
+            let is_named = has(pid, "cmdline", log.as_os_str().as_encoded_bytes());
+            is_named || has(pid, "environ", &variable) || (restores && logs(pid))
+        };
         find_processes(is_one, |stat| !stat.is_dead())
     }
 

@@ -749,14 +749,22 @@ async fn a_container_that_is_killed_while_criu_dumps_it_dies() {
     host.finish();
 }
 
+/// Whether a process writes into a file of CRIU's, in the process directory.
+fn logs_below(pid: &str, directory: &Path) -> bool {
+    let descriptors = format!("/proc/{pid}/fd");
+    let links =
+        entries(Path::new(&descriptors)).into_iter().map(|fd| std::fs::read_link(format!("{descriptors}/{fd}")));
+    links.flatten().any(|path| path.starts_with(directory.join("criu.work")))
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shim_that_is_killed_while_criu_restores_leaves_nothing() {
     let Some(Counting { host, mut client, bundle, output }) = Counting::new().await else { return };
     make(&mut client, "c", exiting("one")).await.unwrap();
     let directory = host.state_dir().join("c/init");
     let variable = format!("CONTAINERD_PROCESS_DIR={}", directory.display());
-    // CRIU itself, and what it is making into the container's processes.
-    for name in ["criu", "sh", "sleep"] {
+    // CRIU itself, what it is making into the container's processes, and what has already become one and waits for CRIU.
+    for name in ["criu", "sh", "sleep", "", "", ""] {
         let mut watch = Watch::new(&mut client).await;
         let (mut other, request) = (client.clone(), writing("c", &bundle, "one", &output));
         let creating = tokio::spawn(async move { other.create_container(request).await });
@@ -764,17 +772,23 @@ async fn a_shim_that_is_killed_while_criu_restores_leaves_nothing() {
             let read = std::fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
             read.split(|byte| matches!(byte, 0 | b'\n')).any(|part| part == text.as_bytes())
         };
-        eventually("CRIU is at work", || {
-            let pids = entries(Path::new("/proc"));
-            creating.is_finished() || pids.iter().any(|pid| has(pid, "comm", name) && has(pid, "environ", &variable))
-        });
-        let shims = entries(Path::new("/proc")).into_iter().filter(|pid| {
+        let is_meant = |pid: &str| match name {
+            "" => logs_below(pid, &directory) && has(pid, "cmdline", "-c"),
+            name => has(pid, "comm", name) && has(pid, "environ", &variable),
+        };
+        // No pause: it may take less than one.
+        while !creating.is_finished() && !entries(Path::new("/proc")).iter().any(|pid| is_meant(pid)) {}
+        let log = directory.join("log.json");
+        let is_runtime = |pid: &str| has(pid, "cmdline", log.to_str().unwrap());
+        let is_criu = |pid: &str| has(pid, "comm", "criu") && logs_below(pid, &directory);
+        let is_maker = |pid: &str| name.is_empty() && (is_runtime(pid) || is_criu(pid));
+        let is_shim = |pid: &str| {
             std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == directory)
                 && has(pid, "comm", "containerd-shim")
-        });
-        for shim in shims {
-            let pid = rustix::process::Pid::from_raw(shim.parse().unwrap()).unwrap();
-            rustix::process::kill_process(pid, Signal::KILL).unwrap();
+        };
+        for pid in entries(Path::new("/proc")).iter().filter(|pid| is_maker(pid) || is_shim(pid)) {
+            let pid = rustix::process::Pid::from_raw(pid.parse().unwrap()).unwrap();
+            let _ = rustix::process::kill_process(pid, Signal::KILL);
         }
         match creating.await.unwrap() {
             Err(status) => {
@@ -785,7 +799,8 @@ async fn a_shim_that_is_killed_while_criu_restores_leaves_nothing() {
         }
         assert!(state(&mut client).await.is_empty());
         eventually("what was being restored has gone", || {
-            entries(Path::new("/proc")).iter().all(|pid| !has(pid, "environ", &variable))
+            let is_left = |pid: &String| has(pid, "environ", &variable) || logs_below(pid, &directory);
+            !entries(Path::new("/proc")).iter().any(is_left)
         });
     }
     client.create_container(writing("c", &bundle, "one", &output)).await.unwrap();
