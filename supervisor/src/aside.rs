@@ -92,7 +92,9 @@ impl Shared {
                 None => self.runtime_for(None, &[]),
             };
             match oci {
-                Ok(oci) => self.run_delete(id, &oci, Path::new("/dev/null"), Operation::ForceDelete, true).await,
+                Ok(oci) => {
+                    self.run_delete(id, &oci, Path::new("/dev/null"), Operation::ForceDelete, true).await;
+                }
                 Err(e) => tracing::warn!(container = %id, "what its runtime keeps is left: {e}"),
             }
         } else {

@@ -428,20 +428,26 @@ impl Shared {
 
     /// The runtime's `delete` of a container.
     pub(crate) async fn delete_by_runtime(&self, container: &Container, operation: Operation<'_>) {
-        // On v2 what was killed while it was frozen is still paused to the runtime, which then refuses.
-        if let Some(Err(e)) = container.cgroup().map(cgroup::Cgroup::thaw) {
-            tracing::warn!(container = %container.id, "cannot thaw it: {e}");
-        }
         let log = container.dir.process(INIT).runtime_log();
         // A runtime was killed, by us or by others.
         let interrupted =
             operation == Operation::ForceDelete || container.is_restored() || container.cut_off.load(Ordering::SeqCst);
-        self.run_delete(&container.id, &container.oci, &log, operation, interrupted).await;
+        for _ in 0..CRASHES {
+            // What is frozen is paused to the runtime, which then refuses. On v2 it may have been killed so.
+            if let Some(Err(e)) = container.cgroup().map(cgroup::Cgroup::thaw) {
+                tracing::warn!(container = %container.id, "cannot thaw it: {e}");
+            }
+            let is_done = self.run_delete(&container.id, &container.oci, &log, operation, interrupted).await;
+            // The `pause` of a daemon that has died may still have been at work.
+            if is_done || !container.cgroup().is_some_and(|cgroup| cgroup.is_frozen().unwrap_or(false)) {
+                return;
+            }
+        }
     }
 
     /// Runs `delete`. What fails for want of something that this machine has run out of is tried until it has it
     /// again; a runtime that crashed, [`CRASHES`] times; what it refuses is only logged.
-    /// `interrupted`: a runtime may have been killed at its work on this container, and have left something.
+    /// Whether it has succeeded. `interrupted`: a runtime may have been killed at its work on this container, and have left something.
     pub(crate) async fn run_delete(
         &self,
         id: &str,
@@ -449,7 +455,7 @@ impl Shared {
         log: &Path,
         mut operation: Operation<'_>,
         mut interrupted: bool,
-    ) {
+    ) -> bool {
         let _task = self.tasks.begin_runtime("runtime delete", id, "");
         let mut crashes = 0;
         loop {
@@ -457,11 +463,14 @@ impl Shared {
                 // What is mounted would keep the next one from removing anything, or have it remove what is mounted.
                 if let Err(e) = runtime::unmount_leftovers(oci, id) {
                     tracing::error!(container = %id, "what its runtime keeps is left, with its mounts: {e}");
-                    return;
+                    return false;
                 }
             }
             let failed = match oci.run(operation, id, log, self.config.call_timeout).await {
-                Ok(()) => return reach(Point::Deleted),
+                Ok(()) => {
+                    reach(Point::Deleted);
+                    return true;
+                }
                 Err(e) => e,
             };
             tracing::warn!(container = %id, "{} {} failed: {failed}", oci.name(), operation.name());
@@ -476,7 +485,7 @@ impl Shared {
                 _ => false,
             };
             if !again {
-                return;
+                return false;
             }
             tokio::time::sleep(PAUSE).await;
         }

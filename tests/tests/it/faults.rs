@@ -133,6 +133,32 @@ async fn what_a_dead_daemon_has_stopped_half_made_does_not_stay() {
 }
 
 #[tokio::test]
+async fn what_is_frozen_after_its_end_is_deleted() {
+    // As the `pause` of a daemon that has died may do, which is on its way when the next one finds that init has ended.
+    const FREEZES: &str = r#"here=$(dirname $0)
+        case " $* " in *" delete "*)
+            if [ ! -e $here/frozen ]; then
+                group=$(cat $here/group)
+                for state in /sys/fs/cgroup/freezer/$group/freezer.state=FROZEN /sys/fs/cgroup/$group/cgroup.freeze=1; do
+                    [ -e ${state%=*} ] && echo ${state#*=} > ${state%=*} && touch $here/frozen
+                done
+            fi ;;
+        esac
+        exec $RUNTIME "$@""#;
+    let host = Host::with(Options { fake_runtime: Some(FREEZES), ..Options::default() }).await;
+    let mut client = host.client().await;
+    let mut watch = Watch::new(&mut client).await;
+    let bundle = host.bundle(&["sleep", "1000"]);
+    std::fs::write(host.path().join("group"), bundle.cgroup()).unwrap();
+    start(&mut client, "c", &bundle.write()).await;
+    signal(&mut client, "c", "init", 9).await.unwrap();
+    assert_eq!(watch.exit("c", "init").await, 137);
+    assert!(host.path().join("frozen").exists());
+    nothing_of(&host, "c");
+    host.finish();
+}
+
+#[tokio::test]
 async fn what_a_runtime_may_do_to_a_container_that_runs() {
     let host = Host::with(faulty(&["--start-timeout=2s"])).await;
     let mut client = host.client().await;
