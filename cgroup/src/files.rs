@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 /// The text of a file below `directory`; `None` if the group is gone or does not have it.
 pub(crate) fn read_at(directory: impl AsFd, path: &Path) -> io::Result<Option<String>> {
-    absent_is_none(sys::small_file::read_text(directory, path))
+    absent_is_none(sys::small_file::read_text(directory, path).map_err(io::Error::from))
 }
 
 /// The same of a file whose path is absolute.
@@ -71,7 +71,7 @@ impl Directory {
 
     /// A file's text, empty if it is not there.
     pub(crate) fn text(&self, name: &str) -> io::Result<String> {
-        Ok(absent_is_none(sys::small_file::read_text(&self.0, name))?.unwrap_or_default())
+        Ok(absent_is_none(sys::small_file::read_text(&self.0, name).map_err(io::Error::from))?.unwrap_or_default())
     }
 
     /// The names of its files.

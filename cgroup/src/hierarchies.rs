@@ -69,7 +69,7 @@ impl Hierarchies {
 
     /// What the kernel says of the groups of process `pid`, for [`Hierarchies::cgroup`]; `None` if it is gone.
     pub fn places(pid: u32) -> io::Result<Option<String>> {
-        sys::procfs::read(pid, "cgroup")
+        Ok(sys::procfs::read(pid, "cgroup")?)
     }
 
     /// Of what [`Hierarchies::places`] told, the lines that are of use: whoever reads them later may be elsewhere.

@@ -1,13 +1,14 @@
 //! The console socket, on which the runtime sends the master of the process's terminal.
 
+use alloc::format;
+use alloc::string::{String, ToString};
+use core::mem::MaybeUninit;
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::io::{self, IoSliceMut};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketAddrUnix, SocketFlags, SocketType,
     accept_with, bind, listen, recvmsg, socket_with,
 };
-use std::io::{self, IoSliceMut};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
 
 use crate::error::{Context, Failure};
 
@@ -35,8 +36,8 @@ impl ConsoleSocket {
 
     /// A path for the runtime that fits into 108 bytes wherever the process directory is, and whatever
     /// directory the runtime has changed into.
-    pub(crate) fn path(&self) -> PathBuf {
-        PathBuf::from(format!("/proc/{}/cwd/{NAME}", std::process::id()))
+    pub(crate) fn path(&self) -> String {
+        format!("/proc/{}/cwd/{NAME}", rustix::process::getpid().as_raw_nonzero())
     }
 
     /// The descriptor to wait on next.
@@ -50,7 +51,7 @@ impl ConsoleSocket {
             match accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
                 Ok(connection) => self.connection = Some(connection),
                 Err(rustix::io::Errno::AGAIN | rustix::io::Errno::CONNABORTED) => return Ok(None),
-                Err(e) => return Err(e.into()),
+                Err(e) => return Err(e),
             }
         }
         let Some(connection) = &self.connection else { return Ok(None) };
@@ -60,7 +61,7 @@ impl ConsoleSocket {
         match recvmsg(connection, &mut [IoSliceMut::new(&mut name)], &mut control, RecvFlags::CMSG_CLOEXEC) {
             Ok(_) => {}
             Err(rustix::io::Errno::AGAIN) => return Ok(None),
-            Err(e) => return Err(e.into()),
+            Err(e) => return Err(e),
         }
         for message in control.drain() {
             if let RecvAncillaryMessage::ScmRights(descriptors) = message {
@@ -75,6 +76,6 @@ impl ConsoleSocket {
 
 impl Drop for ConsoleSocket {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(NAME);
+        let _ = rustix::fs::unlink(NAME);
     }
 }

@@ -4,15 +4,19 @@
 //! Every turn of the loop tries everything that moves bytes; what woke it only matters for the descriptors that
 //! are read for themselves (children, control, console, the container's init, a reader's coming).
 
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::time::Duration;
 use failpoint::{Point, reach};
+use rustix::fd::{AsRawFd, OwnedFd};
 use rustix::fs::{Mode, OFlags, inotify, open};
+use rustix::io::{self, Errno};
 use rustix::process::{Pid, set_child_subreaper};
 use rustix::termios::{Winsize, tcsetwinsize};
-use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::Path;
-use std::time::{Duration, Instant};
+use sys::Explained;
 use sys::child::ExitStatus;
+use sys::clock::Instant;
 use sys::pidfd::PidFd;
 use sys::signal::SignalFd;
 
@@ -26,8 +30,13 @@ use crate::poller::{Poller, Ready, Token};
 use crate::request::Request;
 use crate::stdio::{Direction, Opened, open_client, process_pipe, set_nonblocking};
 
-/// How long to wait before the status is written again, where it could not be: nothing tells when it can.
-const STATUS_PAUSE: Duration = Duration::from_secs(1);
+/// How many seconds to wait before the status is written again, where it could not be: nothing tells when it can.
+const STATUS_PAUSE: u32 = 1;
+
+/// Another descriptor of the same open file.
+fn copy(fd: &OwnedFd) -> io::Result<OwnedFd> {
+    rustix::io::fcntl_dupfd_cloexec(fd, 3)
+}
 
 /// A request on `control`.
 #[derive(Debug, PartialEq, Eq)]
@@ -83,15 +92,15 @@ impl Shim {
         set_child_subreaper(Pid::from_raw(1)).context(|| "become a subreaper".into())?;
         let exit = match open("exit", OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()) {
             Ok(fd) => fd,
-            Err(rustix::io::Errno::NXIO) => return Err(Failure::NoDaemon),
-            Err(e) => return Err(Failure::System("open exit".into(), e.into())),
+            Err(Errno::NXIO) => return Err(Failure::NoDaemon),
+            Err(e) => return Err(Failure::System("open exit".into(), e)),
         };
         reach(Point::ShimExitOpened);
         let control = open("control", OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())
             .context(|| "open control".into())?;
         // A daemon that is spared by the OOM killer does not mean its containers to be. Refused where the value
         // was set by someone with more rights.
-        let _ = std::fs::write("/proc/self/oom_score_adj", "0");
+        let _ = files::write("/proc/self/oom_score_adj", "0");
         let request = Request::read()?;
         files::reserve_status().context(|| "make room for the exit status".into())?;
         let poller = Poller::new().context(|| "make an epoll instance".into())?;
@@ -167,7 +176,7 @@ impl Shim {
         for fd in inputs.chain(self.outputs.iter().flat_map(Output::descriptors)) {
             match self.poller.watch_edges(fd) {
                 // A terminal's master is the source of one and the sink of the other.
-                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(Errno::EXIST) => {}
                 result => result.context(|| "watch stdio".into())?,
             }
         }
@@ -201,10 +210,10 @@ impl Shim {
                 request if request.checkpoint.is_empty() => "create",
                 _ => "restore",
             };
-            return Err(Failure::Runtime(format!("{} {what} ended with {how}", self.target.runtime.display())));
+            return Err(Failure::Runtime(format!("{} {what} ended with {how}", self.target.runtime.to_string_lossy())));
         }
         if self.request.terminal && self.terminal.is_none() {
-            return Err(Failure::Runtime(format!("{} sent no terminal", self.target.runtime.display())));
+            return Err(Failure::Runtime(format!("{} sent no terminal", self.target.runtime.to_string_lossy())));
         }
         self.console = None;
         if !self.request.checkpoint.is_empty() {
@@ -222,13 +231,13 @@ impl Shim {
     }
 
     fn find_init(&self) -> ContainerInit {
-        let init = files::recorded_process(Path::new("../init"))
-            .and_then(|(pid, starttime)| PidFd::open(pid, starttime).ok().flatten());
+        let init =
+            files::recorded_process("../init").and_then(|(pid, starttime)| PidFd::open(pid, starttime).ok().flatten());
         match init {
             Some(pidfd) => {
                 let pidfd = pidfd.into_fd();
                 if let Err(e) = self.poller.watch(&pidfd, Token::ContainerInit) {
-                    warn(&format!("watch the container's init: {e}"));
+                    warn(&format!("watch the container's init: {}", Explained(e)));
                 }
                 ContainerInit::Other(pidfd)
             }
@@ -254,10 +263,10 @@ impl Shim {
         let status = self.ended.map_or(255, |(status, _)| status);
         // Nobody else knows it: `exit` stays open until it is written, however long the disk is full or read-only.
         while let Err(e) = files::write_status(status) {
-            if !sys::exhausted::may_pass(&e) {
+            if !sys::exhausted::will_pass(e) {
                 return Err(Failure::System("write exitStatus".into(), e));
             }
-            std::thread::sleep(STATUS_PAUSE);
+            files::sleep(STATUS_PAUSE);
         }
         Ok(())
     }
@@ -295,7 +304,7 @@ impl Shim {
             };
         }
         if let (Some(ended), ContainerInit::Gone(since)) = (ended, &self.init) {
-            if ended.now.duration_since(*since) >= READER_WAIT {
+            if ended.now.since(*since) >= READER_WAIT {
                 self.outputs
                     .iter_mut()
                     .for_each(|output| output.give_up("the container has ended and it was not taken"));
@@ -332,7 +341,7 @@ impl Shim {
             _ => None,
         };
         let own = self.outputs.iter().filter_map(Output::deadline);
-        own.chain(last).min().map(|at| at.saturating_duration_since(Instant::now()))
+        own.chain(last).min().map(|at| at.since(Instant::now()))
     }
 
     fn reap(&mut self) -> Result<(), Failure> {
@@ -341,7 +350,7 @@ impl Shim {
             match sys::child::try_reap_any() {
                 Ok(Some((pid, status))) => self.child_ended(pid, status),
                 Ok(None) => break,
-                Err(e) if e.raw_os_error() == Some(rustix::io::Errno::CHILD.raw_os_error()) => {
+                Err(Errno::CHILD) => {
                     self.childless = true;
                     break;
                 }
@@ -372,9 +381,8 @@ impl Shim {
         if self.readers.is_some() || !self.outputs.iter().any(Output::waits_for_reader) {
             return false;
         }
-        let watched = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)
-            .map_err(io::Error::from)
-            .and_then(|readers| {
+        let watched =
+            inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK).and_then(|readers| {
                 for output in &self.outputs {
                     let path = format!("/proc/self/fd/{}", output.sink().as_raw_fd());
                     inotify::add_watch(&readers, path, inotify::WatchFlags::OPEN)?;
@@ -384,7 +392,7 @@ impl Shim {
             });
         match watched {
             Ok(readers) => self.readers = Some(readers),
-            Err(e) => warn(&format!("a reader that comes now is not seen: {e}")),
+            Err(e) => warn(&format!("a reader that comes now is not seen: {}", Explained(e))),
         }
         self.readers.is_some()
     }
@@ -402,17 +410,18 @@ impl Shim {
             Ok(None) => {
                 let _ = self.poller.watch(console.waits_on(), Token::Console);
             }
-            Err(e) => warn(&format!("receive the terminal: {e}")),
+            Err(e) => warn(&format!("receive the terminal: {}", Explained(e))),
         }
     }
 
-    fn take_terminal(&mut self, master: OwnedFd) -> io::Result<()> {
+    fn take_terminal(&mut self, master: OwnedFd) -> Result<(), Failure> {
         let Some((from, to)) = self.terminal_stdio.take() else { return Ok(()) };
-        set_nonblocking(&master)?;
-        self.input = Some(Input::new(from, Sink::Terminal(master.try_clone()?)));
-        self.outputs.push(Output::new("terminal", master.try_clone()?, to, false));
+        let what = || "its descriptor".into();
+        set_nonblocking(&master).context(what)?;
+        self.input = Some(Input::new(from, Sink::Terminal(copy(&master).context(what)?)));
+        self.outputs.push(Output::new("terminal", copy(&master).context(what)?, to, false));
         self.terminal = Some(master);
-        self.watch_stdio().map_err(|failure| io::Error::other(failure.to_string()))
+        self.watch_stdio()
     }
 
     fn obey(&mut self) {
@@ -429,7 +438,7 @@ impl Shim {
                     Command::Resize { columns, rows } => {
                         let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
                         if let Some(Err(e)) = self.terminal.as_ref().map(|terminal| tcsetwinsize(terminal, size)) {
-                            warn(&format!("resize the terminal: {e}"));
+                            warn(&format!("resize the terminal: {}", Explained(e)));
                         }
                     }
                 }

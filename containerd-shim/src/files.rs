@@ -1,22 +1,60 @@
 //! The small files that tell the daemon how the process is. Each is whole or not there: a temporary name,
 //! then a rename. No fsync: the state directory does not outlive the machine.
 
-use std::io::{self, Write};
-use std::path::Path;
+use alloc::format;
+use alloc::string::ToString;
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{CWD, Mode, OFlags, ftruncate, open, rename, unlink};
+use rustix::io::{self, Errno};
+use rustix::path::Arg;
+use rustix::thread::Timespec;
 
 use failpoint::{Point, reach};
-use rustix::fs::CWD;
+
+use sys::Explained;
 
 use crate::error::{Context, Failure};
 
 /// Where the runtime writes the pid; it does so before it has finished.
 pub(crate) const RUNTIME_PID: &str = ".runtime-pid";
 
+/// Does nothing for some seconds.
+pub(crate) fn sleep(seconds: u32) {
+    let _ = rustix::thread::nanosleep(&Timespec { tv_sec: seconds.into(), tv_nsec: 0 });
+}
+
+/// Writes all of `bytes`, to what does not block.
+pub(crate) fn write_all(file: impl AsFd, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match rustix::io::write(&file, bytes) {
+            Ok(0) => return Err(Errno::IO),
+            Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+fn create(path: impl Arg, flags: OFlags) -> io::Result<OwnedFd> {
+    open(path, OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC | flags, Mode::from_raw_mode(0o666))
+}
+
+/// Writes a file, from its begin.
+pub(crate) fn write(path: impl Arg, content: &str) -> io::Result<()> {
+    write_all(create(path, OFlags::TRUNC)?, content.as_bytes())
+}
+
+/// Adds to the end of a file.
+pub(crate) fn append(path: impl Arg, content: &[u8]) -> io::Result<()> {
+    write_all(create(path, OFlags::APPEND)?, content)
+}
+
 /// Writes `name` in the working directory.
 pub(crate) fn write_whole(name: &str, content: &str) -> io::Result<()> {
     let temporary = format!(".{name}");
-    std::fs::write(&temporary, content)?;
-    std::fs::rename(&temporary, name)
+    write(&temporary[..], content)?;
+    rename(&temporary[..], name)
 }
 
 /// Where the status is written before it gets its name.
@@ -25,17 +63,17 @@ const STATUS: &str = ".exitStatus";
 /// Takes the room for the status while there is some: when the process ends the disk may be full.
 pub(crate) fn reserve_status() -> io::Result<()> {
     // As many characters as a status has at most.
-    std::fs::write(STATUS, "   ")
+    write(STATUS, "   ")
 }
 
 /// Writes `exitStatus`, in the room that was taken for it.
 pub(crate) fn write_status(status: u32) -> io::Result<()> {
-    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(STATUS)?;
+    let file = create(STATUS, OFlags::empty())?;
     let text = status.to_string();
-    file.write_all(text.as_bytes())?;
-    file.set_len(text.len() as u64)?;
+    write_all(&file, text.as_bytes())?;
+    ftruncate(&file, text.len() as u64)?;
     reach(Point::ShimStatusPrepared);
-    std::fs::rename(STATUS, "exitStatus")?;
+    rename(STATUS, "exitStatus")?;
     reach(Point::ShimStatusWritten);
     Ok(())
 }
@@ -43,7 +81,7 @@ pub(crate) fn write_status(status: u32) -> io::Result<()> {
 /// Takes over the pid from the runtime, and writes `starttime` and then `pid`.
 pub(crate) fn record_process() -> Result<u32, Failure> {
     let text = sys::small_file::read_text(CWD, RUNTIME_PID)
-        .map_err(|e| Failure::Runtime(format!("the runtime succeeded but wrote no pid file: {e}")))?;
+        .map_err(|e| Failure::Runtime(format!("the runtime succeeded but wrote no pid file: {}", Explained(e))))?;
     let pid: u32 = text
         .trim()
         .parse()
@@ -52,21 +90,21 @@ pub(crate) fn record_process() -> Result<u32, Failure> {
         .context(|| format!("read /proc/{pid}/stat"))?
         .ok_or_else(|| Failure::Runtime(format!("the runtime wrote the pid {pid}, and there is no such process")))?;
     // Nobody looks at it before `pid` is there.
-    std::fs::write("starttime", stat.starttime.to_string()).context(|| "write starttime".into())?;
+    write("starttime", &stat.starttime.to_string()).context(|| "write starttime".into())?;
     reach(Point::ShimStarttimeWritten);
     if text == pid.to_string() {
         // As whole as it can be: the runtime has ended.
-        std::fs::rename(RUNTIME_PID, "pid").context(|| "write pid".into())?;
+        rename(RUNTIME_PID, "pid").context(|| "write pid".into())?;
     } else {
         write_whole("pid", &pid.to_string()).context(|| "write pid".into())?;
-        let _ = std::fs::remove_file(RUNTIME_PID);
+        let _ = unlink(RUNTIME_PID);
     }
     reach(Point::ShimPidWritten);
     Ok(pid)
 }
 
 /// The pid and start time that a shim has recorded in `directory`.
-pub(crate) fn recorded_process(directory: &Path) -> Option<(u32, u64)> {
-    let number = |name: &str| sys::small_file::read_text(CWD, directory.join(name)).ok();
+pub(crate) fn recorded_process(directory: &str) -> Option<(u32, u64)> {
+    let number = |name: &str| sys::small_file::read_text(CWD, format!("{directory}/{name}")).ok();
     Some((number("pid")?.trim().parse().ok()?, number("starttime")?.trim().parse().ok()?))
 }

@@ -1,7 +1,10 @@
 //! stdin: from what the client named into the process's pipe or terminal.
 
+use rustix::fd::{AsFd, OwnedFd};
 use rustix::termios::{SpecialCodeIndex, tcgetattr};
-use std::os::fd::{AsFd, OwnedFd};
+
+use alloc::format;
+use sys::Explained;
 
 use crate::error::warn;
 use crate::mover::{Mover, Step};
@@ -106,7 +109,7 @@ impl Input {
                 false
             }
             Step::Failed(e) => {
-                warn(&format!("stdin: {e}; what could not be passed on is lost"));
+                warn(&format!("stdin: {}; what could not be passed on is lost", Explained(e)));
                 self.at_end = true;
                 true
             }

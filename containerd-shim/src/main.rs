@@ -10,6 +10,9 @@
 //! `exitStatus` is there.
 
 #![cfg_attr(not(test), no_main)]
+#![cfg_attr(not(feature = "std"), no_std)]
+
+extern crate alloc;
 
 mod console;
 mod error;
@@ -25,27 +28,38 @@ mod stdio;
 
 use error::Failure;
 
-/// The C library calls this. std's own preparations before `main` are of no use here, and cost more than all that the
-/// shim does before it starts the runtime: a reading of `/proc/self/maps` and a stack for signal handlers.
-// SAFETY: no other item of the program has this name, and the C library expects it with this meaning.
+/// The C library calls this, or `sys::start` where there is none. std's own preparations before `main` are of no use here, and
+/// cost more than all that the shim does before it starts the runtime: a reading of `/proc/self/maps` and a stack for signal
+/// handlers.
+// SAFETY: no other item of the program has this name, and whoever calls it expects it with this meaning.
 #[cfg(not(test))]
 #[allow(unsafe_code)]
 #[unsafe(no_mangle)]
-extern "C" fn main() -> std::ffi::c_int {
+extern "C" fn main() -> core::ffi::c_int {
     run()
+}
+
+/// What is a fault of the program itself is written down before it ends.
+#[cfg(not(feature = "std"))]
+#[panic_handler]
+fn end(panic: &core::panic::PanicInfo<'_>) -> ! {
+    Failure::Panic(alloc::format!("{panic}")).log();
+    sys::start::exit(101)
 }
 
 /// The program; its exit status.
 #[cfg_attr(test, allow(dead_code))]
 fn run() -> i32 {
-    let mut arguments = std::env::args_os().skip(1);
+    let mut arguments = sys::environment::arguments().into_iter().skip(1);
     let (Some(id), Some(bundle), Some(runtime), None) =
         (arguments.next(), arguments.next(), arguments.next(), arguments.next())
     else {
-        println!("usage: containerd-shim ID BUNDLE RUNTIME (started by containerd, in a process directory)");
+        const USAGE: &str =
+            "usage: containerd-shim ID BUNDLE RUNTIME (started by containerd, in a process directory)\n";
+        let _ = files::write_all(sys::stdout(), USAGE.as_bytes());
         return 2;
     };
-    let target = oci::Target { id, bundle, runtime: runtime.into() };
+    let target = oci::Target { id, bundle, runtime };
     match event_loop::Shim::prepare(target).and_then(event_loop::Shim::run) {
         Ok(()) => 0,
         // Without a daemon there is nobody to tell.

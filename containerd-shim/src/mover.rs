@@ -1,10 +1,10 @@
 //! Moves bytes from one descriptor to another, neither of which blocks: with splice(2), without a copy, where
 //! the kernel can, otherwise through a buffer. Bytes that were taken and could not be put down are kept.
 
+use alloc::vec::Vec;
+use rustix::fd::BorrowedFd;
 use rustix::io::Errno;
 use rustix::pipe::{SpliceFlags, splice};
-use std::io;
-use std::os::fd::BorrowedFd;
 
 /// How one attempt ended.
 #[derive(Debug)]
@@ -18,7 +18,7 @@ pub(crate) enum Step {
     /// The sink takes nothing any more: a pipe that nobody reads.
     SinkGone,
     /// The sink failed on these bytes, which are lost.
-    Failed(io::Error),
+    Failed(Errno),
 }
 
 /// The largest piece moved in one attempt.
@@ -69,7 +69,7 @@ impl Mover {
                 Err(Errno::PIPE) => return Step::SinkGone,
                 // Not for this pair: a file opened for appending, a device without splice.
                 Err(Errno::INVAL) => self.splice = false,
-                Err(e) => return Step::Failed(e.into()),
+                Err(e) => return Step::Failed(e),
             }
         }
         self.copy(from, to, length)
@@ -91,7 +91,7 @@ impl Mover {
                 Step::Blocked
             }
             Err(Errno::INTR) => Step::Moved(0),
-            Err(e) => Step::Failed(e.into()),
+            Err(e) => Step::Failed(e),
         }
     }
 
@@ -110,7 +110,7 @@ impl Mover {
             Err(Errno::PIPE) => Step::SinkGone,
             Err(e) => {
                 self.pending = Vec::new();
-                Step::Failed(e.into())
+                Step::Failed(e)
             }
         }
     }
@@ -124,9 +124,9 @@ impl Mover {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::fd::AsFd;
     use rustix::pipe::{PipeFlags, pipe_with};
     use std::io::Read;
-    use std::os::fd::AsFd;
 
     #[test]
     fn splice_falls_back_for_a_file_opened_for_appending() {

@@ -1,13 +1,16 @@
 //! The OCI runtime's command lines, as the shim uses them.
 
+use alloc::ffi::CString;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{CWD, Dir, Mode, OFlags, open, unlinkat};
+use rustix::io;
 use rustix::process::Pid;
-use rustix::stdio::{stderr, stdin, stdout};
-use std::ffi::{CString, OsStr, OsString};
-use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
-use sys::spawn::{Spawn, environment_without};
+use sys::environment::variables_without;
+use sys::spawn::Spawn;
+use sys::{stderr, stdin, stdout};
 
 use crate::error::{Context, Failure};
 use crate::files::RUNTIME_PID;
@@ -22,18 +25,21 @@ const PROCESS_DIRECTORY: &str = "CONTAINERD_PROCESS_DIR";
 /// Removes what CRIU leaves of a restore that went well, which takes memory where the state directory is a tmpfs. File by
 /// file: what else there may be is not to be gone into, as it may be a mount.
 pub(crate) fn forget_restore() {
-    for entry in std::fs::read_dir(RESTORE_WORK).into_iter().flatten().flatten() {
-        let _ = std::fs::remove_file(entry.path());
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    if let Ok(directory) = open(RESTORE_WORK, flags, Mode::empty()) {
+        for entry in Dir::read_from(&directory).into_iter().flatten().flatten() {
+            let _ = unlinkat(&directory, entry.file_name(), rustix::fs::AtFlags::empty());
+        }
     }
-    let _ = std::fs::remove_dir(RESTORE_WORK);
+    let _ = unlinkat(CWD, RESTORE_WORK, rustix::fs::AtFlags::REMOVEDIR);
 }
 
 /// Whom to run, and with what.
 #[derive(Debug)]
 pub(crate) struct Target {
-    pub(crate) id: OsString,
-    pub(crate) bundle: OsString,
-    pub(crate) runtime: PathBuf,
+    pub(crate) id: CString,
+    pub(crate) bundle: CString,
+    pub(crate) runtime: CString,
 }
 
 /// The descriptors that the process gets; `/dev/null`, which this program has, where there is none.
@@ -48,57 +54,56 @@ pub(crate) struct ProcessStdio {
 pub(crate) fn start(
     target: &Target,
     request: &Request,
-    console_socket: Option<&Path>,
+    console_socket: Option<&str>,
     stdio: &ProcessStdio,
 ) -> Result<Pid, Failure> {
     let failed = || starting(target);
-    let directory = std::env::current_dir().context(|| "find the working directory".into())?;
-    let mut environment = environment_without(&[PROCESS_DIRECTORY]);
+    let directory = working_directory()?;
+    let mut environment = variables_without(&[PROCESS_DIRECTORY]);
     let restores = !request.exec && !request.checkpoint.is_empty();
     if restores {
         // By which whoever ends this knows what it started: CRIU's children have no session or name of ours.
-        let variable = [PROCESS_DIRECTORY.as_bytes(), b"=", directory.as_os_str().as_bytes()].concat();
-        environment.extend(CString::new(variable));
+        environment.extend(CString::new([PROCESS_DIRECTORY.as_bytes(), b"=", &directory].concat()));
     }
     let stdio = [
         stdio.stdin.as_ref().map_or(stdin(), AsFd::as_fd),
         stdio.stdout.as_ref().map_or(stdout(), AsFd::as_fd),
         stdio.stderr.as_ref().map_or(stderr(), AsFd::as_fd),
     ];
-    let mut runtime = Spawn::new(&target.runtime, &environment, stdio).context(failed)?;
+    let mut runtime = Spawn::new(&*target.runtime, &environment, stdio).context(failed)?;
     add_common(&mut runtime, request, &directory).context(failed)?;
-    let mut add = |argument: &OsStr| runtime.argument(argument).context(failed);
+    let mut add = |argument: &[u8]| runtime.argument(argument).context(failed);
     if request.exec {
-        ["exec", "--detach", "--process", "process.json"].into_iter().try_for_each(|word| add(word.as_ref()))?;
+        ["exec", "--detach", "--process", "process.json"].into_iter().try_for_each(|word| add(word.as_bytes()))?;
     } else {
         if request.run {
-            add("run".as_ref())?;
-            add("--detach".as_ref())?;
+            add(b"run")?;
+            add(b"--detach")?;
         } else if restores {
-            let work = directory.join(RESTORE_WORK);
-            std::fs::create_dir(&work).context(|| format!("create {}", work.display()))?;
+            let mode = Mode::from_raw_mode(0o777);
+            rustix::fs::mkdir(RESTORE_WORK, mode).context(|| format!("create {RESTORE_WORK}"))?;
             for word in ["restore", "--detach", "--image-path", &request.checkpoint, "--work-path"] {
-                add(word.as_ref())?;
+                add(word.as_bytes())?;
             }
-            add(work.as_os_str())?;
-            Checkpoint::read(&request.checkpoint)?.flags().into_iter().try_for_each(|flag| add(flag.as_ref()))?;
+            add(&below(&directory, RESTORE_WORK))?;
+            Checkpoint::read(&request.checkpoint)?.flags().into_iter().try_for_each(|flag| add(flag.as_bytes()))?;
         } else {
-            add("create".as_ref())?;
+            add(b"create")?;
         }
-        add("--bundle".as_ref())?;
-        add(&target.bundle)?;
+        add(b"--bundle")?;
+        add(target.bundle.as_bytes())?;
         if request.no_pivot_root {
-            add("--no-pivot".as_ref())?;
+            add(b"--no-pivot")?;
         }
     }
     if let Some(socket) = console_socket {
-        add("--console-socket".as_ref())?;
-        add(socket.as_os_str())?;
+        add(b"--console-socket")?;
+        add(socket.as_bytes())?;
     }
     // Absolute: runtimes change into the bundle before they write the file.
-    add("--pid-file".as_ref())?;
-    add(directory.join(RUNTIME_PID).as_os_str())?;
-    add(&target.id)?;
+    add(b"--pid-file")?;
+    add(&below(&directory, RUNTIME_PID))?;
+    add(target.id.as_bytes())?;
     runtime.dies_with_parent = true;
     runtime.start().context(failed)
 }
@@ -106,24 +111,33 @@ pub(crate) fn start(
 /// Starts the killing of everything in the container, for one whose init's end does not do it.
 pub(crate) fn start_kill_all(target: &Target, request: &Request) -> Result<Pid, Failure> {
     let failed = || starting(target);
-    let directory = std::env::current_dir().context(|| "find the working directory".into())?;
-    let environment = environment_without(&[]);
+    let directory = working_directory()?;
+    let environment = variables_without(&[]);
     let stdio = [stdin(), stdout(), stderr()];
-    let mut runtime = Spawn::new(&target.runtime, &environment, stdio).context(failed)?;
+    let mut runtime = Spawn::new(&*target.runtime, &environment, stdio).context(failed)?;
     add_common(&mut runtime, request, &directory).context(failed)?;
-    let all: [&OsStr; 4] = ["kill".as_ref(), "--all".as_ref(), &target.id, "KILL".as_ref()];
+    let all: [&[u8]; 4] = [b"kill", b"--all", target.id.as_bytes(), b"KILL"];
     runtime.arguments(all).context(failed)?;
     runtime.start().context(failed)
 }
 
 /// What is in front of every subcommand.
-fn add_common(runtime: &mut Spawn<'_>, request: &Request, directory: &Path) -> io::Result<()> {
-    runtime.arguments(&request.runtime_args)?;
+fn add_common(runtime: &mut Spawn<'_>, request: &Request, directory: &[u8]) -> io::Result<()> {
+    runtime.arguments(request.runtime_args.iter().map(String::as_str))?;
     runtime.argument("--log")?;
-    runtime.argument(directory.join("log.json"))?;
+    runtime.argument(below(directory, "log.json"))?;
     runtime.arguments(["--log-format", "json"])
 }
 
+fn working_directory() -> Result<Vec<u8>, Failure> {
+    let directory = rustix::process::getcwd(Vec::new()).context(|| "find the working directory".into())?;
+    Ok(directory.into_bytes())
+}
+
+fn below(directory: &[u8], name: &str) -> Vec<u8> {
+    [directory, b"/", name.as_bytes()].concat()
+}
+
 fn starting(target: &Target) -> String {
-    format!("start the runtime {}", target.runtime.display())
+    format!("start the runtime {}", target.runtime.to_string_lossy())
 }

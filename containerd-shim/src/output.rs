@@ -1,8 +1,12 @@
 //! stdout, stderr, or a terminal's output: from the process into what the client named.
 
+use core::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use std::os::fd::{AsFd, OwnedFd};
-use std::time::{Duration, Instant};
+use rustix::fd::{AsFd, OwnedFd};
+use sys::clock::Instant;
+
+use alloc::format;
+use sys::Explained;
 
 use crate::error::warn;
 use crate::mover::{Mover, Step};
@@ -87,7 +91,7 @@ impl Output {
                 Step::Blocked | Step::SinkGone => return false,
                 Step::Failed(e) => {
                     if !self.failed {
-                        warn(&format!("{}: {e}; output is lost", self.name));
+                        warn(&format!("{}: {}; output is lost", self.name, Explained(e)));
                     }
                     self.failed = true;
                     // Spliced bytes were not taken; they must not stand in the way of the process.
@@ -119,7 +123,7 @@ impl Output {
             self.done = drained;
         } else {
             let since = *self.abandoned.get_or_insert(ended.now);
-            if ended.now.duration_since(since) >= READER_WAIT {
+            if ended.now.since(since) >= READER_WAIT {
                 self.give_up("nobody has read it");
             }
         }

@@ -1,13 +1,12 @@
 //! The epoll instance. Everything that moves bytes is registered edge-triggered: an edge only says "try all
 //! again", and each mover tries until it would block.
 
+use core::mem::MaybeUninit;
+use core::time::Duration;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
-use rustix::io::Errno;
-use std::io;
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
-use std::time::Duration;
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::io::{self, Errno};
 
 /// Which of the things that are waited for has something to say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,7 +46,7 @@ impl Poller {
 
     /// Waits for `fd` being readable, as long as it is.
     pub(crate) fn watch(&self, fd: impl AsFd, token: Token) -> io::Result<()> {
-        Ok(epoll::add(&self.0, fd, EventData::new_u64(token as u64), EventFlags::IN)?)
+        epoll::add(&self.0, fd, EventData::new_u64(token as u64), EventFlags::IN)
     }
 
     /// No longer waits for `fd`.
@@ -61,7 +60,7 @@ impl Poller {
         let flags = EventFlags::IN | EventFlags::OUT | EventFlags::ET;
         match epoll::add(&self.0, fd, EventData::new_u64(Token::Stdio as u64), flags) {
             Ok(()) | Err(Errno::PERM) => Ok(()),
-            Err(e) => Err(e.into()),
+            Err(e) => Err(e),
         }
     }
 
@@ -83,7 +82,7 @@ impl Poller {
                 Ok(ready)
             }
             Err(Errno::INTR) => Ok(Ready::default()),
-            Err(e) => Err(e.into()),
+            Err(e) => Err(e),
         }
     }
 }

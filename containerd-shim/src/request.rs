@@ -1,6 +1,11 @@
 //! What the daemon asks for, from `process.json`: the OCI process object with members of ours beside it.
 //! Only what the shim itself needs is kept; the runtime reads the rest from the same file.
 
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use rustix::fs::CWD;
+
 use crate::error::{Context, Failure};
 
 /// The latest format of `process.json` that is understood.
@@ -46,9 +51,9 @@ pub(crate) struct Checkpoint {
 impl Checkpoint {
     /// Reads the `config.json` of the checkpoint in `directory`.
     pub(crate) fn read(directory: &str) -> Result<Checkpoint, Failure> {
-        let path = std::path::Path::new(directory).join("config.json");
-        let text = std::fs::read(&path).context(|| format!("read {}", path.display()))?;
-        serde_json::from_slice(&text).map_err(|e| Failure::Request(format!("{}: {e}", path.display())))
+        let path = format!("{directory}/config.json");
+        let text = sys::small_file::read(CWD, &path[..]).context(|| format!("read {path}"))?;
+        serde_json::from_slice(&text).map_err(|e| Failure::Request(format!("{path}: {e}")))
     }
 
     /// The runtime's flags.
@@ -66,7 +71,7 @@ impl Checkpoint {
 impl Request {
     /// Reads `process.json` in the working directory.
     pub(crate) fn read() -> Result<Request, Failure> {
-        let text = sys::small_file::read(rustix::fs::CWD, "process.json").context(|| "read process.json".into())?;
+        let text = sys::small_file::read(CWD, "process.json").context(|| "read process.json".into())?;
         Request::parse(&text)
     }
 

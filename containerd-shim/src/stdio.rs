@@ -3,10 +3,12 @@
 //! Of a FIFO both ends are opened here: nobody's coming or going is ever seen as an end of file or a broken
 //! pipe, and nothing waits for the other side (fifo(7)).
 
+use alloc::format;
+use alloc::string::ToString;
+use rustix::fd::{AsFd, AsRawFd, OwnedFd};
 use rustix::fs::{FileType, Gid, Mode, OFlags, Uid, fchown, fcntl_getfl, fcntl_setfl, fstat, open};
+use rustix::io;
 use rustix::pipe::{PipeFlags, pipe_with};
-use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use crate::error::{Context, Failure};
 use crate::request::Request;
@@ -74,5 +76,5 @@ pub(crate) fn process_pipe(request: &Request, direction: Direction) -> Result<(O
 /// Makes reads and writes through this open file return at once.
 pub(crate) fn set_nonblocking(fd: impl AsFd) -> io::Result<()> {
     let flags = fcntl_getfl(&fd)?;
-    Ok(fcntl_setfl(&fd, flags | OFlags::NONBLOCK)?)
+    fcntl_setfl(&fd, flags | OFlags::NONBLOCK)
 }

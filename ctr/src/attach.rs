@@ -74,7 +74,7 @@ impl Attached {
         let mut signals = sys::signal::deadly();
         signals.push(SIGWINCH);
         sys::signal::block(&signals)?;
-        let signals = sys::watched::readable(SignalFd::new(&signals)?.into())?;
+        let signals = sys::watched::readable(SignalFd::new(&signals).map_err(std::io::Error::from)?.into())?;
         // Threads are started from here on, with the signals blocked.
         let session = Session::new(terminal)?;
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
@@ -258,7 +258,7 @@ enum End {
 async fn next_signal(signals: &AsyncFd<OwnedFd>) -> Result<i32, Failure> {
     loop {
         let mut ready = signals.readable().await?;
-        if let Some(signal) = sys::signal::take_from(signals)? {
+        if let Some(signal) = sys::signal::take_from(signals).map_err(std::io::Error::from)? {
             return Ok(signal as i32);
         }
         ready.clear_ready();

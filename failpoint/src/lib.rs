@@ -7,6 +7,8 @@
 //! The list is complete by construction: only what is in it can be named in the code, and the tests insist that each
 //! step is reached. `ARCHITECTURE.md` says of each what the next daemon finds, and does.
 
+#![cfg_attr(not(test), no_std)]
+
 macro_rules! points {
     ($($program:ident { $($(#[$doc:meta])* $point:ident = $name:literal,)* })*) => {
         /// A step.
@@ -163,22 +165,24 @@ pub fn reach(_point: Point) {}
 /// Says that the program is at `point`, and ends it there if it is to be.
 #[cfg(feature = "armed")]
 pub fn reach(point: Point) {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use core::sync::atomic::{AtomicUsize, Ordering};
     static PASSED: AtomicUsize = AtomicUsize::new(0);
-    let Some(file) = std::env::var_os(VARIABLE) else { return };
-    let Ok(text) = std::fs::read_to_string(&file) else { return };
+    let variables = sys::environment::variables();
+    let value = |variable: &'_ [u8]| variable.strip_prefix(VARIABLE.as_bytes())?.strip_prefix(b"=").map(<[u8]>::to_vec);
+    let Some(file) = variables.iter().find_map(|variable| value(variable.as_bytes())) else { return };
+    let Ok(text) = sys::small_file::read_text(rustix::fs::CWD, &file[..]) else { return };
     let mut words = text.split_ascii_whitespace();
     if words.next() != Some(point.name()) {
         return;
     }
     let pass = words.next().and_then(|number| number.parse().ok()).unwrap_or(0);
     // Whoever removes the file is the one.
-    if PASSED.fetch_add(1, Ordering::SeqCst) < pass || std::fs::remove_file(&file).is_err() {
+    if PASSED.fetch_add(1, Ordering::SeqCst) < pass || rustix::fs::unlink(&file[..]).is_err() {
         return;
     }
     let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
     loop {
-        std::thread::park();
+        core::hint::spin_loop();
     }
 }
 

@@ -244,7 +244,7 @@ impl Partial {
 
     fn fill(&self, checkpoint: &Checkpoint) -> Result<(), PathError> {
         let config = self.path.join(CONFIG);
-        let text = serde_json::to_vec(checkpoint).map_err(|e| PathError::new("write", &config)(e.into()))?;
+        let text = serde_json::to_vec(checkpoint).map_err(PathError::new("write", &config))?;
         write_whole(&config, &text).map_err(PathError::new("write", &config))?;
         let work = self.work();
         std::fs::DirBuilder::new().mode(0o700).create(&work).map_err(PathError::new("create", &work))
@@ -333,7 +333,7 @@ fn read_config(directory: &Path) -> Result<Option<Checkpoint>, PathError> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         text => text.map_err(PathError::new("read", &path))?,
     };
-    serde_json::from_slice(&text).map(Some).map_err(|e| PathError::new("read", &path)(e.into()))
+    serde_json::from_slice(&text).map(Some).map_err(PathError::new("read", &path))
 }
 
 /// Whether a directory is an OCI bundle, which has a `config.json` too (OCI runtime specification, config.md).
@@ -348,7 +348,7 @@ fn is_bundle(directory: &Path) -> bool {
 
 /// Locks a directory; `None` if somebody else has it.
 fn lock(path: &Path, how: FlockOperation) -> Result<Option<OwnedFd>, PathError> {
-    let failed = |e: Errno| PathError::new("lock", path)(e.into());
+    let failed = |e: Errno| PathError::new("lock", path)(e);
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let directory = open(path, flags, Mode::empty()).map_err(failed)?;
     loop {

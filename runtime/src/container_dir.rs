@@ -102,7 +102,7 @@ impl ContainerDir {
         reach(Point::DirectoryMade);
         let path = self.0.join(STATE);
         // Plain strings always serialize.
-        let text = serde_json::to_vec(record).map_err(|e| PathError::new("write", &path)(e.into()))?;
+        let text = serde_json::to_vec(record).map_err(PathError::new("write", &path))?;
         write_whole(&path, &text).map_err(PathError::new("write", &path))?;
         reach(Point::StateWritten);
         Ok(())
@@ -142,7 +142,7 @@ impl ContainerDir {
     /// Writes resources for the runtime's `update`; the file's path.
     pub fn write_resources(&self, resources: &serde_json::Value) -> Result<PathBuf, PathError> {
         let path = self.0.join(RESOURCES);
-        let text = serde_json::to_vec(resources).map_err(|e| PathError::new("write", &path)(e.into()))?;
+        let text = serde_json::to_vec(resources).map_err(PathError::new("write", &path))?;
         write_whole(&path, &text).map_err(PathError::new("write", &path))?;
         Ok(path)
     }
@@ -156,7 +156,7 @@ impl ContainerDir {
                 _ => Ok(()),
             };
         };
-        let text = serde_json::to_vec(dump).map_err(|e| PathError::new("write", &path)(e.into()))?;
+        let text = serde_json::to_vec(dump).map_err(PathError::new("write", &path))?;
         write_whole(&path, &text).map_err(PathError::new("write", &path))
     }
 

@@ -46,8 +46,11 @@ pub struct PathError {
 
 impl PathError {
     /// For `map_err`.
-    pub(crate) fn new(operation: &'static str, path: &std::path::Path) -> impl FnOnce(std::io::Error) -> PathError {
+    pub(crate) fn new<E: Into<std::io::Error>>(
+        operation: &'static str,
+        path: &std::path::Path,
+    ) -> impl FnOnce(E) -> PathError + use<E> {
         let path = path.to_path_buf();
-        move |source| PathError { operation, path, source }
+        move |source| PathError { operation, path, source: source.into() }
     }
 }

@@ -131,7 +131,7 @@ impl ProcessDir {
         for name in ["exit", "control"] {
             let path = self.0.join(name);
             mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)
-                .map_err(|e| PathError::new("make fifo", &path)(e.into()))?;
+                .map_err(PathError::new("make fifo", &path))?;
         }
         reach(Point::FifosMade);
         Ok(())
@@ -141,7 +141,7 @@ impl ProcessDir {
     pub fn read(&self) -> Result<(ProcessSpec, ProcessRecord), PathError> {
         let path = self.0.join("process.json");
         let text = sys::small_file::read(CWD, &path).map_err(PathError::new("read", &path))?;
-        let parse = || Ok((read_object(&text)?, read_object(&text)?));
+        let parse = || Ok::<_, std::io::Error>((read_object(&text)?, read_object(&text)?));
         parse().map_err(PathError::new("read", &path))
     }
 
@@ -149,7 +149,7 @@ impl ProcessDir {
     pub fn open_exit(&self) -> Result<OwnedFd, PathError> {
         let path = self.0.join("exit");
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let exit = open(&path, flags, Mode::empty()).map_err(|e| PathError::new("open", &path)(e.into()))?;
+        let exit = open(&path, flags, Mode::empty()).map_err(PathError::new("open", &path))?;
         reach(Point::ExitOpened);
         Ok(exit)
     }
@@ -157,7 +157,7 @@ impl ProcessDir {
     /// Sends a command to the shim; false if there is none any more.
     pub fn send(&self, command: Command) -> Result<bool, PathError> {
         let path = self.0.join("control");
-        let failed = |e: rustix::io::Errno| PathError::new("write", &path)(e.into());
+        let failed = |e: rustix::io::Errno| PathError::new("write", &path)(e);
         let line = match command {
             Command::CloseStdin => "0 0 0\n".to_string(),
             Command::Resize { columns, rows } => format!("1 {columns} {rows}\n"),
@@ -175,7 +175,7 @@ impl ProcessDir {
         let Some(pid) = self.number("pid")? else { return Ok(None) };
         // Written before the pid.
         let starttime = self.number("starttime")?;
-        let missing = || PathError::new("read", &self.0.join("starttime"))(std::io::ErrorKind::NotFound.into());
+        let missing = || PathError::new("read", &self.0.join("starttime"))(std::io::ErrorKind::NotFound);
         starttime.map(|starttime| Some((pid, starttime))).ok_or_else(missing)
     }
 

@@ -8,8 +8,9 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use sys::environment::variables_without;
 use sys::pidfd::PidFd;
-use sys::spawn::{Spawn, environment_without};
+use sys::spawn::Spawn;
 
 use crate::child::{Child, NOT_FOR_CHILDREN};
 use crate::oci::{Oci, find_program};
@@ -29,7 +30,7 @@ impl Shim {
         let beside = beside.filter(|path| !name.contains('/') && path.is_file());
         beside
             .or_else(|| find_program(name))
-            .map(|path| Shim { path, environment: environment_without(&NOT_FOR_CHILDREN).into() })
+            .map(|path| Shim { path, environment: variables_without(&NOT_FOR_CHILDREN).into() })
             .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("no shim {name}")))
     }
 
@@ -48,7 +49,7 @@ impl Shim {
         shim.own_group = true;
         // As it has them from its first step on.
         shim.blocks_signals = true;
-        shim.start().map(Child::started)
+        Ok(Child::started(shim.start()?))
     }
 
     /// The shims that have `directory` as their working directory: how one is found again that another supervisor

@@ -189,8 +189,8 @@ impl Error {
     }
 
     /// For `map_err` on I/O that concerns no particular file.
-    pub(crate) fn system(operation: &'static str) -> impl FnOnce(std::io::Error) -> Error {
-        move |source| Error::System { operation, source }
+    pub(crate) fn system<E: Into<std::io::Error>>(operation: &'static str) -> impl FnOnce(E) -> Error {
+        move |source| Error::System { operation, source: source.into() }
     }
 }
 

@@ -28,11 +28,8 @@ pub(crate) fn interfaces(pid: u32, starttime: u64) -> io::Result<Vec<Interface>>
 }
 
 /// A process that has ended and not been reaped is in no namespace.
-fn of_the_dead(error: io::Error) -> io::Result<Option<String>> {
-    match rustix::io::Errno::from_io_error(&error) {
-        Some(rustix::io::Errno::INVAL) => Ok(None),
-        _ => Err(error),
-    }
+fn of_the_dead(error: sys::Errno) -> Result<Option<String>, sys::Errno> {
+    if error == sys::Errno::INVAL { Ok(None) } else { Err(error) }
 }
 
 fn parse(text: &str) -> Vec<Interface> {

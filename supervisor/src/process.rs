@@ -114,7 +114,7 @@ impl Process {
     /// The process itself, if it is alive.
     pub(crate) fn open(&self) -> io::Result<Option<PidFd>> {
         match self.identity() {
-            Some((pid, starttime)) => PidFd::open(pid, starttime),
+            Some((pid, starttime)) => Ok(PidFd::open(pid, starttime)?),
             None => Ok(None),
         }
     }

@@ -1,46 +1,18 @@
 //! Child processes: what std's `Command` lacks, and reaping one by its number.
 
-use rustix::io::Errno;
+use rustix::io::{self, Errno};
 use rustix::process::{Pid, WaitOptions, wait, waitpid};
-use std::io;
-use std::os::unix::process::CommandExt;
-use std::process::Command;
-use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+
+#[cfg(feature = "std")]
+pub use hosted::{keep_open, spawn, start_no_more};
 
 /// How a process ended, as shells and this API count: its exit code, or 128 and the signal's number.
 pub type ExitStatus = u32;
 
-/// Held for reading while a child is started.
-static STARTING: RwLock<()> = RwLock::new(());
-
-/// Starts a child, unless none may be started any more ([`start_no_more`]): then this never returns.
-pub fn spawn(command: &mut Command) -> io::Result<std::process::Child> {
-    let _starting = starting();
-    command.spawn()
-}
-
 /// Held while a child is started.
-pub(crate) fn starting() -> RwLockReadGuard<'static, ()> {
-    STARTING.read().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Waits for those that are being started, and lets no other one be started by [`spawn`]. For a program that is about to
-/// make way for another one: what it leaves to that one is not for children.
-pub fn start_no_more() {
-    std::mem::forget(STARTING.write().unwrap_or_else(PoisonError::into_inner));
-}
-
-/// Lets the child, and what it starts, have a descriptor that is otherwise closed by an exec.
-pub fn keep_open(command: &mut Command, fd: std::os::fd::RawFd) {
-    // SAFETY: between fork and exec only one system call is made, which is async-signal-safe, and nothing is
-    // allocated. The number may be of another file by then, which the child then keeps: whoever calls this holds it.
-    unsafe {
-        command.pre_exec(move || {
-            let fd = std::os::fd::BorrowedFd::borrow_raw(fd);
-            rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty())?;
-            Ok(())
-        });
-    }
+#[cfg(feature = "std")]
+pub(crate) fn starting() -> std::sync::RwLockReadGuard<'static, ()> {
+    hosted::starting()
 }
 
 /// Reaps the child `pid` if it has ended; `None` while it runs. `ECHILD` if it is no child of ours.
@@ -70,7 +42,47 @@ fn reap(pid: Option<Pid>) -> io::Result<Option<(Pid, ExitStatus)>> {
                 }
             }
             Err(Errno::INTR) => {}
-            Err(e) => return Err(e.into()),
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+#[cfg(feature = "std")]
+mod hosted {
+    use std::io;
+    use std::os::unix::process::CommandExt;
+    use std::process::Command;
+    use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+
+    /// Held for reading while a child is started.
+    static STARTING: RwLock<()> = RwLock::new(());
+
+    pub(crate) fn starting() -> RwLockReadGuard<'static, ()> {
+        STARTING.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts a child, unless none may be started any more ([`start_no_more`]): then this never returns.
+    pub fn spawn(command: &mut Command) -> io::Result<std::process::Child> {
+        let _starting = starting();
+        command.spawn()
+    }
+
+    /// Waits for those that are being started, and lets no other one be started by [`spawn`]. For a program that is about
+    /// to make way for another one: what it leaves to that one is not for children.
+    pub fn start_no_more() {
+        std::mem::forget(STARTING.write().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Lets the child, and what it starts, have a descriptor that is otherwise closed by an exec.
+    pub fn keep_open(command: &mut Command, fd: std::os::fd::RawFd) {
+        // SAFETY: between fork and exec only one system call is made, which is async-signal-safe, and nothing is
+        // allocated. The number may be of another file by then, which the child then keeps: whoever calls this holds it.
+        unsafe {
+            command.pre_exec(move || {
+                let fd = std::os::fd::BorrowedFd::borrow_raw(fd);
+                rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty())?;
+                Ok(())
+            });
         }
     }
 }
@@ -78,6 +90,7 @@ fn reap(pid: Option<Pid>) -> io::Result<Option<(Pid, ExitStatus)>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::process::Command;
 
     #[allow(clippy::zombie_processes)] // reaped by what is tested
     fn run(script: &str) -> ExitStatus {
@@ -99,6 +112,6 @@ mod tests {
     #[test]
     fn a_stranger_is_no_child() {
         let init = Pid::from_raw(1).expect("not zero");
-        assert_eq!(try_reap(init).expect_err("init is not ours").raw_os_error(), Some(libc::ECHILD));
+        assert_eq!(try_reap(init).expect_err("init is not ours"), Errno::CHILD);
     }
 }

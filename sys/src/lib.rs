@@ -2,16 +2,40 @@
 //!
 //! This is the only crate with `unsafe` in it, and all of that is for what rustix lacks. It knows nothing
 //! of containers, allocates little, and is shared by the daemon, the shim and the client.
+//!
+//! Without the feature `std` it needs no C library, and brings what a program cannot do without: its first
+//! instructions, a heap and `memcpy` ([`start`]). That is for the shim, of which there are thousands, and of which
+//! each start would cost a third more with a C library's.
 
+#![cfg_attr(not(feature = "std"), no_std)]
+
+extern crate alloc;
+
+#[cfg(feature = "std")]
 pub mod activation;
+#[cfg(feature = "std")]
 pub mod allocator;
 pub mod child;
+pub mod clock;
+#[cfg(feature = "std")]
 pub mod descriptors;
+pub mod environment;
+mod errno;
 pub mod exhausted;
 pub mod pidfd;
 pub mod procfs;
+mod raw;
 pub mod signal;
 pub mod small_file;
 pub mod spawn;
+#[cfg(not(feature = "std"))]
+pub mod start;
+mod stdio;
 #[cfg(feature = "tokio")]
 pub mod watched;
+
+pub use errno::Explained;
+pub use stdio::{stderr, stdin, stdout};
+
+/// What a system call failed with.
+pub use rustix::io::Errno;

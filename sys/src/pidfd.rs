@@ -1,8 +1,10 @@
 //! Processes by descriptor, so that a signal never reaches whoever has the same number later.
 
+#[cfg(feature = "std")]
+use rustix::fd::AsRawFd;
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::io;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
-use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use crate::procfs;
 
@@ -20,7 +22,7 @@ impl PidFd {
         let fd = match pidfd_open(number, PidfdFlags::empty()) {
             Ok(fd) => fd,
             Err(rustix::io::Errno::SRCH) => return Ok(None),
-            Err(e) => return Err(e.into()),
+            Err(e) => return Err(e),
         };
         // Looked at after the opening: if it is the right one now, the descriptor is of the right one.
         match procfs::stat(pid)? {
@@ -30,12 +32,13 @@ impl PidFd {
     }
 
     /// Sends `signal`. `ESRCH` once the process has been reaped; a zombie takes signals without effect.
-    pub fn send(&self, signal: u32) -> io::Result<()> {
+    #[cfg(feature = "std")]
+    pub fn send(&self, signal: u32) -> std::io::Result<()> {
         let null: *const libc::siginfo_t = std::ptr::null();
         // SAFETY: the descriptor is open for as long as `self` is; a null siginfo is what the call documents
         // for "as kill(2) does" (pidfd_send_signal(2)).
         let result = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, self.0.as_raw_fd(), signal, null, 0) };
-        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+        if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
     }
 
     /// The descriptor itself: readable once the process has ended, reaped or not.

@@ -1,7 +1,9 @@
 //! What `/proc` says of a process (proc(5)).
 
+use alloc::format;
+use alloc::string::String;
 use rustix::fs::CWD;
-use std::io;
+use rustix::io::{self, Errno};
 
 use crate::child::ExitStatus;
 use crate::small_file;
@@ -41,10 +43,10 @@ impl Stat {
     }
 }
 
-/// Reads `/proc/<pid>/stat`; `None` if there is no such process.
+/// Reads `/proc/<pid>/stat`; `None` if there is no such process. `EBADMSG` if it is not as proc(5) says.
 pub fn stat(pid: u32) -> io::Result<Option<Stat>> {
     let Some(text) = read(pid, "stat")? else { return Ok(None) };
-    parse_stat(&text).map(Some).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "unreadable /proc/<pid>/stat"))
+    parse_stat(&text).map(Some).ok_or(Errno::BADMSG)
 }
 
 /// How a process ended that nobody has reaped yet, as shells count; `None` if it is gone or runs.
@@ -60,7 +62,7 @@ pub fn exit_status(pid: u32, starttime: u64) -> io::Result<Option<ExitStatus>> {
 pub fn read(pid: u32, name: &str) -> io::Result<Option<String>> {
     match small_file::read_text(CWD, format!("/proc/{pid}/{name}")) {
         Ok(text) => Ok(Some(text)),
-        Err(e) if e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(libc::ESRCH) => Ok(None),
+        Err(Errno::NOENT | Errno::SRCH) => Ok(None),
         Err(e) => Err(e),
     }
 }

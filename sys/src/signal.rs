@@ -1,116 +1,34 @@
 //! Signals as events: a mask, and a descriptor that tells which have come (signalfd(2)).
 
-use std::io;
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+#[cfg(feature = "std")]
+pub use hosted::*;
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::io::{self, Errno};
+
+use crate::raw::{self, How, Mask};
 
 /// The largest signal number that the kernel knows.
 pub const MAX: u32 = 64;
 
-fn full_set() -> libc::sigset_t {
-    let mut set = MaybeUninit::uninit();
-    // SAFETY: sigfillset initialises the whole set and cannot fail on a valid pointer.
-    unsafe {
-        libc::sigfillset(set.as_mut_ptr());
-        set.assume_init()
-    }
-}
-
-fn set_of(signals: &[i32]) -> libc::sigset_t {
-    let mut set = MaybeUninit::uninit();
-    // SAFETY: sigemptyset initialises the set; sigaddset only writes into it, and refuses bad numbers.
-    unsafe {
-        libc::sigemptyset(set.as_mut_ptr());
-        for signal in signals {
-            libc::sigaddset(set.as_mut_ptr(), *signal);
-        }
-        set.assume_init()
-    }
-}
-
 /// Blocks every signal in this thread, the threads it starts later, and its children
 /// ([`crate::spawn`] frees these).
 pub fn block_all() -> io::Result<()> {
-    mask(libc::SIG_SETMASK, &full_set())
+    raw::set_mask(How::Set, &raw::full_mask()).map(drop)
 }
 
 /// Blocks every signal in this thread until [`restore`] is given the result.
-pub(crate) fn block_all_for_now() -> io::Result<libc::sigset_t> {
-    let mut before = set_of(&[]);
-    // SAFETY: both sets are initialised.
-    let result = unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &full_set(), &raw mut before) };
-    if result == 0 { Ok(before) } else { Err(io::Error::from_raw_os_error(result)) }
+pub(crate) fn block_all_for_now() -> io::Result<Mask> {
+    raw::set_mask(How::Set, &raw::full_mask())
 }
 
 /// Gives this thread the mask back that it had.
-pub(crate) fn restore(before: &libc::sigset_t) -> io::Result<()> {
-    mask(libc::SIG_SETMASK, before)
+pub(crate) fn restore(before: &Mask) -> io::Result<()> {
+    raw::set_mask(How::Set, before).map(drop)
 }
 
 /// Blocks no signal in this thread any more.
 pub fn unblock_all() -> io::Result<()> {
-    mask(libc::SIG_SETMASK, &set_of(&[]))
-}
-
-/// Blocks some signals in this thread and the threads it starts later.
-pub fn block(signals: &[i32]) -> io::Result<()> {
-    mask(libc::SIG_BLOCK, &set_of(signals))
-}
-
-/// The signal of the CPU time profiler (setitimer(2), `ITIMER_PROF`).
-pub const PROF: i32 = libc::SIGPROF;
-
-/// Stops the CPU time profiler's timer, which execve(2) keeps, where it would end the next program.
-pub fn stop_profile_timer() {
-    let none = libc::itimerval {
-        it_interval: libc::timeval { tv_sec: 0, tv_usec: 0 },
-        it_value: libc::timeval { tv_sec: 0, tv_usec: 0 },
-    };
-    // SAFETY: the value is initialised, and the old one is not asked for; a valid timer cannot be refused.
-    unsafe { libc::setitimer(libc::ITIMER_PROF, &raw const none, std::ptr::null_mut()) };
-}
-
-/// Ignores a signal. That is inherited by children and kept over execve(2).
-pub fn ignore(signal: i32) -> io::Result<()> {
-    // SAFETY: no handler of ours goes away by this, and SIG_IGN needs none.
-    let before = unsafe { libc::signal(signal, libc::SIG_IGN) };
-    if before == libc::SIG_ERR { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
-/// Gives a signal its default action back. What is ignored is inherited by children, what is handled is not.
-pub fn restore_default(signal: i32) -> io::Result<()> {
-    // SAFETY: no handler of ours goes away by this, and SIG_DFL needs none.
-    let before = unsafe { libc::signal(signal, libc::SIG_DFL) };
-    if before == libc::SIG_ERR { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
-/// The signals that end a process unless it handles them, and that can be handled (signal(7)). Those that tell of a
-/// fault of the process's own are not among them.
-pub fn deadly() -> Vec<i32> {
-    let faults = [libc::SIGKILL, libc::SIGSTOP, libc::SIGILL, libc::SIGFPE, libc::SIGSEGV, libc::SIGBUS, libc::SIGTRAP];
-    let harmless = [
-        libc::SIGCHLD,
-        libc::SIGCONT,
-        libc::SIGTSTP,
-        libc::SIGTTIN,
-        libc::SIGTTOU,
-        libc::SIGURG,
-        libc::SIGWINCH,
-        libc::SIGPIPE,
-    ];
-    let standard = (1..32).filter(|signal| !faults.contains(signal) && !harmless.contains(signal));
-    standard.chain(libc::SIGRTMIN()..=libc::SIGRTMAX()).collect()
-}
-
-/// Lets `signal` reach this thread again.
-pub fn unblock(signal: i32) -> io::Result<()> {
-    mask(libc::SIG_UNBLOCK, &set_of(&[signal]))
-}
-
-fn mask(how: i32, set: &libc::sigset_t) -> io::Result<()> {
-    // SAFETY: the set is initialised; the old mask is not asked for.
-    let result = unsafe { libc::pthread_sigmask(how, set, std::ptr::null_mut()) };
-    if result == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(result)) }
+    raw::set_mask(How::Set, &raw::mask_of(&[])).map(drop)
 }
 
 /// A descriptor that is readable while one of its signals is pending. The signals must be blocked.
@@ -120,12 +38,7 @@ pub struct SignalFd(OwnedFd);
 impl SignalFd {
     /// Watches `signals`.
     pub fn new(signals: &[i32]) -> io::Result<SignalFd> {
-        let set = set_of(signals);
-        // SAFETY: the set is initialised; -1 asks for a new descriptor, which nobody else owns.
-        unsafe {
-            let fd = libc::signalfd(-1, &raw const set, libc::SFD_NONBLOCK | libc::SFD_CLOEXEC);
-            if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(SignalFd(OwnedFd::from_raw_fd(fd))) }
-        }
+        raw::signalfd(&raw::mask_of(signals)).map(SignalFd)
     }
 
     /// Takes one pending signal's number; `None` if there is none.
@@ -135,18 +48,14 @@ impl SignalFd {
 }
 
 /// As [`SignalFd::take`], from the descriptor of one.
-pub fn take_from(fd: &impl AsRawFd) -> io::Result<Option<u32>> {
-    let mut info = MaybeUninit::<libc::signalfd_siginfo>::uninit();
-    let size = size_of::<libc::signalfd_siginfo>();
-    // SAFETY: the buffer is as large as said, and the kernel writes whole structures or nothing (signalfd(2)).
-    let read = unsafe { libc::read(fd.as_raw_fd(), info.as_mut_ptr().cast(), size) };
-    if read == size as isize {
-        // SAFETY: a whole structure was written.
-        return Ok(Some(unsafe { info.assume_init() }.ssi_signo));
-    }
-    match io::Error::last_os_error() {
-        e if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
-        e => Err(e),
+pub fn take_from(fd: impl AsFd) -> io::Result<Option<u32>> {
+    // The kernel writes whole structures or nothing (signalfd(2)); the signal's number is its first member.
+    let mut info = [0_u8; 128];
+    match rustix::io::read(fd, &mut info) {
+        Ok(128) => Ok(info.first_chunk().copied().map(u32::from_ne_bytes)),
+        Ok(_) => Err(Errno::IO),
+        Err(Errno::AGAIN) => Ok(None),
+        Err(e) => Err(e),
     }
 }
 
@@ -162,71 +71,134 @@ impl AsFd for SignalFd {
     }
 }
 
-/// Ends this process by `signal`, with the signal's default action, as if it had never been handled.
-pub fn die_by(signal: i32) -> ! {
-    // SAFETY: the default action needs no handler; raise and _exit are async-signal-safe.
-    unsafe {
-        libc::signal(signal, libc::SIG_DFL);
-        let _ = unblock(signal);
-        libc::raise(signal);
-        libc::_exit(128 + signal)
-    }
-}
+#[cfg(feature = "std")]
+mod hosted {
+    use std::io;
 
-/// The number of a signal by its name, with or without `SIG`, in any case; real-time ones as `RTMIN+n`, `RTMAX-n`.
-pub fn by_name(name: &str) -> Option<u32> {
-    let upper = name.to_ascii_uppercase();
-    let name = upper.strip_prefix("SIG").unwrap_or(&upper);
-    if let Some(rest) = name.strip_prefix("RTMIN") {
-        let n: i32 = if rest.is_empty() { 0 } else { rest.strip_prefix('+')?.parse().ok()? };
-        let number = libc::SIGRTMIN().checked_add(n)?;
-        return (n >= 0 && number <= libc::SIGRTMAX()).then_some(number as u32);
-    }
-    if let Some(rest) = name.strip_prefix("RTMAX") {
-        let n: i32 = if rest.is_empty() { 0 } else { rest.strip_prefix('-')?.parse().ok()? };
-        let number = libc::SIGRTMAX().checked_sub(n)?;
-        return (n >= 0 && number >= libc::SIGRTMIN()).then_some(number as u32);
-    }
-    NAMES.iter().find(|(known, _)| *known == name).map(|(_, number)| *number as u32)
-}
+    use crate::raw::{self, How};
 
-/// signal(7), and the two names that `kill -l` has beside them.
-const NAMES: &[(&str, i32)] = &[
-    ("HUP", libc::SIGHUP),
-    ("INT", libc::SIGINT),
-    ("QUIT", libc::SIGQUIT),
-    ("ILL", libc::SIGILL),
-    ("TRAP", libc::SIGTRAP),
-    ("ABRT", libc::SIGABRT),
-    ("IOT", libc::SIGIOT),
-    ("BUS", libc::SIGBUS),
-    ("FPE", libc::SIGFPE),
-    ("KILL", libc::SIGKILL),
-    ("USR1", libc::SIGUSR1),
-    ("SEGV", libc::SIGSEGV),
-    ("USR2", libc::SIGUSR2),
-    ("PIPE", libc::SIGPIPE),
-    ("ALRM", libc::SIGALRM),
-    ("TERM", libc::SIGTERM),
-    ("STKFLT", libc::SIGSTKFLT),
-    ("CHLD", libc::SIGCHLD),
-    ("CLD", libc::SIGCHLD),
-    ("CONT", libc::SIGCONT),
-    ("STOP", libc::SIGSTOP),
-    ("TSTP", libc::SIGTSTP),
-    ("TTIN", libc::SIGTTIN),
-    ("TTOU", libc::SIGTTOU),
-    ("URG", libc::SIGURG),
-    ("XCPU", libc::SIGXCPU),
-    ("XFSZ", libc::SIGXFSZ),
-    ("VTALRM", libc::SIGVTALRM),
-    ("PROF", libc::SIGPROF),
-    ("WINCH", libc::SIGWINCH),
-    ("IO", libc::SIGIO),
-    ("POLL", libc::SIGPOLL),
-    ("PWR", libc::SIGPWR),
-    ("SYS", libc::SIGSYS),
-];
+    /// Blocks some signals in this thread and the threads it starts later.
+    pub fn block(signals: &[i32]) -> io::Result<()> {
+        Ok(raw::set_mask(How::Block, &raw::mask_of(signals)).map(drop)?)
+    }
+
+    /// The signal of the CPU time profiler (setitimer(2), `ITIMER_PROF`).
+    pub const PROF: i32 = libc::SIGPROF;
+
+    /// Stops the CPU time profiler's timer, which execve(2) keeps, where it would end the next program.
+    pub fn stop_profile_timer() {
+        let none = libc::itimerval {
+            it_interval: libc::timeval { tv_sec: 0, tv_usec: 0 },
+            it_value: libc::timeval { tv_sec: 0, tv_usec: 0 },
+        };
+        // SAFETY: the value is initialised, and the old one is not asked for; a valid timer cannot be refused.
+        unsafe { libc::setitimer(libc::ITIMER_PROF, &raw const none, std::ptr::null_mut()) };
+    }
+
+    /// Ignores a signal. That is inherited by children and kept over execve(2).
+    pub fn ignore(signal: i32) -> io::Result<()> {
+        // SAFETY: no handler of ours goes away by this, and SIG_IGN needs none.
+        let before = unsafe { libc::signal(signal, libc::SIG_IGN) };
+        if before == libc::SIG_ERR { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    /// Gives a signal its default action back. What is ignored is inherited by children, what is handled is not.
+    pub fn restore_default(signal: i32) -> io::Result<()> {
+        // SAFETY: no handler of ours goes away by this, and SIG_DFL needs none.
+        let before = unsafe { libc::signal(signal, libc::SIG_DFL) };
+        if before == libc::SIG_ERR { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    /// The signals that end a process unless it handles them, and that can be handled (signal(7)). Those that tell of a
+    /// fault of the process's own are not among them.
+    pub fn deadly() -> Vec<i32> {
+        let faults =
+            [libc::SIGKILL, libc::SIGSTOP, libc::SIGILL, libc::SIGFPE, libc::SIGSEGV, libc::SIGBUS, libc::SIGTRAP];
+        let harmless = [
+            libc::SIGCHLD,
+            libc::SIGCONT,
+            libc::SIGTSTP,
+            libc::SIGTTIN,
+            libc::SIGTTOU,
+            libc::SIGURG,
+            libc::SIGWINCH,
+            libc::SIGPIPE,
+        ];
+        let standard = (1..32).filter(|signal| !faults.contains(signal) && !harmless.contains(signal));
+        standard.chain(libc::SIGRTMIN()..=libc::SIGRTMAX()).collect()
+    }
+
+    /// Lets `signal` reach this thread again.
+    pub fn unblock(signal: i32) -> io::Result<()> {
+        Ok(raw::set_mask(How::Unblock, &raw::mask_of(&[signal])).map(drop)?)
+    }
+
+    /// Ends this process by `signal`, with the signal's default action, as if it had never been handled.
+    pub fn die_by(signal: i32) -> ! {
+        // SAFETY: the default action needs no handler; raise and _exit are async-signal-safe.
+        unsafe {
+            libc::signal(signal, libc::SIG_DFL);
+            let _ = unblock(signal);
+            libc::raise(signal);
+            libc::_exit(128 + signal)
+        }
+    }
+
+    /// The number of a signal by its name, with or without `SIG`, in any case; real-time ones as `RTMIN+n`, `RTMAX-n`.
+    pub fn by_name(name: &str) -> Option<u32> {
+        let upper = name.to_ascii_uppercase();
+        let name = upper.strip_prefix("SIG").unwrap_or(&upper);
+        if let Some(rest) = name.strip_prefix("RTMIN") {
+            let n: i32 = if rest.is_empty() { 0 } else { rest.strip_prefix('+')?.parse().ok()? };
+            let number = libc::SIGRTMIN().checked_add(n)?;
+            return (n >= 0 && number <= libc::SIGRTMAX()).then_some(number as u32);
+        }
+        if let Some(rest) = name.strip_prefix("RTMAX") {
+            let n: i32 = if rest.is_empty() { 0 } else { rest.strip_prefix('-')?.parse().ok()? };
+            let number = libc::SIGRTMAX().checked_sub(n)?;
+            return (n >= 0 && number >= libc::SIGRTMIN()).then_some(number as u32);
+        }
+        NAMES.iter().find(|(known, _)| *known == name).map(|(_, number)| *number as u32)
+    }
+
+    /// signal(7), and the two names that `kill -l` has beside them.
+    const NAMES: &[(&str, i32)] = &[
+        ("HUP", libc::SIGHUP),
+        ("INT", libc::SIGINT),
+        ("QUIT", libc::SIGQUIT),
+        ("ILL", libc::SIGILL),
+        ("TRAP", libc::SIGTRAP),
+        ("ABRT", libc::SIGABRT),
+        ("IOT", libc::SIGIOT),
+        ("BUS", libc::SIGBUS),
+        ("FPE", libc::SIGFPE),
+        ("KILL", libc::SIGKILL),
+        ("USR1", libc::SIGUSR1),
+        ("SEGV", libc::SIGSEGV),
+        ("USR2", libc::SIGUSR2),
+        ("PIPE", libc::SIGPIPE),
+        ("ALRM", libc::SIGALRM),
+        ("TERM", libc::SIGTERM),
+        ("STKFLT", libc::SIGSTKFLT),
+        ("CHLD", libc::SIGCHLD),
+        ("CLD", libc::SIGCHLD),
+        ("CONT", libc::SIGCONT),
+        ("STOP", libc::SIGSTOP),
+        ("TSTP", libc::SIGTSTP),
+        ("TTIN", libc::SIGTTIN),
+        ("TTOU", libc::SIGTTOU),
+        ("URG", libc::SIGURG),
+        ("XCPU", libc::SIGXCPU),
+        ("XFSZ", libc::SIGXFSZ),
+        ("VTALRM", libc::SIGVTALRM),
+        ("PROF", libc::SIGPROF),
+        ("WINCH", libc::SIGWINCH),
+        ("IO", libc::SIGIO),
+        ("POLL", libc::SIGPOLL),
+        ("PWR", libc::SIGPWR),
+        ("SYS", libc::SIGSYS),
+    ];
+}
 
 #[cfg(test)]
 mod tests {
@@ -248,7 +220,7 @@ mod tests {
     #[test]
     fn a_blocked_signal_comes_through_the_descriptor() {
         std::thread::spawn(|| {
-            mask(libc::SIG_BLOCK, &set_of(&[libc::SIGUSR2])).expect("blocks");
+            block(&[libc::SIGUSR2]).expect("blocks");
             let fd = SignalFd::new(&[libc::SIGUSR2]).expect("signalfd");
             assert_eq!(fd.take().expect("reads"), None);
             // SAFETY: the signal is blocked in this thread and sent to this thread.

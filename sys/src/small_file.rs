@@ -1,11 +1,12 @@
 //! Reading small files, of the kernel's or of ours, by three system calls: std asks for the size first, which the kernel does
 //! not know of its own files, and for an end after the end.
 
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::mem::MaybeUninit;
+use rustix::fd::AsFd;
 use rustix::fs::{Mode, OFlags, openat};
-use rustix::io::Errno;
-use std::io;
-use std::mem::MaybeUninit;
-use std::os::fd::AsFd;
+use rustix::io::{self, Errno};
 
 /// More than most have.
 const PIECE: usize = 4096;
@@ -27,7 +28,7 @@ pub fn read(directory: impl AsFd, path: impl rustix::path::Arg) -> io::Result<Ve
                 }
             }
             Err(Errno::INTR) => {}
-            Err(e) => return Err(e.into()),
+            Err(e) => return Err(e),
         }
     }
 }
@@ -53,7 +54,7 @@ mod tests {
         std::fs::write(&path, b"a\xffb").expect("writes");
         assert_eq!(read_text(CWD, &path).expect("reads"), "a\u{fffd}b");
         std::fs::remove_file(&path).expect("removes");
-        assert_eq!(read(CWD, &path).expect_err("gone").kind(), io::ErrorKind::NotFound);
+        assert_eq!(read(CWD, &path).expect_err("gone").kind(), std::io::ErrorKind::NotFound);
         let maps = std::fs::read_to_string("/proc/self/mountinfo").expect("reads");
         assert_eq!(read_text(CWD, "/proc/self/mountinfo").expect("reads"), maps);
     }

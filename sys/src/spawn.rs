@@ -4,17 +4,22 @@
 //! std's `Command` copies the page tables as soon as something is to be done between fork and exec, and glibc's
 //! posix_spawn(3), which does not, cannot have the child die with its parent.
 
+use alloc::ffi::CString;
+use alloc::vec;
+use alloc::vec::Vec;
+use core::ffi::{CStr, c_char, c_int, c_void};
 use rustix::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use rustix::io::{self, Errno};
+use rustix::path::Arg;
 use rustix::process::Pid;
-use std::ffi::{CStr, CString, OsStr};
-use std::io;
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+
+use crate::{environment, raw};
 
 /// A program to be started.
 #[derive(Debug)]
 pub struct Spawn<'a> {
-    program: CString,
+    /// Where it may be, in this order.
+    programs: Vec<CString>,
     arguments: Vec<CString>,
     environment: &'a [CString],
     directory: Option<CString>,
@@ -32,36 +37,46 @@ pub struct Spawn<'a> {
 const STACK: usize = 16 << 10;
 
 /// What the child reads, and where it says what failed.
-struct Prepared {
-    program: *const libc::c_char,
-    arguments: *const *const libc::c_char,
-    environment: *const *const libc::c_char,
-    directory: *const libc::c_char,
-    stdio: [libc::c_int; 3],
+struct Prepared<'a> {
+    programs: &'a [CString],
+    arguments: *const *const c_char,
+    environment: *const *const c_char,
+    directory: Option<&'a CStr>,
+    stdio: [BorrowedFd<'a>; 3],
     own_group: bool,
     dies_with_parent: bool,
     blocks_signals: bool,
-    parent: libc::pid_t,
-    error: libc::c_int,
+    parent: Pid,
+    error: Option<Errno>,
 }
 
-fn text(text: impl AsRef<OsStr>) -> io::Result<CString> {
-    CString::new(text.as_ref().as_bytes()).map_err(|_| io::ErrorKind::InvalidInput.into())
+fn text(text: impl Arg) -> io::Result<CString> {
+    text.into_c_str().map(|text| text.into_owned())
 }
 
-/// The environment of this program but for some variables.
-pub fn environment_without(names: &[&str]) -> Vec<CString> {
-    let kept = std::env::vars_os().filter(|(name, _)| !names.iter().any(|other| name == other));
-    kept.filter_map(|(name, value)| CString::new([name.as_bytes(), b"=", value.as_bytes()].concat()).ok()).collect()
+/// The paths under which execvp(3) would look for `program`.
+fn candidates(program: CString) -> Vec<CString> {
+    if program.as_bytes().contains(&b'/') {
+        return vec![program];
+    }
+    let variables = environment::variables();
+    let path = variables.iter().find_map(|variable| environment::value_of(variable.as_bytes(), "PATH"));
+    let directories = path.unwrap_or(b"/bin:/usr/bin").split(|byte| *byte == b':');
+    let below = |directory: &[u8]| match directory {
+        b"" => program.clone(),
+        // None has a zero byte: all are parts of strings.
+        directory => CString::new([directory, b"/", program.as_bytes()].concat()).unwrap_or_default(),
+    };
+    directories.map(below).collect()
 }
 
 impl<'a> Spawn<'a> {
     /// `program` is a path, or a name that is looked up in this program's `PATH`. `stdio` is what it gets as 0, 1 and 2.
-    pub fn new(program: &Path, environment: &'a [CString], stdio: [BorrowedFd<'a>; 3]) -> io::Result<Spawn<'a>> {
+    pub fn new(program: impl Arg, environment: &'a [CString], stdio: [BorrowedFd<'a>; 3]) -> io::Result<Spawn<'a>> {
         let program = text(program)?;
         Ok(Spawn {
             arguments: vec![program.clone()],
-            program,
+            programs: candidates(program),
             environment,
             directory: None,
             stdio,
@@ -72,18 +87,18 @@ impl<'a> Spawn<'a> {
     }
 
     /// Adds an argument.
-    pub fn argument(&mut self, argument: impl AsRef<OsStr>) -> io::Result<()> {
+    pub fn argument(&mut self, argument: impl Arg) -> io::Result<()> {
         self.arguments.push(text(argument)?);
         Ok(())
     }
 
     /// Adds arguments.
-    pub fn arguments(&mut self, arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> io::Result<()> {
+    pub fn arguments(&mut self, arguments: impl IntoIterator<Item = impl Arg>) -> io::Result<()> {
         arguments.into_iter().try_for_each(|argument| self.argument(argument))
     }
 
     /// Sets its working directory.
-    pub fn directory(&mut self, directory: &Path) -> io::Result<()> {
+    pub fn directory(&mut self, directory: impl Arg) -> io::Result<()> {
         self.directory = Some(text(directory)?);
         Ok(())
     }
@@ -92,109 +107,101 @@ impl<'a> Spawn<'a> {
     /// child may be started any more.
     pub fn start(&self) -> io::Result<Pid> {
         // What becomes 0, 1 and 2 must not be among them, or one would be overwritten before it is used.
-        let above = |fd: &BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(fd, 3);
-        let mut moved: Vec<OwnedFd> = Vec::new();
-        let mut stdio = self.stdio.map(|fd| fd.as_raw_fd());
-        for (number, fd) in stdio.iter_mut().zip(&self.stdio) {
-            if *number < 3 {
-                moved.push(above(fd)?);
-                *number = moved[moved.len() - 1].as_raw_fd();
-            }
-        }
-        let pointers = |all: &[CString]| -> Vec<*const libc::c_char> {
-            all.iter().map(|one| one.as_ptr()).chain([std::ptr::null()]).collect()
+        let moved = |fd: &BorrowedFd<'_>| match fd.as_raw_fd() {
+            ..3 => rustix::io::fcntl_dupfd_cloexec(fd, 3).map(Some),
+            _ => Ok(None),
+        };
+        let [a, b, c] = &self.stdio;
+        let moved: [Option<OwnedFd>; 3] = [moved(a)?, moved(b)?, moved(c)?];
+        let stdio = core::array::from_fn(|at| moved[at].as_ref().map_or(self.stdio[at], rustix::fd::AsFd::as_fd));
+        let pointers = |all: &[CString]| -> Vec<*const c_char> {
+            all.iter().map(|one| one.as_ptr()).chain([core::ptr::null()]).collect()
         };
         let (arguments, environment) = (pointers(&self.arguments), pointers(self.environment));
         let mut prepared = Prepared {
-            program: self.program.as_ptr(),
+            programs: &self.programs,
             arguments: arguments.as_ptr(),
             environment: environment.as_ptr(),
-            directory: self.directory.as_deref().map_or(std::ptr::null(), CStr::as_ptr),
+            directory: self.directory.as_deref(),
             stdio,
             own_group: self.own_group,
             dies_with_parent: self.dies_with_parent,
             blocks_signals: self.blocks_signals,
-            parent: rustix::process::getpid().as_raw_nonzero().get(),
-            error: 0,
+            parent: rustix::process::getpid(),
+            error: None,
         };
+        #[cfg(feature = "std")]
         let _starting = crate::child::starting();
         // No handler of this program's may run in the child, in the memory of both.
         let before = crate::signal::block_all_for_now()?;
         let pid = begin(&mut prepared);
         crate::signal::restore(&before)?;
         let pid = pid?;
-        if prepared.error != 0 {
+        if let Some(error) = prepared.error {
             let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
-            return Err(io::Error::from_raw_os_error(prepared.error));
+            return Err(error);
         }
         Ok(pid)
     }
 }
 
 /// Returns when the child has begun its program, or ended.
-fn begin(prepared: &mut Prepared) -> io::Result<Pid> {
+fn begin(prepared: &mut Prepared<'_>) -> io::Result<Pid> {
     #[repr(align(16))]
-    struct Stack([std::mem::MaybeUninit<u8>; STACK]);
-    let mut stack = Stack([const { std::mem::MaybeUninit::uninit() }; STACK]);
-    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+    struct Stack([core::mem::MaybeUninit<u8>; STACK]);
+    let mut stack = Stack([const { core::mem::MaybeUninit::uninit() }; STACK]);
     // SAFETY: the stack grows down from its aligned end, which is within the array or just behind it. This thread is
     // suspended until the child has done with both stack and `prepared` (CLONE_VFORK), and no other thread knows of them.
-    let pid = unsafe {
-        let end = stack.0.as_mut_ptr().add(STACK).cast();
-        libc::clone(child, end, flags, std::ptr::from_mut(prepared).cast())
-    };
-    if pid < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Pid::from_raw(pid).ok_or_else(|| io::ErrorKind::InvalidData.into())
-}
-
-extern "C" fn child(prepared: *mut libc::c_void) -> libc::c_int {
-    // SAFETY: it is what `begin` was given, which waits, so that nobody else uses it.
-    let prepared = unsafe { &mut *prepared.cast::<Prepared>() };
-    if let Err(error) = become_program(prepared) {
-        prepared.error = error;
-    }
-    // SAFETY: ends this process alone, without running what belongs to its parent.
-    unsafe { libc::_exit(127) }
-}
-
-/// Returns only if something failed; the error's number.
-fn become_program(prepared: &Prepared) -> Result<(), libc::c_int> {
-    let checked = |result: libc::c_int| match result {
-        // Of the parent's thread, which waits.
-        -1 => Err(io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO)),
-        _ => Ok(()),
-    };
-    // SAFETY: all of these are system calls that change only this process, on pointers that are valid as long as the
-    // parent waits. None allocates or takes a lock that another thread may hold: execvpe(3) of the GNU library puts paths
-    // together on the stack.
+    // The child makes system calls and ends.
     unsafe {
-        if prepared.own_group {
-            checked(libc::setpgid(0, 0))?;
-        }
-        if prepared.dies_with_parent {
-            checked(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong, 0, 0, 0))?;
-            // It may have died before that took hold.
-            if libc::getppid() != prepared.parent {
-                return Err(libc::ESRCH);
-            }
-        }
-        for (number, fd) in (0..).zip(prepared.stdio) {
-            checked(libc::dup2(fd, number))?;
-        }
-        if !prepared.directory.is_null() {
-            checked(libc::chdir(prepared.directory))?;
-        }
-        // Rust programs ignore it, which an exec would keep.
-        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
-        if !prepared.blocks_signals {
-            let mut none = std::mem::MaybeUninit::uninit();
-            libc::sigemptyset(none.as_mut_ptr());
-            checked(libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut()))?;
-        }
-        checked(libc::execvpe(prepared.program, prepared.arguments, prepared.environment))
+        let end = stack.0.as_mut_ptr().add(STACK).cast();
+        raw::clone_vfork(child, end, core::ptr::from_mut(prepared).cast())
     }
+}
+
+extern "C" fn child(prepared: *mut c_void) -> c_int {
+    // SAFETY: it is what `begin` was given, which waits, so that nobody else uses it.
+    let prepared = unsafe { &mut *prepared.cast::<Prepared<'_>>() };
+    let Err(error) = become_program(prepared);
+    prepared.error = Some(error);
+    raw::exit(127)
+}
+
+/// Returns only if something failed. All of it are system calls that change only this process; nothing allocates or takes
+/// a lock that another thread may hold.
+fn become_program(prepared: &Prepared<'_>) -> io::Result<core::convert::Infallible> {
+    if prepared.own_group {
+        rustix::process::setpgid(None, None)?;
+    }
+    if prepared.dies_with_parent {
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+        // It may have died before that took hold.
+        if rustix::process::getppid() != Some(prepared.parent) {
+            return Err(Errno::SRCH);
+        }
+    }
+    rustix::stdio::dup2_stdin(prepared.stdio[0])?;
+    rustix::stdio::dup2_stdout(prepared.stdio[1])?;
+    rustix::stdio::dup2_stderr(prepared.stdio[2])?;
+    if let Some(directory) = prepared.directory {
+        rustix::process::chdir(directory)?;
+    }
+    // Rust programs ignore it, which an exec would keep.
+    raw::restore_sigpipe();
+    if !prepared.blocks_signals {
+        crate::signal::unblock_all()?;
+    }
+    let mut failed = Errno::NOENT;
+    for program in prepared.programs {
+        // SAFETY: `start` has put a null pointer at the end of both lists, which are there as long as it waits.
+        match unsafe { raw::execve(program, prepared.arguments, prepared.environment) } {
+            // The next one may be there.
+            Errno::NOENT | Errno::NOTDIR => {}
+            Errno::ACCESS => failed = Errno::ACCESS,
+            error => return Err(error),
+        }
+    }
+    Err(failed)
 }
 
 #[cfg(test)]
@@ -203,12 +210,13 @@ mod tests {
     use rustix::fd::AsFd;
     use rustix::process::{WaitOptions, waitpid};
     use std::io::Read;
+    use std::path::Path;
 
     /// What a shell script writes, and its status.
     fn run(script: &str, change: impl FnOnce(&mut Spawn<'_>)) -> (String, i32) {
         let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).expect("pipe");
         let null = std::fs::File::open("/dev/null").expect("opens");
-        let environment = environment_without(&["PATH"]);
+        let environment = environment::variables_without(&["PATH"]);
         let stdio = [null.as_fd(), writer.as_fd(), writer.as_fd()];
         let mut spawn = Spawn::new(Path::new("/bin/sh"), &environment, stdio).expect("a program");
         spawn.arguments(["-c", script]).expect("no zero bytes");
@@ -264,10 +272,10 @@ mod tests {
         let null = std::fs::File::open("/dev/null").expect("opens");
         let stdio = [null.as_fd(), null.as_fd(), null.as_fd()];
         let error = Spawn::new(Path::new("/nonexistent/program"), &[], stdio).expect("a path").start();
-        assert_eq!(error.expect_err("there is none").kind(), io::ErrorKind::NotFound);
+        assert_eq!(error.expect_err("there is none"), Errno::NOENT);
         let mut spawn = Spawn::new(Path::new("/bin/sh"), &[], stdio).expect("a path");
         spawn.directory(Path::new("/nonexistent")).expect("a path");
-        assert_eq!(spawn.start().expect_err("there is none").kind(), io::ErrorKind::NotFound);
+        assert_eq!(spawn.start().expect_err("there is none"), Errno::NOENT);
         assert!(spawn.argument("a\0b").is_err());
     }
 }

@@ -1,0 +1,50 @@
+//! Time that only goes forward (clock_gettime(2), `CLOCK_MONOTONIC`), for programs with and without std.
+
+use core::ops::Add;
+use core::time::Duration;
+use rustix::time::{ClockId, clock_gettime};
+
+/// A moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Instant(Duration);
+
+impl Instant {
+    /// This one.
+    pub fn now() -> Instant {
+        let now = clock_gettime(ClockId::Monotonic);
+        // Counted from the machine's start: neither is negative, and there are less than 10⁹ nanoseconds.
+        Instant(Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or_default()))
+    }
+
+    /// How long after `earlier` this is; nothing if it is before.
+    pub fn since(self, earlier: Instant) -> Duration {
+        self.0.saturating_sub(earlier.0)
+    }
+
+    /// How long ago this was.
+    pub fn elapsed(self) -> Duration {
+        Instant::now().since(self)
+    }
+}
+
+impl Add<Duration> for Instant {
+    type Output = Instant;
+
+    fn add(self, duration: Duration) -> Instant {
+        Instant(self.0.saturating_add(duration))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_goes_forward() {
+        let begun = Instant::now();
+        let later = begun + Duration::from_secs(3600);
+        assert_eq!(later.since(begun), Duration::from_secs(3600));
+        assert_eq!(begun.since(later), Duration::ZERO);
+        assert!(begun.elapsed() < Duration::from_secs(3600) && begun < later);
+    }
+}
