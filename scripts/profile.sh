@@ -32,7 +32,7 @@ function field(name,    at, rest) { at = index($0, name "="); if (!at) return ""
 /sched_process_exec:/ {
     pid = field("pid"); file = field("filename")
     if (file ~ /containerd-shim$/) { shim[pid] = 1; begun = born[pid]; note("shim runs", t - begun); next }
-    p = parent[pid]; if (shim[p] && file ~ /(crun|runc)$/ && !(pid in runtime)) { runtime[pid] = p; note("runtime runs", t - born[p]); next }
+    p = parent[pid]; if (shim[p] && file ~ /(crun|runc|fd\/[0-9]+)$/ && !(pid in runtime)) { runtime[pid] = p; note("runtime runs", t - born[p]); next }
     for (up = p; up != ""; up = parent[up]) if (shim[up]) { if (file !~ /(crun|runc|fd\/[0-9]+)$/ && file ~ /(sleep|true)$/) note("user program runs", t - born[up]); break }
 }
 /sched_process_exit:/ { pid = field("pid"); if (pid in runtime) { note("runtime has ended", t - born[runtime[pid]]); delete runtime[pid] } else if (shim[pid]) { if (what == "exec") note("shim has ended", t - born[pid]); delete shim[pid] } }

@@ -104,6 +104,8 @@ pub(crate) fn start(
     add(b"--pid-file")?;
     add(&below(&directory, RUNTIME_PID))?;
     add(target.id.as_bytes())?;
+    let copy = request.runtime_copy();
+    runtime.file = copy.as_ref().map(AsFd::as_fd);
     runtime.dies_with_parent = true;
     runtime.start().context(failed)
 }

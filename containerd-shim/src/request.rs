@@ -4,7 +4,9 @@
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
-use rustix::fs::CWD;
+use rustix::fd::OwnedFd;
+use rustix::fs::{CWD, Mode, OFlags, SealFlags, fcntl_get_seals, fstat, open};
+use rustix::process::getppid;
 
 use crate::error::{Context, Failure};
 
@@ -35,6 +37,17 @@ pub(crate) struct Request {
     pub(crate) root_gid: u32,
     /// The format of the file.
     version: u32,
+    /// Where the daemon has a copy of the runtime.
+    runtime_copy: Option<RuntimeCopy>,
+}
+
+/// A copy of the runtime that runc and crun need not make again of themselves.
+#[derive(Debug, Clone, Copy, serde::Deserialize)]
+pub(crate) struct RuntimeCopy {
+    /// A descriptor of the daemon's.
+    descriptor: i32,
+    /// Which file it must be.
+    inode: u64,
 }
 
 /// What a checkpoint was made with, in its own `config.json`, and is to be restored with.
@@ -75,6 +88,19 @@ impl Request {
         Request::parse(&text)
     }
 
+    /// The copy of the runtime, if the daemon is still there and has it.
+    pub(crate) fn runtime_copy(&self) -> Option<OwnedFd> {
+        let copy = self.runtime_copy?;
+        let path = format!("/proc/{}/fd/{}", getppid()?.as_raw_nonzero(), copy.descriptor);
+        let file = open(path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty()).ok()?;
+        // Another process may be the parent by now, and the number another file's. No other file is sealed and has that
+        // inode.
+        let sealed = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
+        let is_it = fcntl_get_seals(&file).is_ok_and(|seals| seals == sealed)
+            && fstat(&file).is_ok_and(|stat| stat.st_ino == copy.inode);
+        is_it.then_some(file)
+    }
+
     fn parse(text: &[u8]) -> Result<Request, Failure> {
         let request: Request =
             serde_json::from_slice(text).map_err(|e| Failure::Request(format!("process.json: {e}")))?;
@@ -100,6 +126,15 @@ mod tests {
         assert_eq!(checkpoint.flags(), all);
         let checkpoint: Checkpoint = serde_json::from_str(r#"{"emptyNS":null}"#).expect("valid");
         assert!(checkpoint.flags().is_empty());
+    }
+
+    #[test]
+    fn a_copy_of_the_runtime_is_one_that_is_sealed_and_meant() {
+        let of = |text: &str| Request::parse(text.as_bytes()).expect("valid").runtime_copy();
+        assert!(of("{}").is_none() && of(r#"{"runtimeCopy":null}"#).is_none());
+        for descriptor in ["-1", "0", "1", "2", "99999"] {
+            assert!(of(&format!(r#"{{"runtimeCopy":{{"descriptor":{descriptor},"inode":1}}}}"#)).is_none());
+        }
     }
 
     #[test]

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,6 +9,7 @@ use std::time::Duration;
 use tokio::sync::OnceCell;
 
 use crate::oci::{Oci, ask};
+use crate::sealed::Identity;
 
 /// Something that not every runtime can do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -54,9 +54,8 @@ impl Ability {
     }
 }
 
-/// A program as it is now, by what changes when it is replaced: device, inode, size, and the time of its last change,
-/// since a new file may have the inode of the one before. It is asked again then.
-type Program = (PathBuf, u64, u64, u64, (i64, i64));
+/// A program as it is now; it is asked again when it has been replaced.
+type Program = (PathBuf, Identity);
 
 /// What is known of runtimes.
 #[derive(Debug, Default)]
@@ -76,8 +75,7 @@ impl Abilities {
     pub async fn has(&self, oci: &Oci, ability: Ability, limit: Duration) -> io::Result<bool> {
         let (subcommand, word) = ability.told_by();
         let metadata = std::fs::metadata(oci.binary())?;
-        let changed = (metadata.ctime(), metadata.ctime_nsec());
-        let program = (oci.binary().to_path_buf(), metadata.dev(), metadata.ino(), metadata.len(), changed);
+        let program = (oci.binary().to_path_buf(), Identity::of(&metadata));
         let cell = {
             let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
             // One that has been replaced is of no interest any more.

@@ -4,7 +4,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
-use std::process::{ChildStderr, Command};
+use std::process::Command;
 use std::time::Duration;
 use sys::activation::HANDED_OVER;
 use sys::child::ExitStatus;
@@ -24,7 +24,6 @@ const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 pub struct Child {
     pid: Pid,
     pidfd: Option<AsyncFd<OwnedFd>>,
-    stderr: Option<ChildStderr>,
     reaped: bool,
     free: bool,
 }
@@ -36,16 +35,14 @@ impl Child {
         for name in NOT_FOR_CHILDREN {
             command.env_remove(name);
         }
-        let mut child = sys::child::spawn(command)?;
+        let child = sys::child::spawn(command)?;
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidData)?;
-        let mut started = Child::started(pid);
-        started.stderr = child.stderr.take();
-        Ok(started)
+        Ok(Child::started(pid))
     }
 
     /// A child that has been started in a process group of its own.
     pub(crate) fn started(pid: Pid) -> Child {
-        Child { pid, pidfd: None, stderr: None, reaped: false, free: false }
+        Child { pid, pidfd: None, reaped: false, free: false }
     }
 
     /// A child that this program started before it replaced itself by another: execve(2) keeps children. It is free.
@@ -58,11 +55,6 @@ impl Child {
     /// The child's pid, which stays its own until it is reaped.
     pub fn pid(&self) -> Pid {
         self.pid
-    }
-
-    /// What it writes to a piped stderr.
-    pub(crate) fn take_stderr(&mut self) -> Option<ChildStderr> {
-        self.stderr.take()
     }
 
     /// Waits for its end without reaping it: its number and its process group stay its own.

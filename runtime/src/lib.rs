@@ -1,8 +1,8 @@
 //! What lies between a supervisor and an OCI runtime: bundles, the runtime's command line, and the files
 //! through which a shim and whoever supervises it speak.
 //!
-//! This crate knows one container or process at a time and keeps no state of its own; what to do when is the
-//! supervisor's business. It knows no gRPC and no flags.
+//! This crate knows one container or process at a time and keeps no state of its own but copies of the runtimes'
+//! programs; what to do when is the supervisor's business. It knows no gRPC and no flags.
 
 mod abilities;
 mod bundle;
@@ -14,6 +14,7 @@ mod leftovers;
 mod names;
 mod oci;
 mod process_dir;
+mod sealed;
 mod shim;
 mod spec;
 mod stdio;
@@ -28,6 +29,7 @@ pub use leftovers::unmount_leftovers;
 pub use names::{NameError, check_name};
 pub use oci::{Oci, OciError, Operation, ask, find_program};
 pub use process_dir::{Command, ProcessDir, ProcessRecord, ShimLine};
+pub use sealed::RuntimeCopy;
 pub use shim::Shim;
 pub use spec::{ProcessSpec, Rlimit, User};
 pub use stdio::{Stdio, StdioError};

@@ -2,15 +2,18 @@
 
 use rustix::io::Errno;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
+use sys::environment::variables_without;
+use sys::spawn::Spawn;
 use tokio::io::AsyncReadExt;
 
 use crate::checkpoint::{Checkpoint, Partial};
-use crate::child::Child;
+use crate::child::{Child, NOT_FOR_CHILDREN};
 use crate::process_dir::last_error;
+use crate::sealed::{RuntimeCopy, Sealed};
 
 /// An OCI runtime with the arguments that go in front of every subcommand.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,6 +120,12 @@ impl Oci {
         &self.binary
     }
 
+    /// A copy in memory that shims can run in its place, if it is of the kind that would make one itself. It is made in the
+    /// background when this is first asked.
+    pub fn copy(&self) -> Option<RuntimeCopy> {
+        Sealed::of(&self.binary).map(|copy| copy.named())
+    }
+
     /// What goes in front of the subcommand.
     pub fn arguments(&self) -> &[String] {
         &self.arguments
@@ -172,6 +181,17 @@ impl Oci {
         command
     }
 
+    /// Starts what `command` says, of which there is a copy perhaps.
+    fn start_copy(&self, command: &Command, stderr: OwnedFd) -> io::Result<Child> {
+        let null = std::fs::File::options().read(true).write(true).open("/dev/null")?;
+        let (environment, copy) = (variables_without(&NOT_FOR_CHILDREN), Sealed::of(&self.binary));
+        let mut runtime = Spawn::new(&self.binary, &environment, [null.as_fd(), null.as_fd(), stderr.as_fd()])?;
+        runtime.arguments(command.get_args())?;
+        runtime.file = copy.as_ref().map(|copy| copy.as_fd());
+        runtime.own_group = true;
+        Ok(Child::started(runtime.start()?))
+    }
+
     /// Runs a command to its end. Without a limit it is not killed whatever happens to this.
     async fn finish(
         &self,
@@ -181,16 +201,24 @@ impl Oci {
         limit: Option<Duration>,
     ) -> Result<(), OciError> {
         let start = std::fs::metadata(log).map_or(0, |metadata| metadata.len());
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let spawn_error = |source| OciError::Spawn { runtime: self.name.clone(), source };
-        let mut child = Child::spawn(&mut command).map_err(|e| match e.kind() {
+        let (reader, writer) = said_through().map_err(spawn_error)?;
+        let started = if limit.is_some() {
+            self.start_copy(&command, writer)
+        } else {
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(writer);
+            Child::spawn(&mut command)
+        };
+        // Its copy of the pipe's other end would keep that open.
+        drop(command);
+        let mut child = started.map_err(|e| match e.kind() {
             io::ErrorKind::NotFound => OciError::NotInstalled(self.name.clone()),
             _ => spawn_error(e),
         })?;
         if limit.is_none() {
             child.set_free();
         }
-        let mut said = Said::new(child.take_stderr().map(OwnedFd::from)).map_err(spawn_error)?;
+        let mut said = Said::new(reader).map_err(spawn_error)?;
         let limit = limit.unwrap_or(Duration::MAX);
         match tokio::time::timeout(limit, said.until_the_end_of(&mut child)).await {
             Err(_) => {
@@ -217,6 +245,13 @@ impl Oci {
     }
 }
 
+/// A pipe for what a program says: our end, which does not block, and its.
+fn said_through() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    rustix::io::ioctl_fionbio(&reader, true)?;
+    Ok((reader, writer))
+}
+
 /// What the runtime writes to stderr. Read while it runs, and not beyond: a child of its may hold it open.
 struct Said {
     pipe: Option<tokio::net::unix::pipe::Receiver>,
@@ -224,8 +259,8 @@ struct Said {
 }
 
 impl Said {
-    fn new(pipe: Option<OwnedFd>) -> io::Result<Said> {
-        let pipe = pipe.map(tokio::net::unix::pipe::Receiver::from_owned_fd).transpose()?;
+    fn new(pipe: OwnedFd) -> io::Result<Said> {
+        let pipe = Some(tokio::net::unix::pipe::Receiver::from_owned_fd(pipe)?);
         Ok(Said { pipe, tail: Vec::new() })
     }
 
@@ -283,13 +318,12 @@ impl Said {
 /// Runs a program that is to answer within `limit` and is killed otherwise: its status, and the end of what it wrote to
 /// stdout and stderr.
 pub async fn ask(mut command: Command, limit: Duration) -> io::Result<(sys::child::ExitStatus, String)> {
-    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-    rustix::io::ioctl_fionbio(&reader, true)?;
+    let (reader, writer) = said_through()?;
     command.stdin(Stdio::null()).stdout(Stdio::from(writer.try_clone()?)).stderr(Stdio::from(writer));
     let mut child = Child::spawn(&mut command)?;
     // Its copies of the pipe's other end would keep that open.
     drop(command);
-    let mut said = Said::new(Some(reader))?;
+    let mut said = Said::new(reader)?;
     let timed_out = || io::Error::new(io::ErrorKind::TimedOut, format!("it did not answer within {limit:?}"));
     let status = tokio::time::timeout(limit, said.until_the_end_of(&mut child)).await.map_err(|_| timed_out())??;
     Ok((status, said.words()))

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use crate::PathError;
 use crate::container_dir::remove_all;
 use crate::json::{FORMAT, null_as_default, read_object, write_whole};
+use crate::sealed::RuntimeCopy;
 use crate::spec::ProcessSpec;
 use crate::stdio::Stdio;
 
@@ -43,6 +44,8 @@ pub struct ProcessRecord {
     pub root_gid: u32,
     /// Tells this process from others of the same name; empty if an older daemon made it.
     pub instance: String,
+    /// The copy of the runtime that its shim runs, if it finds it.
+    pub runtime_copy: Option<RuntimeCopy>,
 }
 
 impl ProcessRecord {
@@ -68,6 +71,9 @@ impl ProcessRecord {
         set("rootUID", self.root_uid.into());
         set("rootGID", self.root_gid.into());
         set("instance", self.instance.clone().into());
+        if let Some(RuntimeCopy { descriptor, inode }) = self.runtime_copy {
+            set("runtimeCopy", serde_json::json!({ "descriptor": descriptor, "inode": inode }));
+        }
         set("version", FORMAT.into());
     }
 }

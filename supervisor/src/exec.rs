@@ -96,6 +96,7 @@ impl Shared {
             root_uid: container.root.0,
             root_gid: container.root.1,
             instance: process.key.clone(),
+            runtime_copy: container.oci.copy(),
         };
         // First of all the name, so that the directory is nobody else's.
         container.add(&process)?;

@@ -151,6 +151,10 @@ impl Supervisor {
                 waiting.journal.recovered();
             });
         }
+        if let Ok(oci) = shared.runtime_for(None, &[]) {
+            // Made in the background, before it is needed.
+            let _ = oci.copy();
+        }
         tracing::info!(containers = found, "recovered");
         shared.recovered.send_replace(true);
         // What the reading of all those files took.

@@ -230,6 +230,7 @@ impl Shared {
             root_uid: bundle.root_uid,
             root_gid: bundle.root_gid,
             instance: record.instance.clone(),
+            runtime_copy: oci.copy(),
         };
         let made = dir.create(&record).and_then(|()| dir.process(INIT).create(bundle.process, &process));
         if let Err(e) = made {

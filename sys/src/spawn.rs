@@ -24,6 +24,8 @@ pub struct Spawn<'a> {
     environment: &'a [CString],
     directory: Option<CString>,
     stdio: [BorrowedFd<'a>; 3],
+    /// The program as it is open here; if it cannot be begun so, it is by its path.
+    pub file: Option<BorrowedFd<'a>>,
     /// A process group of its own.
     pub own_group: bool,
     /// Killed when the thread that starts it dies (prctl(2), `PR_SET_PDEATHSIG`). Outlives the exec, and is not passed on to
@@ -39,6 +41,7 @@ const STACK: usize = 16 << 10;
 /// What the child reads, and where it says what failed.
 struct Prepared<'a> {
     programs: &'a [CString],
+    file: Option<BorrowedFd<'a>>,
     arguments: *const *const c_char,
     environment: *const *const c_char,
     directory: Option<&'a CStr>,
@@ -80,6 +83,7 @@ impl<'a> Spawn<'a> {
             environment,
             directory: None,
             stdio,
+            file: None,
             own_group: false,
             dies_with_parent: false,
             blocks_signals: false,
@@ -120,6 +124,7 @@ impl<'a> Spawn<'a> {
         let (arguments, environment) = (pointers(&self.arguments), pointers(self.environment));
         let mut prepared = Prepared {
             programs: &self.programs,
+            file: self.file,
             arguments: arguments.as_ptr(),
             environment: environment.as_ptr(),
             directory: self.directory.as_deref(),
@@ -191,9 +196,13 @@ fn become_program(prepared: &Prepared<'_>) -> io::Result<core::convert::Infallib
     if !prepared.blocks_signals {
         crate::signal::unblock_all()?;
     }
+    if let Some(file) = prepared.file {
+        // SAFETY: `start` has put a null pointer at the end of both lists, which are there as long as it waits.
+        let _ = unsafe { raw::execveat(file, prepared.arguments, prepared.environment) };
+    }
     let mut failed = Errno::NOENT;
     for program in prepared.programs {
-        // SAFETY: `start` has put a null pointer at the end of both lists, which are there as long as it waits.
+        // SAFETY: as above.
         match unsafe { raw::execve(program, prepared.arguments, prepared.environment) } {
             // The next one may be there.
             Errno::NOENT | Errno::NOTDIR => {}
@@ -246,6 +255,25 @@ mod tests {
             });
         let mut lines = said.lines().map(str::trim);
         assert_eq!(lines.next(), lines.next());
+    }
+
+    #[test]
+    fn what_is_open_is_begun_and_otherwise_what_has_the_name() {
+        let open = |path: &str| std::fs::File::open(path).expect("opens");
+        let (other, none) = (open("/bin/echo"), open("/dev/null"));
+        for (file, said) in [(&other, "-c echo shell"), (&none, "shell")] {
+            let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).expect("pipe");
+            let stdio = [none.as_fd(), writer.as_fd(), writer.as_fd()];
+            let mut spawn = Spawn::new("/bin/sh", &[], stdio).expect("a path");
+            spawn.arguments(["-c", "echo shell"]).expect("arguments");
+            spawn.file = Some(file.as_fd());
+            let pid = spawn.start().expect("starts");
+            drop(writer);
+            let mut text = String::new();
+            std::fs::File::from(reader).read_to_string(&mut text).expect("reads");
+            waitpid(Some(pid), WaitOptions::empty()).expect("our child");
+            assert_eq!(text.trim(), said);
+        }
     }
 
     #[test]

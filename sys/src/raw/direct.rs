@@ -1,7 +1,7 @@
 use core::arch::asm;
 use core::ffi::{CStr, c_char, c_int, c_void};
 use linux_raw_sys::general as linux;
-use rustix::fd::{FromRawFd, OwnedFd};
+use rustix::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::process::Pid;
 
@@ -17,13 +17,13 @@ pub(crate) type Mask = u64;
 ///
 /// # Safety
 /// As the call demands.
-unsafe fn call(number: u32, arguments: [usize; 4]) -> isize {
-    let [a, b, c, d] = arguments;
+unsafe fn call<const N: usize>(number: u32, arguments: [usize; N]) -> isize {
+    let [a, b, c, d, e] = core::array::from_fn(|at| arguments.get(at).copied().unwrap_or_default());
     let result;
     // SAFETY: the kernel keeps all registers but these, and what it writes to is the caller's to allow.
     unsafe {
         asm!("syscall", inlateout("rax") number as usize => result, in("rdi") a, in("rsi") b, in("rdx") c, in("r10") d,
-            out("rcx") _, out("r11") _, options(nostack));
+            in("r8") e, out("rcx") _, out("r11") _, options(nostack));
     }
     result
 }
@@ -130,9 +130,24 @@ pub(crate) unsafe fn execve(
     arguments: *const *const c_char,
     environment: *const *const c_char,
 ) -> Errno {
-    let all = [program.as_ptr() as usize, arguments as usize, environment as usize, 0];
+    let all = [program.as_ptr() as usize, arguments as usize, environment as usize];
     // SAFETY: as above.
     checked(unsafe { call(linux::__NR_execve, all) }).err().unwrap_or(Errno::IO)
+}
+
+/// As [`execve`], of a program that is open.
+///
+/// # Safety
+/// Both lists must end with a null pointer.
+pub(crate) unsafe fn execveat(
+    program: BorrowedFd<'_>,
+    arguments: *const *const c_char,
+    environment: *const *const c_char,
+) -> Errno {
+    let (fd, itself) = (program.as_raw_fd() as usize, c"".as_ptr() as usize);
+    let all = [fd, itself, arguments as usize, environment as usize, linux::AT_EMPTY_PATH as usize];
+    // SAFETY: as above, and the empty path says that the descriptor itself is meant.
+    checked(unsafe { call(linux::__NR_execveat, all) }).err().unwrap_or(Errno::IO)
 }
 
 /// Ends this process, and runs nothing more of it.

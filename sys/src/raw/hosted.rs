@@ -1,6 +1,6 @@
 use core::ffi::{CStr, c_char, c_int, c_void};
 use core::mem::MaybeUninit;
-use rustix::fd::{FromRawFd, OwnedFd};
+use rustix::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::process::Pid;
 
@@ -95,6 +95,29 @@ pub(crate) unsafe fn execve(
 ) -> Errno {
     // SAFETY: as above.
     unsafe { libc::execve(program.as_ptr(), arguments, environment) };
+    last_error()
+}
+
+/// As [`execve`], of a program that is open.
+///
+/// # Safety
+/// Both lists must end with a null pointer.
+pub(crate) unsafe fn execveat(
+    program: BorrowedFd<'_>,
+    arguments: *const *const c_char,
+    environment: *const *const c_char,
+) -> Errno {
+    // SAFETY: as above, and the empty path says that the descriptor itself is meant.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            program.as_raw_fd(),
+            c"".as_ptr(),
+            arguments,
+            environment,
+            libc::AT_EMPTY_PATH,
+        );
+    }
     last_error()
 }
 

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use tests::{FAULTS, Host, Ledger, Options, bin, children_of, eventually};
+use tests::{FAULTS, Host, Ledger, Options, bin, children_of, eventually, runtime};
 
 /// Copies a program to where it can be replaced.
 fn install(host: &Host, name: &str) {
@@ -171,5 +171,47 @@ async fn the_service_manager_is_told() {
     assert_eq!(told(), "STOPPING=1");
     assert!(Path::new(&path).exists());
     host.start().await;
+    host.finish();
+}
+
+#[tokio::test]
+async fn a_runtime_runs_from_a_copy_of_the_program_as_it_is_now() {
+    let directory = tempfile::tempdir().unwrap();
+    let program = directory.path().join(runtime());
+    // Another program each time: what is behind the end of an ELF file is nothing to it.
+    let install = |more: &str| {
+        let script =
+            r#"cat "$(command -v "$0")" > "$1.new"; printf %s "$2" >> "$1.new"; chmod 755 "$1.new"; mv "$1.new" "$1""#;
+        let mut command = std::process::Command::new("sh");
+        assert!(command.args(["-c", script, &runtime()]).arg(&program).arg(more).status().unwrap().success());
+        program.metadata().unwrap().len()
+    };
+    install("");
+    let path = program.to_str().unwrap().to_string();
+    let host = Host::with(Options { runtime: Some(path), ..Options::default() }).await;
+    let mut client = host.client().await;
+    let mut watch = Watch::new(&mut client).await;
+    let seen = host.path().join("seen");
+    let look = format!("readlink /proc/$PPID/exe > {0}; stat -L -c %s /proc/$PPID/exe >> {0}", seen.display());
+    let hook = serde_json::json!({"path": "/bin/sh", "args": ["sh", "-c", look]});
+    for more in ["", "x", "yy"] {
+        let length = install(more);
+        // The copy is made while the first ones are started from the file.
+        let begun = Instant::now();
+        loop {
+            assert!(begun.elapsed() < tests::LIMIT, "no copy is run");
+            let id = host.name("c");
+            let mut bundle = host.bundle(&["true"]);
+            bundle.config["hooks"] = serde_json::json!({"createRuntime": [hook]});
+            start(&mut client, &id, &bundle.write()).await;
+            assert_eq!(watch.exit(&id, "init").await, 0);
+            let text = std::fs::read_to_string(&seen).unwrap();
+            let (file, size) = text.trim().split_once('\n').unwrap();
+            assert_eq!(size.parse(), Ok(length), "{file}");
+            if file.starts_with("/memfd:") && file.contains(&runtime()) {
+                break;
+            }
+        }
+    }
     host.finish();
 }
