@@ -5,7 +5,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use rustix::fd::OwnedFd;
-use rustix::fs::{CWD, Mode, OFlags, SealFlags, fcntl_get_seals, fstat, open};
+use rustix::fs::{CWD, Mode, OFlags, fstat, open};
 use rustix::process::getppid;
 
 use crate::error::{Context, Failure};
@@ -47,6 +47,7 @@ pub(crate) struct RuntimeCopy {
     /// A descriptor of the daemon's.
     descriptor: i32,
     /// Which file it must be.
+    device: u64,
     inode: u64,
 }
 
@@ -92,12 +93,9 @@ impl Request {
     pub(crate) fn runtime_copy(&self) -> Option<OwnedFd> {
         let copy = self.runtime_copy?;
         let path = format!("/proc/{}/fd/{}", getppid()?.as_raw_nonzero(), copy.descriptor);
-        let file = open(path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty()).ok()?;
-        // Another process may be the parent by now, and the number another file's. No other file is sealed and has that
-        // inode.
-        let sealed = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
-        let is_it = fcntl_get_seals(&file).is_ok_and(|seals| seals == sealed)
-            && fstat(&file).is_ok_and(|stat| stat.st_ino == copy.inode);
+        // The parent may be another process by now, and the number another file's: so it is not opened before it is known.
+        let file = open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).ok()?;
+        let is_it = fstat(&file).is_ok_and(|stat| stat.st_dev == copy.device && stat.st_ino == copy.inode);
         is_it.then_some(file)
     }
 
@@ -129,11 +127,12 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_of_the_runtime_is_one_that_is_sealed_and_meant() {
+    fn a_copy_of_the_runtime_is_the_one_that_is_meant() {
         let of = |text: &str| Request::parse(text.as_bytes()).expect("valid").runtime_copy();
         assert!(of("{}").is_none() && of(r#"{"runtimeCopy":null}"#).is_none());
         for descriptor in ["-1", "0", "1", "2", "99999"] {
-            assert!(of(&format!(r#"{{"runtimeCopy":{{"descriptor":{descriptor},"inode":1}}}}"#)).is_none());
+            let copy = format!(r#"{{"runtimeCopy":{{"descriptor":{descriptor},"device":1,"inode":1}}}}"#);
+            assert!(of(&copy).is_none());
         }
     }
 

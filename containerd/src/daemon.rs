@@ -134,7 +134,8 @@ async fn serve(
     tokio::spawn(async move {
         while dump.recv().await.is_some() {
             for line in dump::lines(&watched).await {
-                tracing::info!("dump: {line}");
+                // Somebody wants to see it, whatever is logged otherwise.
+                tracing::warn!("dump: {line}");
             }
         }
     });

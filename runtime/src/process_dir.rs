@@ -71,8 +71,9 @@ impl ProcessRecord {
         set("rootUID", self.root_uid.into());
         set("rootGID", self.root_gid.into());
         set("instance", self.instance.clone().into());
-        if let Some(RuntimeCopy { descriptor, inode }) = self.runtime_copy {
-            set("runtimeCopy", serde_json::json!({ "descriptor": descriptor, "inode": inode }));
+        if let Some(RuntimeCopy { descriptor, device, inode }) = self.runtime_copy {
+            let copy = serde_json::json!({ "descriptor": descriptor, "device": device, "inode": inode });
+            set("runtimeCopy", copy);
         }
         set("version", FORMAT.into());
     }

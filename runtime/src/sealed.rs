@@ -15,6 +15,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use sys::exhausted::is_exhausted;
 
 /// The names of the programs that do so. What else has such a name and is no ELF file is a wrapper, and is left alone.
 const NAMES: [&str; 2] = ["crun", "runc"];
@@ -48,15 +49,18 @@ impl Identity {
 #[derive(Debug)]
 pub(crate) struct Sealed {
     file: OwnedFd,
+    device: u64,
     inode: u64,
 }
 
-/// Where a child of this process finds a copy, and how it knows it: a number of a descriptor may be another one's by then.
+/// Where a child of this process finds a copy, and how it knows it: a descriptor's number may be another one's by then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
 pub struct RuntimeCopy {
     /// The descriptor's number, in its parent.
     pub descriptor: i32,
-    /// The inode's number.
+    /// The file's device.
+    pub device: u64,
+    /// The file's inode.
     pub inode: u64,
 }
 
@@ -88,18 +92,23 @@ impl Sealed {
         if known.len() < MOST && identity.2 <= LARGEST {
             known.push(Known { path: path.to_path_buf(), identity: identity.clone(), copy: None });
             let path = path.to_path_buf();
-            let make = move || match Sealed::make(&path, &identity) {
-                Ok(copy) => {
-                    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-                    let own = known.iter_mut().find(|one| one.path == path && one.identity == identity);
-                    if let Some(own) = own {
-                        own.copy = copy.map(Arc::new);
+            let make = move || {
+                let made = Sealed::make(&path, &identity);
+                let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+                let is_own = |one: &Known| one.path == path && one.identity == identity;
+                match made {
+                    Ok(copy) => {
+                        let copy = copy.map(Arc::new);
+                        known.iter_mut().filter(|one| is_own(one)).for_each(|one| one.copy.clone_from(&copy));
                     }
+                    // Tried again when it is asked for again.
+                    Err(e) if is_exhausted(&e) => known.retain(|one| !is_own(one)),
+                    Err(e) => tracing::debug!("no copy of {} in memory, it is run from its file: {e}", path.display()),
                 }
-                // It is run from its file, as ever.
-                Err(e) => tracing::debug!("no copy of {} in memory: {e}", path.display()),
             };
-            drop(std::thread::Builder::new().name("copy".into()).spawn(make));
+            if std::thread::Builder::new().name("copy".into()).spawn(make).is_err() {
+                known.pop();
+            }
         }
         None
     }
@@ -128,13 +137,13 @@ impl Sealed {
         }
         // These, and no others, are what runc and crun look for (libcontainer/nsenter/cloned_binary.c).
         fcntl_add_seals(&copy, SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE)?;
-        let inode = copy.metadata()?.ino();
-        Ok(Some(Sealed { file: copy.into(), inode }))
+        let metadata = copy.metadata()?;
+        Ok(Some(Sealed { file: copy.into(), device: metadata.dev(), inode: metadata.ino() }))
     }
 
     /// How a child finds it.
     pub(crate) fn named(&self) -> RuntimeCopy {
-        RuntimeCopy { descriptor: self.file.as_raw_fd(), inode: self.inode }
+        RuntimeCopy { descriptor: self.file.as_raw_fd(), device: self.device, inode: self.inode }
     }
 }
 

@@ -19,6 +19,8 @@ struct Counts {
     execs: AtomicUsize,
     calls: AtomicUsize,
     cut_off: AtomicUsize,
+    /// Calls that this side's own library never came back from.
+    lost: AtomicUsize,
     bytes: AtomicUsize,
     checkpoints: AtomicUsize,
     restored: AtomicUsize,
@@ -41,6 +43,8 @@ struct Lane {
     /// Containers can be checkpointed here.
     criu: bool,
     over: Arc<AtomicBool>,
+    /// How many daemons there have been.
+    daemons: Arc<AtomicUsize>,
 }
 
 #[tokio::main]
@@ -68,6 +72,7 @@ async fn soak() {
     std::fs::create_dir(host.join("out")).unwrap();
     let ledger = Arc::new(Ledger::new(host.lazy_client()));
     let (counts, over) = (Arc::new(Counts::default()), Arc::new(AtomicBool::new(false)));
+    let daemons = Arc::new(AtomicUsize::new(1));
     let mut lanes = tokio::task::JoinSet::new();
     let criu = tests::has_criu();
     for name in 0..LANES {
@@ -82,11 +87,12 @@ async fn soak() {
             made: 0,
             criu,
             over: over.clone(),
+            daemons: daemons.clone(),
         };
         lanes.spawn(lane.run());
     }
     let deadline = Instant::now() + Duration::from_secs_f64(minutes * 60.0);
-    let (mut host, chaos) = make_chaos(host, &ledger, random.split(), deadline).await;
+    let (mut host, chaos) = make_chaos(host, &ledger, &daemons, random.split(), deadline).await;
     over.store(true, Ordering::SeqCst);
     while let Some(lane) = lanes.join_next().await {
         lane.unwrap();
@@ -131,11 +137,30 @@ impl Lane {
                 _ => self.long(&id).await,
             }
             // Whoever was cut off waits until there is a daemon.
-            while self.client.state(StateRequest::default()).await.is_err() {
+            while self.state().await.is_err() {
                 count(&self.counts.cut_off, 1);
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         }
+    }
+
+    /// The answer to a call. One that outlives the daemon that it was for was lost on this side: each daemon answers all, or
+    /// its connections end. One that does not was lost by the daemon.
+    async fn answer<T>(&self, call: impl Future<Output = Result<T, tonic::Status>>) -> Result<T, tonic::Status> {
+        let before = self.daemons.load(Ordering::SeqCst);
+        if let Ok(answer) = tokio::time::timeout(tests::LIMIT, call).await {
+            return answer;
+        }
+        if self.daemons.load(Ordering::SeqCst) == before {
+            self.ledger.found(format!("a call was not answered, in c{}-{}", self.name, self.made));
+        }
+        count(&self.counts.lost, 1);
+        Err(tonic::Status::cancelled("it was lost"))
+    }
+
+    async fn state(&self) -> Result<(), tonic::Status> {
+        let mut client = self.client.clone();
+        self.answer(client.state(StateRequest::default())).await.map(drop)
     }
 
     async fn create(&mut self, id: &str, script: &str, stdout: &str, statuses: &[u32]) -> bool {
@@ -147,7 +172,8 @@ impl Lane {
 
     async fn create_as(&mut self, request: CreateContainerRequest, statuses: &[u32]) -> bool {
         let id = request.id.clone();
-        let created = self.client.create_container(request).await;
+        let mut client = self.client.clone();
+        let created = self.answer(client.create_container(request)).await;
         count(&self.counts.containers, 1);
         count(&self.counts.cut_off, usize::from(created.is_err()));
         self.ledger.expect(&id, "init", created.is_ok(), statuses);
@@ -158,7 +184,8 @@ impl Lane {
     async fn move_on(&mut self, id: &str) -> Option<String> {
         let checkpoint = Some(api::Checkpoint { name: "one".into(), exit: true, ..Default::default() });
         let request = api::CreateCheckpointRequest { id: id.into(), checkpoint, ..Default::default() };
-        let made = self.client.create_checkpoint(request).await;
+        let mut client = self.client.clone();
+        let made = self.answer(client.create_checkpoint(request)).await;
         count(&self.counts.checkpoints, 1);
         count(&self.counts.cut_off, usize::from(made.is_err()));
         if made.is_err() {
@@ -224,15 +251,19 @@ impl Lane {
                 4 => {
                     let resources = Some(api::UpdateResource { pids_limit: 200, ..Default::default() });
                     let request = api::UpdateContainerRequest { id: id.into(), resources, ..Default::default() };
-                    self.client.update_container(request).await.is_err()
+                    let mut client = self.client.clone();
+                    self.answer(client.update_container(request)).await.is_err()
                 }
-                5 => self.client.stats(api::StatsRequest { id: id.into() }).await.is_err(),
-                _ => signal(&mut self.client, id, "init", 28).await.is_err(),
+                5 => {
+                    let mut client = self.client.clone();
+                    self.answer(client.stats(api::StatsRequest { id: id.into() })).await.is_err()
+                }
+                _ => self.send(id, "init", 28).await.is_err(),
             };
             count(&self.counts.cut_off, usize::from(failed));
         }
         if long && self.random.below(2) == 0 {
-            let _ = signal(&mut self.client, id, "long", 15).await;
+            let _ = self.send(id, "long", 15).await;
         }
         let moves = self.criu && !long && self.random.below(3) == 0;
         let runs = if moves { self.move_on(id).await } else { Some(id.to_string()) };
@@ -241,7 +272,7 @@ impl Lane {
         let number = if self.random.below(2) == 0 { 10 } else { 9 };
         let mut tries = 0;
         while !self.ledger.has_ended(id, "init") {
-            let sent = signal(&mut self.client, id, "init", if tries < 5 { number } else { 9 }).await;
+            let sent = self.send(id, "init", if tries < 5 { number } else { 9 }).await;
             tries += 1;
             if sent.is_ok() && self.ledger.ends_within(id, "init", Duration::from_millis(200)).await {
                 break;
@@ -250,9 +281,15 @@ impl Lane {
         }
     }
 
-    async fn set(&mut self, id: &str, status: &str) -> bool {
+    async fn send(&self, id: &str, pid: &str, number: u32) -> Result<(), tonic::Status> {
+        let mut client = self.client.clone();
+        self.answer(signal(&mut client, id, pid, number)).await
+    }
+
+    async fn set(&self, id: &str, status: &str) -> bool {
         let request = api::UpdateContainerRequest { id: id.into(), status: status.into(), ..Default::default() };
-        self.client.update_container(request).await.is_err()
+        let mut client = self.client.clone();
+        self.answer(client.update_container(request)).await.is_err()
     }
 
     async fn exec(&mut self, id: &str, name: &str) {
@@ -264,7 +301,8 @@ impl Lane {
     async fn add(&mut self, id: &str, name: &str, script: &str, statuses: &[u32]) -> bool {
         let args = vec!["sh".into(), "-c".into(), script.into()];
         let request = AddProcessRequest { id: id.into(), pid: name.into(), args, ..Default::default() };
-        let added = self.client.add_process(request).await;
+        let mut client = self.client.clone();
+        let added = self.answer(client.add_process(request)).await;
         count(&self.counts.execs, 1);
         self.ledger.expect(id, name, added.is_ok(), statuses);
         added.is_ok()
@@ -286,11 +324,18 @@ fn shims(state_dir: &Path) -> Vec<(Pid, String, String)> {
 }
 
 /// Does harm until `deadline`.
-async fn make_chaos(mut host: Host, ledger: &Ledger, mut random: Random, deadline: Instant) -> (Host, String) {
+async fn make_chaos(
+    mut host: Host,
+    ledger: &Ledger,
+    daemons: &AtomicUsize,
+    mut random: Random,
+    deadline: Instant,
+) -> (Host, String) {
     let (mut kills, mut stops, mut replaced, mut shims_killed, mut shims_stopped) = (0, 0, 0, 0, 0);
     let state_dir = host.state_dir().canonicalize().unwrap();
     while Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(random.below(700) as u64)).await;
+        daemons.store(1 + kills + stops + replaced, Ordering::SeqCst);
         assert!(!host.has_died(), "nobody has killed the daemon");
         match random.below(10) {
             0..4 => {
@@ -333,6 +378,7 @@ async fn make_chaos(mut host: Host, ledger: &Ledger, mut random: Random, deadlin
             }
         }
     }
+    daemons.store(1 + kills + stops + replaced, Ordering::SeqCst);
     let chaos = format!(
         "daemon killed {kills} times, stopped {stops}, replaced {replaced}; shims killed {shims_killed}, stopped {shims_stopped}"
     );
