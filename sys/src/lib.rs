@@ -22,6 +22,8 @@ pub mod descriptors;
 pub mod environment;
 mod errno;
 pub mod exhausted;
+#[cfg(any(not(feature = "std"), test))]
+mod heap;
 pub mod pidfd;
 pub mod procfs;
 mod raw;
