@@ -102,6 +102,7 @@ async fn serve(
     let mut stop = Stop::new()?;
     let mut replace = signal(SignalKind::hangup()).context("listen for signals")?;
     let mut dump = signal(SignalKind::user_defined1()).context("listen for signals")?;
+    let replaces = inherited.is_handed_over();
     let mut sockets = listen::listen(flags, inherited)?;
     let metrics_listener = http_listener("--metrics-address", flags.metrics_address.as_deref()).await?;
     let profile_listener = http_listener("--pprof-address", flags.pprof_address.as_deref()).await?;
@@ -112,6 +113,7 @@ async fn serve(
         shim: flags.shim.clone(),
         call_timeout: limit(flags.start_timeout),
         retain: flags.retain_count,
+        replaces,
     })?;
 
     let (stopping, stopped) = watch::channel(false);

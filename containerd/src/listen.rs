@@ -70,6 +70,11 @@ impl Inherited {
     pub(crate) fn take() -> Inherited {
         Inherited { passed: sys::activation::take(), handed_over: sys::activation::take_handed_over() }
     }
+
+    /// Whether this program has replaced another one of its kind.
+    pub(crate) fn is_handed_over(&self) -> bool {
+        !self.handed_over.is_empty()
+    }
 }
 
 /// Listens as the flags say. A socket file that nobody listens on is replaced; one that somebody does is not.

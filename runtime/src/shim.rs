@@ -138,7 +138,8 @@ impl Shim {
     }
 
     /// The shims among this process's own children, by the directory that they work in: those that it started before
-    /// it replaced itself by another program. Children that have ended are reaped. Only before others are started.
+    /// it replaced itself by another program. All children that have ended are reaped, so that only a process
+    /// may ask that is a supervisor and nothing else, and only before it starts others.
     pub fn kept_children() -> HashMap<PathBuf, Child> {
         let mut found = HashMap::new();
         while let Ok(Some(_)) = sys::child::try_reap_any() {}

@@ -18,4 +18,6 @@ pub struct Config {
     pub call_timeout: Duration,
     /// Events kept in the journal; 0 for all.
     pub retain: usize,
+    /// This process was another supervisor's and has replaced itself (execve(2)), so that all its children are that one's.
+    pub replaces: bool,
 }

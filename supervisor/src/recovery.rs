@@ -101,7 +101,8 @@ impl Supervisor {
     pub async fn recover(&self) -> Result<(), Error> {
         let shared = &self.0;
         let state_dir = shared.config.state_dir.canonicalize().map_err(Error::system("find the state directory"))?;
-        let kept = Mutex::new(Shim::kept_children());
+        // Of another program the children are nothing to this.
+        let kept = Mutex::new(if shared.config.replaces { Shim::kept_children() } else { HashMap::new() });
         let recovery = Arc::new(Recovery { told: shared.journal.told(), state_dir, kept, runtimes: Mutex::default() });
         reach(Point::RecoveryBegun);
         let (calls, mut calls_wait) = mpsc::channel(1);

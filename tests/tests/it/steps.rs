@@ -13,6 +13,7 @@ fn config(host: &Host) -> Config {
         shim: tests::bin("containerd-shim").to_str().unwrap().into(),
         call_timeout: Duration::from_secs(30),
         retain: 100,
+        replaces: false,
     }
 }
 
