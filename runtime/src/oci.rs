@@ -206,6 +206,7 @@ impl Oci {
         let started = if limit.is_some() {
             self.start_copy(&command, writer)
         } else {
+            // A checkpoint passes a lock on to its child. Beside what CRIU takes, a copy would be nothing.
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(writer);
             Child::spawn(&mut command)
         };
