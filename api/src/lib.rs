@@ -9,10 +9,36 @@ mod generated {
     include!(concat!(env!("OUT_DIR"), "/types.rs"));
 }
 
+/// The server's side, generated from the same file.
+#[allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub, clippy::unwrap_used)]
+mod server {
+    include!(concat!(env!("OUT_DIR"), "/server/types.rs"));
+}
+
 mod json;
 
 pub use generated::*;
 pub use prost_types::Timestamp;
+pub use server::*;
+
+/// A [`StateResponse`] as a server gives it, each container encoded by itself where there was time for it: a message in a
+/// field is its bytes (protobuf's encoding, "Length-Delimited Records").
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct EncodedState {
+    /// Each as [`Container::encoded`] makes it.
+    #[prost(bytes = "vec", repeated, tag = "1")]
+    pub containers: Vec<Vec<u8>>,
+    /// The machine.
+    #[prost(message, optional, tag = "2")]
+    pub machine: Option<Machine>,
+}
+
+impl Container {
+    /// For [`EncodedState`].
+    pub fn encoded(&self) -> Vec<u8> {
+        prost::Message::encode_to_vec(self)
+    }
+}
 
 #[cfg(test)]
 mod tests {
@@ -36,6 +62,17 @@ mod tests {
             serde_json::to_string(&container).expect("plain data"),
             r#"{"id":"a","bundlePath":"/b","processes":[{"pid":"init","systemPid":7,"noNewPrivileges":true}],"pids":[7,8]}"#
         );
+    }
+
+    #[test]
+    fn an_encoded_state_is_a_state() {
+        let container = |id: &str| Container { id: id.into(), pids: vec![7, 300], ..Default::default() };
+        let containers = vec![container("a"), Container::default(), container("b")];
+        let machine = Some(Machine { cpus: 2, memory: 512 });
+        let encoded = containers.iter().map(Container::encoded).collect();
+        let encoded = EncodedState { containers: encoded, machine };
+        let state = StateResponse { containers, machine };
+        assert_eq!(prost::Message::encode_to_vec(&encoded), prost::Message::encode_to_vec(&state));
     }
 
     #[test]

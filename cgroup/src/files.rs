@@ -18,15 +18,15 @@ pub(crate) fn read(path: &Path) -> io::Result<Option<String>> {
     read_at(CWD, path)
 }
 
-/// The groups right below one that is there; none if it is gone.
+/// The groups right below one that is there (an empty path is `hierarchy` itself); none if it is gone.
 pub(crate) fn groups_below(hierarchy: BorrowedFd<'_>, group: &Path) -> io::Result<Vec<PathBuf>> {
     // A directory without others in it has two links, which saves listing it.
-    let stat = statat(hierarchy, group, AtFlags::empty()).map_err(io::Error::from);
+    let stat = statat(hierarchy, group, AtFlags::EMPTY_PATH).map_err(io::Error::from);
     if absent_is_none(stat)?.is_none_or(|stat| stat.st_nlink <= 2) {
         return Ok(Vec::new());
     }
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let opened = openat(hierarchy, group, flags, Mode::empty()).map_err(io::Error::from);
+    let opened = openat(hierarchy, group.join("."), flags, Mode::empty()).map_err(io::Error::from);
     let Some(opened) = absent_is_none(opened)? else { return Ok(Vec::new()) };
     let mut groups = Vec::new();
     for entry in rustix::fs::Dir::new(opened)? {
@@ -62,10 +62,10 @@ fn absent_is_none<T>(result: io::Result<T>) -> io::Result<Option<T>> {
 pub(crate) struct Directory(OwnedFd);
 
 impl Directory {
-    /// `None` if it is gone.
-    pub(crate) fn open(path: &Path) -> io::Result<Option<Directory>> {
+    /// The directory at `path` below `hierarchy`; `None` if it is gone.
+    pub(crate) fn open(hierarchy: impl AsFd, path: &Path) -> io::Result<Option<Directory>> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let opened = openat(CWD, path, flags, Mode::empty());
+        let opened = openat(hierarchy, path, flags, Mode::empty());
         Ok(absent_is_none(opened.map_err(io::Error::from))?.map(Directory))
     }
 
@@ -74,14 +74,9 @@ impl Directory {
         Ok(absent_is_none(sys::small_file::read_text(&self.0, name).map_err(io::Error::from))?.unwrap_or_default())
     }
 
-    /// The names of its files.
-    pub(crate) fn names(&self) -> io::Result<Vec<String>> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let Some(opened) = absent_is_none(openat(&self.0, ".", flags, Mode::empty()).map_err(io::Error::from))? else {
-            return Ok(Vec::new());
-        };
-        let entries = rustix::fs::Dir::new(opened)?;
-        entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+    /// Whether it has a file.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        statat(&self.0, name, AtFlags::empty()).is_ok()
     }
 
     /// A file with one number; 0 if it is not there, and for `max`.
@@ -129,8 +124,8 @@ mod tests {
     #[test]
     fn what_is_not_there_is_no_error() {
         let temporary = tempfile::tempdir().expect("tempdir");
-        assert!(Directory::open(&temporary.path().join("none")).expect("no error").is_none());
-        let directory = Directory::open(temporary.path()).expect("opens").expect("is there");
+        assert!(Directory::open(CWD, &temporary.path().join("none")).expect("no error").is_none());
+        let directory = Directory::open(CWD, temporary.path()).expect("opens").expect("is there");
         assert_eq!(directory.text("none").expect("no error"), "");
         assert_eq!(directory.number("none").expect("no error"), 0);
         assert_eq!(directory.limit("none").expect("no error"), None);

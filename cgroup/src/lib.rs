@@ -1,11 +1,12 @@
 //! A container's control groups, found from one of its processes and used by plain file reads and writes.
 //!
 //! v1, v2 and both beside each other look the same from outside. Nothing here starts a process, and nothing keeps a
-//! descriptor open but what waits for an out-of-memory. See cgroups(7) and the kernel's `admin-guide/cgroup-v1`,
-//! `cgroup-v2.rst`.
+//! descriptor open but what waits for an out-of-memory and what [`Cgroup::hold`] is asked to. See cgroups(7) and the
+//! kernel's `admin-guide/cgroup-v1`, `cgroup-v2.rst`.
 
 mod files;
 mod group;
+mod held;
 mod hierarchies;
 mod limits;
 mod oom;

@@ -108,15 +108,31 @@ pub struct Blkio {
     pub sectors: Vec<BlkioEntry>,
 }
 
+/// The controllers that are looked at.
+const CONTROLLERS: [&str; 5] = ["cpuacct", "memory", "blkio", "hugetlb", "pids"];
+
 impl Cgroup {
     /// Reads what the container uses. What is gone, or not there on this host, is zero.
     pub fn stats(&self) -> io::Result<Stats> {
         let mut stats = Stats::default();
-        let unified = self.v2().map(|path| Directory::open(&path)).transpose()?.flatten();
+        let unified = match self.place_v2() {
+            Some(place) if CONTROLLERS.iter().any(|controller| self.place_v1(controller).is_none()) => {
+                self.open(place)?
+            }
+            _ => None,
+        };
         let unified = unified.as_ref();
-        self.read("cpuacct", unified, &mut stats.cpu, v1::cpu_usage, v2::cpu)?;
-        // v2's has been read.
-        self.read("cpu", None, &mut stats.cpu, v1::throttling, v2::cpu)?;
+        // One hierarchy has both, mostly.
+        let both = self.place_v1("cpu").map(|(mount, _)| mount) == self.place_v1("cpuacct").map(|(mount, _)| mount);
+        let cpu = |group: &Directory, cpu: &mut Cpu| {
+            v1::cpu_usage(group, cpu)?;
+            if both { v1::throttling(group, cpu) } else { Ok(()) }
+        };
+        self.read("cpuacct", unified, &mut stats.cpu, cpu, v2::cpu)?;
+        if !both {
+            // v2's has been read.
+            self.read("cpu", None, &mut stats.cpu, v1::throttling, v2::cpu)?;
+        }
         self.read("memory", unified, &mut stats.memory, v1::memory, v2::memory)?;
         self.read("blkio", unified, &mut stats.blkio, v1::blkio, v2::blkio)?;
         let sizes = &self.host.hugepages;
@@ -136,8 +152,8 @@ impl Cgroup {
         v1: impl FnOnce(&Directory, &mut T) -> io::Result<()>,
         v2: impl FnOnce(&Directory, &mut T) -> io::Result<()>,
     ) -> io::Result<()> {
-        match (self.v1(controller), unified) {
-            (Some(path), _) => Directory::open(&path)?.map_or(Ok(()), |group| v1(&group, part)),
+        match (self.place_v1(controller), unified) {
+            (Some(place), _) => self.open(place)?.map_or(Ok(()), |group| v1(&group, part)),
             (None, Some(group)) => v2(group, part),
             (None, None) => Ok(()),
         }
@@ -209,6 +225,7 @@ mod tests {
                 ("memory.kmem.usage_in_bytes", "300\n"),
                 ("blkio.bfq.io_service_bytes_recursive", "Total 0\n"),
                 ("blkio.throttle.io_service_bytes_recursive", "8:0 Read 12\n8:0 Total 12\nTotal 12\n"),
+                ("blkio.time_recursive", "8:16 3\n"),
                 ("blkio.sectors_recursive", "8:16 9\n"),
                 ("hugetlb.2MB.usage_in_bytes", "2097152\n"),
                 ("hugetlb.2MB.limit_in_bytes", "4194304\n"),

@@ -258,15 +258,14 @@ impl Api for Service {
         .await
     }
 
-    async fn state(&self, request: Request<api::StateRequest>) -> Answer<api::StateResponse> {
+    async fn state(&self, request: Request<api::StateRequest>) -> Answer<api::EncodedState> {
         let id = request.into_inner().id;
         self.call("State", &id, "", async {
-            let containers =
-                self.supervisor.state(Some(id.as_str()).filter(|id| !id.is_empty())).await.map_err(status)?;
-            Ok(api::StateResponse {
-                containers: containers.into_iter().map(convert::container).collect(),
-                machine: Some(convert::machine()),
-            })
+            let id = Some(id.as_str()).filter(|id| !id.is_empty());
+            // Of a thousand it is a megabyte of small strings, which are best forgotten where they have been made.
+            let encoded = |info| convert::container(info).encoded();
+            let containers = self.supervisor.state_as(id, encoded).await.map_err(status)?;
+            Ok(api::EncodedState { containers, machine: Some(convert::machine()) })
         })
         .await
     }

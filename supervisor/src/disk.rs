@@ -60,6 +60,12 @@ fn begin_in(pool: &'static OnceLock<Pool>) -> io::Result<()> {
     Ok(())
 }
 
+/// Among how many threads to share what is much, asked once: the kernel's answer is in files.
+pub(crate) fn hands() -> usize {
+    static HANDS: OnceLock<usize> = OnceLock::new();
+    *HANDS.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from))
+}
+
 /// Runs `work`, which looks at files of ours or of the kernel, in one of the threads.
 pub(crate) async fn on_disk<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
     run(&OWN, work).await

@@ -122,7 +122,7 @@ impl Supervisor {
         }
         drop((calls, journal));
         let found = left.len();
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = crate::disk::hands();
         let share = found.div_ceil(threads).max(1);
         while !left.is_empty() {
             let part = left.split_off(left.len().saturating_sub(share));

@@ -1,12 +1,13 @@
 //! The state of all containers at one moment, without starting a process.
 
+use cgroup::Cgroup;
 use runtime::{ProcessSpec, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::container::Container;
-use crate::disk::on_disk;
+use crate::disk::{self, on_disk};
 use crate::error::Error;
 use crate::lifecycle::State;
 use crate::process::Process;
@@ -56,42 +57,74 @@ pub struct ProcessInfo {
 impl Supervisor {
     /// All containers that have been started, ordered by id, or the one that is asked for.
     pub async fn state(&self, id: Option<&str>) -> Result<Vec<ContainerInfo>, Error> {
-        let slots: Vec<(String, Slot)> = match id {
-            Some(id) => match self.0.aside(id) {
-                Some(aside) => vec![(id.to_string(), Slot::Aside(aside))],
-                None => vec![(id.to_string(), Slot::Here(self.0.container(id)?))],
-            },
-            None => self.0.map().iter().map(|(id, slot)| (id.clone(), slot.clone())).collect(),
+        self.state_as(id, |info| info).await
+    }
+
+    /// The same, each made into what is `wanted` of it where it is looked at: side by side, if there are many.
+    pub async fn state_as<T: Send + 'static>(
+        &self,
+        id: Option<&str>,
+        wanted: impl Fn(ContainerInfo) -> T + Send + Sync + 'static,
+    ) -> Result<Vec<T>, Error> {
+        let Some(id) = id else {
+            let mut slots: Vec<(String, Slot)> =
+                self.0.map().iter().map(|(id, slot)| (id.clone(), slot.clone())).collect();
+            slots.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+            return self.0.look_at_all(slots, wanted).await;
         };
-        let mut infos = self.0.look_at_all(slots).await?;
-        infos.sort_unstable_by(|a, b| a.id.cmp(&b.id));
-        match id {
-            Some(id) if infos.is_empty() => Err(Error::ContainerNotFound { id: id.to_string() }),
-            _ => Ok(infos),
+        let slot = match self.0.aside(id) {
+            Some(aside) => Slot::Aside(aside),
+            None => Slot::Here(self.0.container(id)?),
+        };
+        match self.0.look_at_slot(id, &slot) {
+            Some(info) => Ok(vec![wanted(info)]),
+            None => Err(Error::ContainerNotFound { id: id.to_string() }),
         }
     }
 }
 
 impl Shared {
     /// What there is to tell of these. Many are looked at by several threads, as the kernel takes its time for each.
-    async fn look_at_all(self: &Arc<Self>, mut slots: Vec<(String, Slot)>) -> Result<Vec<ContainerInfo>, Error> {
+    async fn look_at_all<T: Send + 'static>(
+        self: &Arc<Self>,
+        slots: Vec<(String, Slot)>,
+        wanted: impl Fn(ContainerInfo) -> T + Send + Sync + 'static,
+    ) -> Result<Vec<T>, Error> {
         if slots.len() <= FEW {
-            return Ok(slots.iter().filter_map(|(id, slot)| self.look_at_slot(id, slot)).collect());
+            return Ok(slots.iter().filter_map(|(id, slot)| self.look_at_slot(id, slot)).map(wanted).collect());
         }
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let share = slots.len().div_ceil(threads).max(FEW);
-        let mut parts = Vec::new();
-        while !slots.is_empty() {
-            let part = slots.split_off(slots.len().saturating_sub(share));
-            let shared = self.clone();
-            let look = move || part.iter().filter_map(|(id, slot)| shared.look_at_slot(id, slot)).collect::<Vec<_>>();
-            parts.push(tokio::spawn(on_disk(look)));
-        }
-        let mut infos = Vec::new();
+        let many = slots.len() >= MANY;
+        let (hands, next) = (disk::hands().min(slots.len().div_ceil(FEW)), AtomicUsize::new(0));
+        let work = Arc::new((slots, next, wanted));
+        let look = |_| {
+            let (shared, work) = (self.clone(), work.clone());
+            // Each takes a few at a time, so that none waits long for another that the kernel has kept.
+            let look = move || {
+                let (slots, next, wanted) = &*work;
+                let mut told = Vec::new();
+                loop {
+                    let first = next.fetch_add(FEW, Ordering::Relaxed);
+                    let Some(few) = slots.get(first..(first + FEW).min(slots.len())).filter(|few| !few.is_empty())
+                    else {
+                        return told;
+                    };
+                    for (index, (id, slot)) in (first..).zip(few) {
+                        if let Slot::Here(container) = slot {
+                            container.cgroup().into_iter().for_each(Cgroup::hold);
+                        }
+                        told.extend(shared.look_at_slot(id, slot).map(|info| (index, wanted(info))));
+                    }
+                }
+            };
+            tokio::spawn(on_disk(look))
+        };
+        let parts: Vec<_> = (0..hands).map(look).collect();
+        let mut told = Vec::new();
         for part in parts {
-            infos.extend(part.await.map_err(|e| Error::system("look at containers")(std::io::Error::other(e)))??);
+            told.extend(part.await.map_err(|e| Error::system("look at containers")(std::io::Error::other(e)))??);
         }
-        if infos.len() >= MANY && !self.trimming.swap(true, Ordering::Relaxed) {
+        told.sort_unstable_by_key(|(index, _)| *index);
+        if many && !self.trimming.swap(true, Ordering::Relaxed) {
             let shared = self.clone();
             tokio::spawn(async move {
                 // When the answer has been taken, and others that are asked for at the same time.
@@ -100,7 +133,7 @@ impl Shared {
                 let _ = on_disk(sys::allocator::give_back).await;
             });
         }
-        Ok(infos)
+        Ok(told.into_iter().map(|(_, told)| told).collect())
     }
 
     fn look_at_slot(self: &Arc<Self>, id: &str, slot: &Slot) -> Option<ContainerInfo> {
@@ -126,7 +159,7 @@ impl Shared {
 
 fn look(container: &Container) -> Option<ContainerInfo> {
     let init = container.init()?.pid()?;
-    let pids = match container.cgroup().map(cgroup::Cgroup::pids) {
+    let pids = match container.cgroup().map(Cgroup::pids) {
         Some(Ok(pids)) => pids,
         // Without a group of its own, those that we know of.
         _ => {

@@ -48,15 +48,18 @@ impl Shared {
         let by_runtime = self.update_by_runtime(container, cgroup, &changes).await;
         reach(Point::Updated);
         // Taking memory away may take the kernel a while.
-        let (cgroup, asked, id) = (cgroup.clone(), changes.clone(), container.id.clone());
+        let (theirs, asked) = (container.clone(), changes.clone());
         let settled = on_disk(move || {
+            let id = &theirs.id;
+            let cgroup = theirs.cgroup().ok_or_else(|| Error::NoCgroup { id: id.clone() })?;
             let result = match by_runtime {
-                Ok(()) => settle(&cgroup, &asked, &expected, &before)
-                    .map_err(|source| Error::Limit { id: id.clone(), source }),
+                Ok(()) => {
+                    settle(cgroup, &asked, &expected, &before).map_err(|source| Error::Limit { id: id.clone(), source })
+                }
                 Err(e) => Err(e),
             };
             if result.is_err() {
-                for (field, e) in put_back(&cgroup, &before, |_| false) {
+                for (field, e) in put_back(cgroup, &before, |_| false) {
                     tracing::warn!(container = %id, "cannot put {} back: {e}", field.name());
                 }
             }

@@ -45,16 +45,13 @@ pub(super) fn memory(group: &Directory, memory: &mut Memory) -> io::Result<()> {
 }
 
 pub(super) fn blkio(group: &Directory, blkio: &mut Blkio) -> io::Result<()> {
-    // The counts are kept by whatever schedules a device: bfq, until Linux 5.0 cfq, and the throttle layer for all.
-    // Most kernels have few of these files, and modules bring more.
-    let there = group.names()?;
+    // The counts are kept by whatever schedules a device: bfq, until Linux 5.0 cfq, and the throttle layer for all. The
+    // throttle layer keeps two of them, and so does bfq on most kernels (block/bfq-cgroup.c, `CONFIG_BFQ_CGROUP_DEBUG`).
+    let (cfq, all_of_bfq) = (group.has("blkio.time_recursive"), group.has("blkio.bfq.time_recursive"));
     let read = |name: &str| {
-        for prefix in ["blkio.bfq.", "blkio.", "blkio.throttle."] {
-            let name = format!("{prefix}{name}_recursive");
-            if !there.contains(&name) {
-                continue;
-            }
-            let entries = entries(&group.text(&name)?);
+        let always = matches!(name, "io_service_bytes" | "io_serviced");
+        for (prefix, there) in [("blkio.bfq.", always || all_of_bfq), ("blkio.", cfq), ("blkio.throttle.", always)] {
+            let entries = if there { entries(&group.text(&format!("{prefix}{name}_recursive"))?) } else { Vec::new() };
             if !entries.is_empty() {
                 return Ok(entries);
             }

@@ -2,7 +2,7 @@
 
 use crate::support::*;
 use serde_json::json;
-use tests::Host;
+use tests::{Host, eventually};
 use tonic::Code;
 
 #[tokio::test]
@@ -71,6 +71,76 @@ async fn state_shows_what_was_asked_for() {
     assert_eq!(pids, expected, "every pid in the container");
     kill(&mut client, "c").await;
     assert!(state(&mut client).await.is_empty());
+    host.finish();
+}
+
+/// The state of all containers, after making sure that it is for each what is told of it alone.
+async fn state_of_each(client: &mut tests::Client) -> Vec<api::Container> {
+    let all = state(client).await;
+    for told in &all {
+        let alone = client.state(api::StateRequest { id: told.id.clone() }).await.unwrap().into_inner().containers;
+        assert_eq!(alone, [told.clone()]);
+    }
+    all
+}
+
+#[tokio::test]
+async fn the_state_of_many_is_that_of_each_whatever_is_held_open_of_it() {
+    let host = Host::new().await;
+    let mut client = host.client().await;
+    let bundles: Vec<_> = (0..12).map(|_| host.bundle(&["sleep", "100000"])).collect();
+    let ids: Vec<String> = (0..12).map(|n| format!("c{n:02}")).collect();
+    for (id, bundle) in ids.iter().zip(&bundles) {
+        start(&mut client, id, &bundle.write()).await;
+    }
+    let held = || {
+        let links = std::fs::read_dir(format!("/proc/{}/fd", host.pid())).unwrap().flatten();
+        let links = links.filter_map(|link| Some(std::fs::read_link(link.path()).ok()?.display().to_string()));
+        links.filter(|link| bundles.iter().any(|bundle| link.contains(&bundle.cgroup()))).count()
+    };
+    let at_first = held();
+    let all = state_of_each(&mut client).await;
+    assert_eq!(held(), at_first + 2 * ids.len());
+    assert_eq!(all.iter().map(|container| &container.id).collect::<Vec<_>>(), ids.iter().collect::<Vec<_>>());
+    assert!(all.iter().all(|container| container.pids == [container.processes[0].system_pid]), "{all:?}");
+
+    // Somebody enters one, one is frozen by somebody else, and one has a group of its own with a process in it.
+    client.add_process(process("c01", "p", &["sh", "-c", "sleep 1000 & exec sleep 1000"])).await.unwrap();
+    let file = |n: usize, name: &str| {
+        let directories = tests::cgroup::directories(&bundles[n].cgroup());
+        directories.into_iter().map(|directory| directory.join(name)).find(|file| file.exists())
+    };
+    let freeze = file(2, "freezer.state").map(|file| (file, "FROZEN", "THAWED"));
+    let (freezer, frozen, thawed) = freeze.or_else(|| file(2, "cgroup.freeze").map(|file| (file, "1", "0"))).unwrap();
+    std::fs::write(&freezer, frozen).unwrap();
+    let below = file(3, "pids.current").unwrap().with_file_name("below");
+    std::fs::create_dir(&below).unwrap();
+    let moved = client.add_process(process("c03", "p", &["sleep", "1000"])).await.unwrap().into_inner().system_pid;
+    std::fs::write(below.join("cgroup.procs"), moved.to_string()).unwrap();
+    // The shell's child may be a moment in coming.
+    eventually("the child is there", || {
+        std::fs::read_to_string(file(1, "cgroup.procs").unwrap()).unwrap().lines().count() == 3
+    });
+    let all = state_of_each(&mut client).await;
+    assert_eq!(all[1].pids.len(), 3);
+    assert_eq!(all[2].status, "paused");
+    assert!(all[3].pids.len() == 2 && all[3].pids.contains(&moved), "{:?}", all[3]);
+
+    std::fs::write(&freezer, thawed).unwrap();
+    signal(&mut client, "c03", "p", 9).await.unwrap();
+    eventually("the group below is empty", || std::fs::remove_dir(&below).is_ok());
+    kill(&mut client, "c04").await;
+    let all = state_of_each(&mut client).await;
+    assert_eq!((all.len(), all[2].status.as_str(), all[3].pids.len()), (11, "running", 1));
+    // Another one of the same name, in a group of the same name.
+    start(&mut client, "c04", &bundles[4].write()).await;
+    let all = state_of_each(&mut client).await;
+    assert_eq!(all[4].pids, [all[4].processes[0].system_pid]);
+    for id in &ids {
+        kill(&mut client, id).await;
+    }
+    assert!(state(&mut client).await.is_empty());
+    eventually("nothing is held open any more", || held() == 0);
     host.finish();
 }
 
