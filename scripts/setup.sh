@@ -21,6 +21,8 @@ if [ "$what" != --demo ]; then
     # CRIU's, to lock the network of what it freezes.
     need iptables-restore iptables
     need losetup mount
+    # Counts a shim's instructions.
+    need valgrind valgrind
 fi
 # A busybox that needs libraries is of no use in a root file system without any.
 if command -v busybox >/dev/null 2>&1 && ldd "$(command -v busybox)" >/dev/null 2>&1; then

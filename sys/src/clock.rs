@@ -2,7 +2,6 @@
 
 use core::ops::Add;
 use core::time::Duration;
-use rustix::time::{ClockId, clock_gettime};
 
 /// A moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -11,7 +10,7 @@ pub struct Instant(Duration);
 impl Instant {
     /// This one.
     pub fn now() -> Instant {
-        let now = clock_gettime(ClockId::Monotonic);
+        let now = crate::raw::monotonic();
         // Counted from the machine's start: neither is negative, and there are less than 10⁹ nanoseconds.
         Instant(Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or_default()))
     }

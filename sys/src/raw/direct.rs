@@ -4,6 +4,7 @@ use linux_raw_sys::general as linux;
 use rustix::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::process::Pid;
+use rustix::time::Timespec;
 
 use super::How;
 
@@ -70,6 +71,15 @@ pub(crate) fn signalfd(mask: &Mask) -> Result<OwnedFd, Errno> {
         let fd = checked(call(linux::__NR_signalfd4, [usize::MAX, set, size_of::<Mask>(), flags as usize]))?;
         Ok(OwnedFd::from_raw_fd(fd as i32))
     }
+}
+
+/// The time that only goes forward. For the few times that a shim asks, it takes longer to find what the kernel has mapped
+/// for it (vdso(7)), which is rustix's way.
+pub(crate) fn monotonic() -> Timespec {
+    let mut now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: on this architecture the structure is the kernel's. It cannot fail: there is room, and the clock is there.
+    unsafe { call(linux::__NR_clock_gettime, [linux::CLOCK_MONOTONIC as usize, (&raw mut now) as usize]) };
+    now
 }
 
 /// Gives SIGPIPE its default action back.

@@ -3,6 +3,7 @@ use core::mem::MaybeUninit;
 use rustix::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::process::Pid;
+use rustix::time::Timespec;
 
 use super::How;
 
@@ -56,6 +57,11 @@ pub(crate) fn signalfd(mask: &Mask) -> Result<OwnedFd, Errno> {
         let fd = libc::signalfd(-1, mask, libc::SFD_NONBLOCK | libc::SFD_CLOEXEC);
         if fd < 0 { Err(last_error()) } else { Ok(OwnedFd::from_raw_fd(fd)) }
     }
+}
+
+/// The time that only goes forward.
+pub(crate) fn monotonic() -> Timespec {
+    rustix::time::clock_gettime(rustix::time::ClockId::Monotonic)
 }
 
 /// Gives SIGPIPE its default action back.

@@ -1,4 +1,5 @@
-//! System calls that rustix lacks: by the C library where there is one, and directly where there is none.
+//! System calls that rustix lacks, or takes too long a way to: by the C library where there is one, and directly where
+//! there is none.
 
 #[cfg(feature = "std")]
 #[path = "hosted.rs"]

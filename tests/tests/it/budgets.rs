@@ -3,7 +3,7 @@
 use crate::support::*;
 use rustix::process::Signal;
 use std::time::{Duration, Instant};
-use tests::{Host, Options, children_of, eventually, usage};
+use tests::{Host, Options, bin, children_of, eventually, usage};
 
 #[tokio::test]
 async fn five_hundred_containers_leave_the_daemon_as_fifty_did() {
@@ -90,6 +90,58 @@ async fn an_idle_shim_is_small() {
     }
     for n in 0..3 {
         kill(&mut client, &format!("c{n}")).await;
+    }
+    host.finish();
+}
+
+#[tokio::test]
+async fn a_shim_takes_few_instructions_from_its_start_to_its_end() {
+    // What the kernel takes for its calls is not among them. The daemon cannot be counted so: valgrind does not know pidfds.
+    if !cfg!(target_arch = "x86_64") {
+        eprintln!("SKIPPED: the budget is for the instructions of x86-64");
+        return;
+    }
+    if !std::process::Command::new("valgrind").arg("--version").output().is_ok_and(|output| output.status.success()) {
+        eprintln!("SKIPPED: instructions cannot be counted on this machine: there is no valgrind");
+        return;
+    }
+    let mut host = Host::prepare(Options { own_programs: true, ..Options::default() });
+    std::fs::copy(bin("containerd"), host.path().join("containerd")).unwrap();
+    let counted =
+        format!("--tool=callgrind --callgrind-out-file={0}/%p.count --log-file={0}/%p.said", host.path().display());
+    let shim = format!("#!/bin/sh\nexec valgrind {counted} '{}' \"$@\"\n", bin("containerd-shim").display());
+    tests::write_program(&host.path().join("containerd-shim"), &shim);
+    host.start().await;
+    let mut client = host.client().await;
+    let mut watch = Watch::new(&mut client).await;
+    let count_of = |shim: u32| {
+        let path = host.join(&format!("{shim}.count"));
+        let mut total = None;
+        eventually("the instructions have been counted", || {
+            let text = std::fs::read_to_string(&path).unwrap_or_default();
+            total = text.lines().find_map(|line| line.strip_prefix("totals: ")?.trim().parse::<u64>().ok());
+            total.is_some()
+        });
+        total.unwrap()
+    };
+    let (out, err, input) = (host.fifo(), host.fifo(), host.fifo());
+    let mut request = container("c", &host.bundle(&["cat"]).write());
+    (request.stdin, request.stdout, request.stderr) = (input.path(), out.path(), err.path());
+    let (out, err) = (out.collect(), err.collect());
+    client.create_container(request).await.unwrap();
+    let [of_init] = children_of(host.pid())[..] else { panic!("one shim") };
+    client.add_process(process("c", "p", &["sleep", "10000"])).await.unwrap();
+    let of_exec = children_of(host.pid()).into_iter().find(|shim| *shim != of_init).unwrap();
+    signal(&mut client, "c", "p", 9).await.unwrap();
+    watch.exit("c", "p").await;
+    input.feed(b"hello".to_vec()).join().unwrap();
+    close_stdin(&mut client, "c", "init").await;
+    assert_eq!(watch.exit("c", "init").await, 0);
+    assert_eq!((out.text().as_str(), err.text().as_str()), ("hello", ""));
+    for (shim, most) in [(of_init, 90_000), (of_exec, 70_000)] {
+        let count = count_of(shim);
+        println!("instructions of a shim: {count}");
+        assert!(count <= most, "{count} instructions");
     }
     host.finish();
 }
