@@ -3,10 +3,11 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use crate::files::{Directory, gone_is_done, groups_below, read_at};
-use crate::held::Held;
+use crate::held::{At, Held};
 use crate::hierarchies::Host;
 
 /// Which of the host's hierarchies, and the path in it.
@@ -19,29 +20,43 @@ pub struct Cgroup {
     places: Box<[Below]>,
     /// The place that tells who is in the container.
     members: usize,
+    /// Somebody has asked for it to be held.
+    asked: AtomicBool,
     held: OnceLock<Held>,
 }
 
+/// The file of a group that tells who is in it.
+const PROCS: &str = "cgroup.procs";
+
 impl Cgroup {
     pub(crate) fn new(host: Arc<Host>, places: Vec<Below>, members: usize) -> Cgroup {
-        Cgroup { host, places: places.into(), members, held: OnceLock::new() }
+        Cgroup { host, places: places.into(), members, asked: AtomicBool::new(false), held: OnceLock::new() }
     }
 
-    /// Keeps open what [`Cgroup::pids`] and [`Cgroup::is_frozen`] read, for one that will be asked for both again and
-    /// again: two descriptors and some 5 kB of the kernel's memory, and less than half of the time. Nothing is held
-    /// beyond a part of what this process may open; the answers are the same in any case.
+    /// Keeps open what [`Cgroup::pids_with`] and [`Cgroup::is_frozen`] read, for a container that is asked for both again
+    /// and again, from the second time on: three descriptors and some 9 kB of the kernel's memory, and a fifth of the
+    /// time. No more is held than a part of what this process may open, and the answers are the same in any case.
     pub fn hold(&self) {
-        if self.held.get().is_some() {
+        if self.held.get().is_some() || !self.asked.swap(true, Ordering::Relaxed) {
             return;
         }
-        let freezer = self.freezer().map(|(place, name, _)| {
-            let (hierarchy, group) = self.at(place);
-            (hierarchy, group.join(name))
-        });
-        let (hierarchy, group) = self.at(&self.places[self.members]);
-        if let Some(held) = Held::open((hierarchy, &group), freezer.as_ref().map(|(at, path)| (*at, path.as_path()))) {
+        let freezer = self.freezer().map(|(place, name, _)| self.file(place, name));
+        let v2 = self.place_v2().filter(|place| self.is_as_good(place));
+        let procs = v2.map(|place| self.file(place, PROCS));
+        let directory = self.at(v2.unwrap_or(&self.places[self.members]));
+        if let Some(held) = Held::open(&directory, procs, freezer) {
             let _ = self.held.set(held);
         }
+    }
+
+    /// Whether a place has the same processes in it as the one that tells who is in the container. Beside v1 every
+    /// runtime that is known puts them into v2's group too, and v1's `cgroup.procs` cannot be held: for a second it is
+    /// answered from an old list (kernel/cgroup/cgroup-v1.c, `cgroup_pidlist_start`).
+    fn is_as_good(&self, place: &Below) -> bool {
+        let (mut pids, (hierarchy, group)) = (Vec::new(), self.at(place));
+        let collected = collect(hierarchy, &group, None, &mut pids);
+        pids.sort_unstable();
+        *place == self.places[self.members] || collected.is_ok() && self.pids().is_ok_and(|members| members == pids)
     }
 
     /// The place in a v1 hierarchy.
@@ -55,8 +70,14 @@ impl Cgroup {
         self.places.iter().find(|place| self.host.mounts[place.0].controllers.is_empty())
     }
 
+    /// A file of a place.
+    pub(crate) fn file<'a>(&'a self, place: &'a Below, name: &str) -> At<'a> {
+        let (hierarchy, group) = self.at(place);
+        (hierarchy, group.join(name))
+    }
+
     /// Where to look for a place.
-    fn at<'a>(&'a self, (mount, below): &'a Below) -> (BorrowedFd<'a>, PathBuf) {
+    pub(crate) fn at<'a>(&'a self, (mount, below): &'a Below) -> At<'a> {
         self.host.mounts[*mount].at(below)
     }
 
@@ -88,17 +109,34 @@ impl Cgroup {
     /// Every process in the container, groups below its own included. Empty once the group is gone.
     pub fn pids(&self) -> io::Result<Vec<u32>> {
         let mut pids = Vec::new();
-        if let Some(held) = self.held.get() {
-            collect(held.members(), Path::new(""), &mut pids)?;
-        }
-        // Nobody in the group that is held: there may be another one of its name by now.
-        if pids.is_empty() {
-            let (hierarchy, group) = self.at(&self.places[self.members]);
-            collect(hierarchy, &group, &mut pids)?;
-        }
+        let (hierarchy, group) = self.at(&self.places[self.members]);
+        collect(hierarchy, &group, None, &mut pids)?;
         pids.sort_unstable();
         pids.dedup();
         Ok(pids)
+    }
+
+    /// The same, by what is held open ([`Cgroup::hold`]), as long as all are there who are known to be in the container
+    /// while they live.
+    pub fn pids_with(&self, known: &[u32]) -> io::Result<Vec<u32>> {
+        let Some(held) = self.held.get().filter(|held| !held.misses.load(Ordering::Relaxed)) else {
+            return self.pids();
+        };
+        let mut pids = Vec::new();
+        collect(held.directory(), Path::new(""), held.procs(), &mut pids)?;
+        pids.sort_unstable();
+        pids.dedup();
+        let misses = |pid: &&u32| pids.binary_search(pid).is_err();
+        if !known.iter().any(|pid| misses(&pid)) {
+            return Ok(pids);
+        }
+        // They have ended, or are in the one hierarchy and not in the other; or this group is gone, and there is another
+        // one of its name.
+        let members = self.pids()?;
+        if members.iter().filter(|pid| known.contains(pid)).any(|pid| misses(&pid)) {
+            held.misses.store(true, Ordering::Relaxed);
+        }
+        Ok(members)
     }
 
     /// Whether its processes are frozen, or about to be.
@@ -107,8 +145,8 @@ impl Cgroup {
         let said = match self.held.get().and_then(Held::freezer) {
             Some(said) => Some(said),
             None => {
-                let (hierarchy, group) = self.at(place);
-                read_at(hierarchy, &group.join(name))?
+                let (hierarchy, file) = self.file(place, name);
+                read_at(hierarchy, &file)?
             }
         };
         Ok(said.is_some_and(|state| state.trim() != thawed))
@@ -186,12 +224,19 @@ impl Cgroup {
     }
 }
 
-fn collect(hierarchy: BorrowedFd<'_>, group: &Path, pids: &mut Vec<u32>) -> io::Result<()> {
-    // Absent once the group is removed; EOPNOTSUPP in a threaded group, whose processes its domain lists.
-    let Some(text) = read_at(hierarchy, &group.join("cgroup.procs"))? else { return Ok(()) };
+/// Adds who is in a group and in those below it; `text` is what its file says, where that is known.
+fn collect(hierarchy: BorrowedFd<'_>, group: &Path, text: Option<String>, pids: &mut Vec<u32>) -> io::Result<()> {
+    let text = match text {
+        Some(text) => text,
+        // Absent once the group is removed; EOPNOTSUPP in a threaded group, whose processes its domain lists.
+        None => match read_at(hierarchy, &group.join(PROCS))? {
+            Some(text) => text,
+            None => return Ok(()),
+        },
+    };
     pids.extend(text.lines().filter_map(|line| line.parse::<u32>().ok()).filter(|pid| *pid != 0));
     for below in groups_below(hierarchy, group)? {
-        collect(hierarchy, &below, pids)?;
+        collect(hierarchy, &below, None, pids)?;
     }
     Ok(())
 }
@@ -217,40 +262,77 @@ mod tests {
         gone.kill().expect("nothing to kill");
     }
 
+    /// Writes files in directories that need not be there.
+    fn write(directory: &Path, name: &str, text: &str) {
+        let path = directory.join(name);
+        std::fs::create_dir_all(path.parent().expect("a parent")).expect("creates");
+        std::fs::write(path, text).expect("writes");
+    }
+
     #[test]
     fn what_is_held_says_the_same() {
         let directory = tempfile::tempdir().expect("tempdir");
         let path = directory.path().join("group");
-        let write = |name: &str, text: &str| {
-            let path = path.join(name);
-            std::fs::create_dir_all(path.parent().expect("a parent")).expect("creates");
-            std::fs::write(path, text).expect("writes");
-        };
+        let write = |name: &str, text: &str| write(&path, name, text);
         for (controllers, file, frozen, thawed) in
             [("pids,freezer", "freezer.state", "FREEZING\n", "THAWED\n"), ("", "cgroup.freeze", "1\n", "0\n")]
         {
-            write("cgroup.procs", "12\n7\n");
+            write(PROCS, "12\n7\n");
             write(file, thawed);
             let cgroup = test_cgroup(&[(controllers, &path)]);
             cgroup.hold();
+            assert!(cgroup.held.get().is_none(), "once is not often");
             cgroup.hold();
-            assert!(cgroup.held.get().is_some_and(|held| held.freezer().is_some()));
-            assert_eq!(cgroup.pids().expect("reads"), [7, 12]);
+            cgroup.hold();
+            let held = cgroup.held.get().expect("is held");
+            assert!(held.freezer().is_some() && held.procs().is_some() == controllers.is_empty());
+            assert_eq!(cgroup.pids_with(&[7]).expect("reads"), [7, 12]);
             assert!(!cgroup.is_frozen().expect("reads"));
             write(file, frozen);
             write("a/cgroup.procs", "9\n");
-            assert_eq!(cgroup.pids().expect("reads"), [7, 9, 12]);
+            assert_eq!(cgroup.pids_with(&[7]).expect("reads"), [7, 9, 12]);
             assert!(cgroup.is_frozen().expect("reads"));
+            assert_eq!(cgroup.pids_with(&[7, 8]).expect("reads"), [7, 9, 12], "one that has ended");
+            let many: String = (1..=1000).map(|pid| format!("{pid}\n")).collect();
+            write(PROCS, &many);
+            assert_eq!(cgroup.pids_with(&[7]).expect("reads").len(), 1000);
             // Nobody has it any more, and then another has its name.
             std::fs::remove_dir_all(&path).expect("removes");
-            assert_eq!(cgroup.pids().expect("no error"), []);
-            write("cgroup.procs", "5\n");
-            assert_eq!(cgroup.pids().expect("reads"), [5]);
+            write(PROCS, "5\n");
+            assert_eq!(cgroup.pids_with(&[5]).expect("reads"), [5]);
             std::fs::remove_dir_all(&path).expect("removes");
+            assert_eq!(cgroup.pids_with(&[5]).expect("no error"), []);
         }
         let gone = test_cgroup(&[("pids", Path::new("/nonexistent"))]);
         gone.hold();
+        gone.hold();
         assert!(gone.held.get().is_none());
+    }
+
+    #[test]
+    fn v2_beside_v1_is_read_as_long_as_it_has_who_is_known() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let (v1, v2) = (directory.path().join("v1"), directory.path().join("v2"));
+        let held = || {
+            let cgroup = test_cgroup(&[("pids", &v1), ("", &v2)]);
+            cgroup.hold();
+            cgroup.hold();
+            cgroup
+        };
+        write(&v1, PROCS, "7\n8\n");
+        write(&v2, PROCS, "8\n");
+        let differ = held();
+        assert!(differ.held.get().is_some_and(|held| held.procs().is_none()));
+        assert_eq!(differ.pids_with(&[8]).expect("reads"), [7, 8]);
+        write(&v1, PROCS, "8\n");
+        let same = held();
+        assert!(same.held.get().is_some_and(|held| held.procs().is_some()));
+        write(&v2, PROCS, "8\n9\n");
+        assert_eq!(same.pids_with(&[8]).expect("reads"), [8, 9]);
+        // Somebody is put into v1's group alone.
+        write(&v1, PROCS, "8\n10\n");
+        assert_eq!(same.pids_with(&[8, 10]).expect("reads"), [8, 10]);
+        assert_eq!(same.pids_with(&[8]).expect("reads"), [8, 10], "v2 is asked no more");
     }
 
     #[test]

@@ -5,14 +5,13 @@
 //! is the count of kills.
 
 use rustix::event::{EventfdFlags, eventfd};
-use rustix::fs::CWD;
+use rustix::fs::{Mode, OFlags, openat};
 use rustix::io::Errno;
-use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use crate::files::{groups_below, keyed, read, value};
+use crate::files::{groups_below, keyed, read_at, value};
 use crate::group::Cgroup;
 
 /// A descriptor that is to be waited for.
@@ -37,35 +36,41 @@ impl Cgroup {
     /// How many processes the kernel has killed for memory in this container, groups below its own included; `None` if
     /// the group is gone or the controller is not there.
     pub fn oom_kills(&self) -> io::Result<Option<u64>> {
-        if let Some(group) = self.v1("memory") {
+        if let Some(place) = self.place_v1("memory") {
+            let (hierarchy, group) = self.at(place);
             // On v1 each group counts its own processes only.
-            return sum(&group);
+            return sum(hierarchy, &group);
         }
-        match self.v2() {
-            // Of the whole subtree.
-            Some(group) => Ok(read(&group.join("memory.events"))?.map(|text| value(&keyed(&text), "oom_kill"))),
-            None => Ok(None),
-        }
+        let Some(place) = self.place_v2() else { return Ok(None) };
+        let (hierarchy, file) = self.file(place, "memory.events");
+        // Of the whole subtree.
+        Ok(read_at(hierarchy, &file)?.map(|text| value(&keyed(&text), "oom_kill")))
     }
 
     /// What tells when [`Cgroup::oom_kills`] may have risen; `None` if there is no memory controller.
     pub fn watch_oom(&self) -> io::Result<Option<OomDescriptor>> {
-        if let Some(group) = self.v1("memory") {
-            let control = match File::open(group.join("memory.oom_control")) {
-                Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-                result => result?,
-            };
-            let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-            // admin-guide/cgroup-v1/memory.rst, "OOM Control".
-            let request = format!("{} {}", event.as_raw_fd(), control.as_raw_fd());
-            std::fs::write(group.join("cgroup.event_control"), request)?;
-            return Ok(Some(OomDescriptor { fd: event, kind: OomSource::EventFd }));
+        let open = |place, name, flags| {
+            let (hierarchy, file) = self.file(place, name);
+            openat(hierarchy, &file, flags | OFlags::CLOEXEC, Mode::empty())
+        };
+        let (place, kind) = match (self.place_v1("memory"), self.place_v2()) {
+            (Some(memory), _) => (memory, OomSource::EventFd),
+            (None, Some(unified)) => (unified, OomSource::Events),
+            (None, None) => return Ok(None),
+        };
+        let name = if kind == OomSource::EventFd { "memory.oom_control" } else { "memory.events" };
+        let file = match open(place, name, OFlags::RDONLY) {
+            Err(Errno::NOENT) => return Ok(None),
+            result => result?,
+        };
+        if kind == OomSource::Events {
+            return Ok(Some(OomDescriptor { fd: file, kind }));
         }
-        match self.v2().map(|group| File::open(group.join("memory.events"))) {
-            None => Ok(None),
-            Some(Err(e)) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-            Some(file) => Ok(Some(OomDescriptor { fd: file?.into(), kind: OomSource::Events })),
-        }
+        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        // admin-guide/cgroup-v1/memory.rst, "OOM Control".
+        let request = format!("{} {}", event.as_raw_fd(), file.as_raw_fd());
+        rustix::io::write(open(place, "cgroup.event_control", OFlags::WRONLY)?, request.as_bytes())?;
+        Ok(Some(OomDescriptor { fd: event, kind }))
     }
 }
 
@@ -86,12 +91,12 @@ impl OomSource {
 }
 
 /// `oom_kill` of a group and all below it.
-fn sum(group: &Path) -> io::Result<Option<u64>> {
-    let Some(text) = read(&group.join("memory.oom_control"))? else { return Ok(None) };
+fn sum(hierarchy: BorrowedFd<'_>, group: &Path) -> io::Result<Option<u64>> {
+    let Some(text) = read_at(hierarchy, &group.join("memory.oom_control"))? else { return Ok(None) };
     let mut kills = value(&keyed(&text), "oom_kill");
     // What cannot be counted must not look like fewer kills, or they would be told again later.
-    for below in groups_below(CWD, group)? {
-        kills = kills.saturating_add(sum(&below)?.unwrap_or_default());
+    for below in groups_below(hierarchy, group)? {
+        kills = kills.saturating_add(sum(hierarchy, &below)?.unwrap_or_default());
     }
     Ok(Some(kills))
 }

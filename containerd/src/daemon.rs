@@ -42,6 +42,12 @@ const STREAMS_PER_CONNECTION: u32 = 4096;
 /// The name under which the health service tells of the API.
 const SERVICE: &str = "types.API";
 
+/// Room for so many descriptors is made at the start, beside those of the containers that are there.
+const FIRST_DESCRIPTORS: u64 = 1024;
+
+/// A container takes so many: its `exit`, what tells of an out-of-memory, and three that `State` holds.
+const DESCRIPTORS_OF_ONE: u64 = 5;
+
 /// Runs until a signal says to stop.
 pub(crate) fn run(flags: Flags, level: Level) -> Result<()> {
     sys::allocator::limit_heaps(2);
@@ -59,6 +65,11 @@ pub(crate) fn run(flags: Flags, level: Level) -> Result<()> {
     }
     let state_dir = std::path::absolute(&flags.state_dir).context("find the state directory")?;
     let _lock = lock(&state_dir)?;
+    // Of as many containers as there are, and of some that come.
+    let containers = std::fs::read_dir(&state_dir).map_or(0, Iterator::count) as u64;
+    if let Err(e) = sys::descriptors::make_room(FIRST_DESCRIPTORS + DESCRIPTORS_OF_ONE * containers) {
+        tracing::warn!("cannot make room for descriptors: {e}");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         // One thread is enough for what waits; a second one would be woken, and wake, at every step of every call.
         .worker_threads(1)

@@ -1,6 +1,7 @@
 //! A container's directory: `state.json`, and a directory for each process.
 
 use failpoint::{Point, reach};
+use rustix::fs::CWD;
 use serde::{Deserialize, Serialize};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -111,7 +112,7 @@ impl ContainerDir {
     /// Reads `state.json`. One that a later program wrote is an error.
     pub fn read(&self) -> Result<ContainerRecord, PathError> {
         let path = self.0.join(STATE);
-        let text = std::fs::read(&path).map_err(PathError::new("read", &path))?;
+        let text = sys::small_file::read(CWD, &path).map_err(PathError::new("read", &path))?;
         read_object(&text).map_err(PathError::new("read", &path))
     }
 
@@ -125,7 +126,7 @@ impl ContainerDir {
 
     /// What [`ContainerDir::write_cgroup`] kept, if all of it is there.
     pub fn cgroup(&self) -> Option<String> {
-        std::fs::read_to_string(self.0.join(CGROUP)).ok().filter(|places| places.ends_with('\n'))
+        sys::small_file::read_text(CWD, self.0.join(CGROUP)).ok().filter(|places| places.ends_with('\n'))
     }
 
     /// Keeps the count of its processes that were killed for memory.
@@ -136,7 +137,7 @@ impl ContainerDir {
 
     /// What [`ContainerDir::write_oom_kills`] kept last.
     pub fn oom_kills(&self) -> Option<u64> {
-        std::fs::read_to_string(self.0.join(OOM)).ok()?.parse().ok()
+        sys::small_file::read_text(CWD, self.0.join(OOM)).ok()?.parse().ok()
     }
 
     /// Writes resources for the runtime's `update`; the file's path.

@@ -159,13 +159,14 @@ impl Shared {
 
 fn look(container: &Container) -> Option<ContainerInfo> {
     let init = container.init()?.pid()?;
-    let pids = match container.cgroup().map(Cgroup::pids) {
+    let added = container.added();
+    let known: Vec<u32> = std::iter::once(init).chain(added.iter().filter_map(|process| process.pid())).collect();
+    let pids = match container.cgroup().map(|cgroup| cgroup.pids_with(&known)) {
         Some(Ok(pids)) => pids,
         // Without a group of its own, those that we know of.
         _ => {
-            let known = container.added().iter().filter_map(|process| process.pid()).collect::<Vec<_>>();
             let alive = |pid: &u32| sys::procfs::stat(*pid).is_ok_and(|s| s.is_some_and(|stat| !stat.is_dead()));
-            std::iter::once(init).chain(known).filter(alive).collect()
+            known.into_iter().filter(alive).collect()
         }
     };
     // Ended, but not everything that it wrote has been taken.

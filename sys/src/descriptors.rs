@@ -1,5 +1,6 @@
 //! The table of open descriptors as a whole.
 
+use rustix::fs::{Mode, OFlags, open};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::io;
 
@@ -18,4 +19,36 @@ pub fn raise_limit() -> io::Result<Option<u64>> {
         setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })?;
     }
     Ok(limit.maximum)
+}
+
+/// Makes the table large enough for `count` descriptors, if so many may be opened at all. To be called while there is one
+/// thread: a table that has to grow later, with several threads at it, makes those that open anything wait until all CPUs
+/// have let go of the old one, 10 ms and more each time that it doubles (fs/file.c, `expand_fdtable`). It takes the kernel
+/// 8 bytes of memory for each.
+pub fn make_room(count: u64) -> io::Result<()> {
+    let most = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX).min(i32::MAX as u64);
+    let any = open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    let last = i32::try_from(count.min(most).saturating_sub(1)).unwrap_or(i32::MAX);
+    // Closed at once: the table does not shrink.
+    rustix::io::fcntl_dupfd_cloexec(&any, last)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_is_made_within_the_limit() {
+        let size = || {
+            let status = std::fs::read_to_string("/proc/self/status").expect("is there");
+            let line = status.lines().find_map(|line| line.strip_prefix("FDSize:")).expect("a size");
+            line.trim().parse::<u64>().expect("a number")
+        };
+        let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        let wanted = (2 * size()).min(limit);
+        make_room(wanted).expect("there is room");
+        assert!(size() >= wanted);
+        make_room(0).expect("nothing to do");
+    }
 }

@@ -158,8 +158,10 @@ async fn events_are_shown_as_they_come() {
     let mut one = show(&["containers", "watch", "b", "--json"]);
     // It has subscribed when it is connected; its first event comes after that.
     let mut seen = None;
+    // Its end must not take the other one's control group away.
+    let other = host.bundle(&["true"]).write();
     while seen.is_none() {
-        start(&mut client, "a", &bundle).await;
+        start(&mut client, "a", &other).await;
         start(&mut client, "b", &bundle).await;
         watch.exit("b", "init").await;
         seen = try_line(&mut one);
