@@ -40,7 +40,7 @@ demo: ## run a real container under a daemon of its own, and show how
 
 test: setup failpoints build ## run every test, with the real daemon and the real runtimes
 	RUST_TEST_THREADS=$(TEST_THREADS) $(CARGO) test --locked --release --workspace
-	RUNTIME=crun scripts/test-v2.sh limits:: stats:: oom::a_ calls::a_paused
+	RUNTIME=crun scripts/test-v2.sh limits:: stats:: oom::a_ calls::a_paused calls::the_state
 	$(MAKE) --no-print-directory soak MINUTES=3
 
 test-v2: build ## run what control groups matter to in a machine with version 2 only, with runc

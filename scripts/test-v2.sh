@@ -10,7 +10,7 @@ set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
 vm=$root/target/vm
 runtime=${RUNTIME:-runc}
-[ $# -gt 0 ] || set -- limits:: stats:: oom::a_ calls::pause calls::a_paused calls::state exits::exit_codes shim::
+[ $# -gt 0 ] || set -- limits:: stats:: oom::a_ calls::pause calls::a_paused calls::state calls::the_state exits::exit_codes shim::
 
 if [ -e /sys/fs/cgroup/cgroup.controllers ]; then
     echo "test-v2: not needed: this host has version 2 only, so that all tests are of it"
