@@ -16,25 +16,58 @@ mod server {
 }
 
 mod json;
+mod writer;
 
 pub use generated::*;
 pub use prost_types::Timestamp;
 pub use server::*;
+pub use writer::Writer;
 
-/// A [`StateResponse`] as a server gives it, each container encoded by itself where there was time for it: a message in a
-/// field is its bytes (protobuf's encoding, "Length-Delimited Records").
-#[derive(Clone, PartialEq, prost::Message)]
+use prost::bytes::{Buf, BufMut};
+
+/// A [`StateResponse`] as a server gives it: what there is of its containers is encoded already, where they were looked
+/// at. It is only sent, never received.
+#[derive(Debug, Default)]
 pub struct EncodedState {
-    /// Each as [`Container::encoded`] makes it.
-    #[prost(bytes = "vec", repeated, tag = "1")]
+    /// The fields `containers`, one part of them after the other, by a [`Writer`].
     pub containers: Vec<Vec<u8>>,
     /// The machine.
-    #[prost(message, optional, tag = "2")]
     pub machine: Option<Machine>,
 }
 
-impl Container {
-    /// For [`EncodedState`].
+impl EncodedState {
+    /// The number of the field `containers`.
+    pub const CONTAINERS: u32 = 1;
+}
+
+impl prost::Message for EncodedState {
+    fn encode_raw(&self, buffer: &mut impl BufMut) {
+        self.containers.iter().for_each(|part| buffer.put_slice(part));
+        StateResponse { containers: Vec::new(), machine: self.machine }.encode_raw(buffer);
+    }
+
+    fn encoded_len(&self) -> usize {
+        let containers: usize = self.containers.iter().map(Vec::len).sum();
+        containers + StateResponse { containers: Vec::new(), machine: self.machine }.encoded_len()
+    }
+
+    fn merge_field(
+        &mut self,
+        tag: u32,
+        wire_type: prost::encoding::WireType,
+        buffer: &mut impl Buf,
+        context: prost::encoding::DecodeContext,
+    ) -> Result<(), prost::DecodeError> {
+        prost::encoding::skip_field(wire_type, tag, buffer, context)
+    }
+
+    fn clear(&mut self) {
+        *self = EncodedState::default();
+    }
+}
+
+impl Process {
+    /// As it is on the wire.
     pub fn encoded(&self) -> Vec<u8> {
         prost::Message::encode_to_vec(self)
     }
@@ -43,6 +76,7 @@ impl Container {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use prost::Message;
 
     #[test]
     fn json_has_the_names_of_the_contract_and_no_zeros() {
@@ -68,11 +102,22 @@ mod tests {
     fn an_encoded_state_is_a_state() {
         let container = |id: &str| Container { id: id.into(), pids: vec![7, 300], ..Default::default() };
         let containers = vec![container("a"), Container::default(), container("b")];
-        let machine = Some(Machine { cpus: 2, memory: 512 });
-        let encoded = containers.iter().map(Container::encoded).collect();
-        let encoded = EncodedState { containers: encoded, machine };
-        let state = StateResponse { containers, machine };
-        assert_eq!(prost::Message::encode_to_vec(&encoded), prost::Message::encode_to_vec(&state));
+        for machine in [Some(Machine { cpus: 2, memory: 512 }), None] {
+            let part = |part: &[Container]| {
+                let mut bytes = Vec::new();
+                for container in part {
+                    Writer(&mut bytes).message(EncodedState::CONTAINERS, |writer| {
+                        writer.text(1, &container.id);
+                        writer.numbers(6, &container.pids);
+                    });
+                }
+                bytes
+            };
+            let encoded = EncodedState { containers: vec![part(&containers[..2]), part(&containers[2..])], machine };
+            let state = StateResponse { containers: containers.clone(), machine };
+            assert_eq!(encoded.encode_to_vec(), state.encode_to_vec());
+            assert_eq!(encoded.encoded_len(), state.encoded_len());
+        }
     }
 
     #[test]

@@ -212,8 +212,7 @@ mod tests {
         write(
             path,
             &[
-                ("cpuacct.usage", "123456789\n"),
-                ("cpuacct.usage_percpu", "100 23 \n"),
+                ("cpuacct.usage_percpu", "123456700 89 \n"),
                 ("cpuacct.stat", "user 7\nsystem 3\n"),
                 ("cpu.stat", "nr_periods 5\nnr_throttled 4\nthrottled_time 300\n"),
                 ("memory.stat", "cache 1\nrss 2\ntotal_cache 10\n"),
@@ -228,13 +227,14 @@ mod tests {
                 ("blkio.time_recursive", "8:16 3\n"),
                 ("blkio.sectors_recursive", "8:16 9\n"),
                 ("hugetlb.2MB.usage_in_bytes", "2097152\n"),
+                ("hugetlb.2MB.max_usage_in_bytes", "4194304\n"),
                 ("hugetlb.2MB.limit_in_bytes", "4194304\n"),
                 ("pids.current", "3\n"),
                 ("pids.max", "max\n"),
             ],
         );
         let stats = test_cgroup(&[("cpu,cpuacct,memory,blkio,hugetlb,pids", path)]).stats().expect("reads");
-        assert_eq!((stats.cpu.total, stats.cpu.per_cpu.as_slice()), (123_456_789, &[100, 23][..]));
+        assert_eq!((stats.cpu.total, stats.cpu.per_cpu.as_slice()), (123_456_789, &[123_456_700, 89][..]));
         assert_eq!((stats.cpu.user, stats.cpu.kernel), (70_000_000, 30_000_000));
         assert_eq!((stats.cpu.periods, stats.cpu.throttled_periods, stats.cpu.throttled_time), (5, 4, 300));
         assert_eq!(stats.memory.cache, 10);
@@ -244,7 +244,10 @@ mod tests {
         assert_eq!(stats.memory.raw.len(), 3);
         assert_eq!(stats.blkio.service_bytes, [entry(8, 0, "Read", 12), entry(8, 0, "Total", 12)]);
         assert_eq!(stats.blkio.sectors, [entry(8, 16, "", 9)]);
-        assert_eq!(stats.hugetlb["2MB"], Usage { usage: 2_097_152, limit: 4_194_304, ..Usage::default() });
+        assert_eq!(
+            stats.hugetlb["2MB"],
+            Usage { usage: 2_097_152, max_usage: 4_194_304, limit: 4_194_304, failures: 0 }
+        );
         assert_eq!((stats.pids, stats.pids_limit), (3, 0));
     }
 

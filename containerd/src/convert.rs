@@ -6,7 +6,7 @@ mod stats;
 pub(crate) use resources::changes;
 pub(crate) use stats::stats;
 
-use supervisor::{Checkpoint, ContainerInfo, Event, ProcessInfo, ProcessSpec, Rlimit, State, Timestamp, User};
+use supervisor::{Checkpoint, ContainerInfo, Event, ProcessInfo, ProcessSpec, Rlimit, State, Stdio, Timestamp, User};
 use tonic::Status;
 
 use crate::errors::invalid;
@@ -50,15 +50,60 @@ pub(crate) fn checkpoint(checkpoint: Checkpoint) -> api::Checkpoint {
 }
 
 /// A container as it is sent.
-pub(crate) fn container(info: ContainerInfo) -> api::Container {
+pub(crate) fn container(info: &ContainerInfo) -> api::Container {
     api::Container {
-        id: info.id,
-        bundle_path: info.bundle,
-        processes: info.processes.into_iter().map(process).collect(),
+        id: info.id.clone(),
+        bundle_path: info.bundle().into(),
+        processes: info.processes.iter().map(process).collect(),
         status: status_name(info.state).into(),
-        labels: info.labels,
-        pids: info.pids,
-        runtime: info.runtime,
+        labels: info.labels().into(),
+        pids: info.pids.clone(),
+        runtime: info.runtime().into(),
+    }
+}
+
+/// The same, encoded as one of the containers of a state.
+pub(crate) fn encode_container(info: &ContainerInfo, state: &mut Vec<u8>) {
+    api::Writer(state).message(api::EncodedState::CONTAINERS, |container| {
+        container.text(1, &info.id);
+        container.text(2, info.bundle());
+        for process in &info.processes {
+            container.message(3, |writer| {
+                encode_process(process.name(), process.pid, process.spec(), process.stdio(), writer);
+            });
+        }
+        container.text(4, status_name(info.state));
+        container.texts(5, info.labels());
+        container.numbers(6, &info.pids);
+        container.text(7, info.runtime());
+    });
+}
+
+fn encode_process(name: &str, pid: u32, spec: &ProcessSpec, stdio: &Stdio, process: &mut api::Writer<'_>) {
+    process.text(1, name);
+    process.number(2, spec.terminal);
+    process.message(3, |user| {
+        user.number(1, spec.user.uid);
+        user.number(2, spec.user.gid);
+        user.numbers(3, &spec.user.additional_gids);
+    });
+    process.texts(4, &spec.args);
+    process.texts(5, &spec.env);
+    process.text(6, &spec.cwd);
+    process.number(7, pid);
+    process.text(8, &stdio.stdin);
+    process.text(9, &stdio.stdout);
+    process.text(10, &stdio.stderr);
+    process.texts(11, &spec.capabilities);
+    process.text(12, &spec.apparmor_profile);
+    process.text(13, &spec.selinux_label);
+    process.number(14, spec.no_new_privileges);
+    for limit in &spec.rlimits {
+        process.message(15, |rlimit| {
+            rlimit.text(1, &limit.kind);
+            rlimit.number(2, limit.soft);
+            rlimit.number(3, limit.hard);
+        });
     }
 }
 
@@ -71,19 +116,22 @@ fn status_name(state: State) -> &'static str {
     }
 }
 
-fn process(info: ProcessInfo) -> api::Process {
-    let spec = info.spec;
+fn process(info: &ProcessInfo) -> api::Process {
+    process_of(info.name(), info.pid, info.spec().clone(), info.stdio().clone())
+}
+
+fn process_of(name: &str, system_pid: u32, spec: ProcessSpec, stdio: Stdio) -> api::Process {
     api::Process {
-        pid: info.name,
+        pid: name.into(),
         terminal: spec.terminal,
         user: Some(api::User { uid: spec.user.uid, gid: spec.user.gid, additional_gids: spec.user.additional_gids }),
         args: spec.args,
         env: spec.env,
         cwd: spec.cwd,
-        system_pid: info.pid,
-        stdin: info.stdio.stdin,
-        stdout: info.stdio.stdout,
-        stderr: info.stdio.stderr,
+        system_pid,
+        stdin: stdio.stdin,
+        stdout: stdio.stdout,
+        stderr: stdio.stderr,
         capabilities: spec.capabilities,
         apparmor_profile: spec.apparmor_profile,
         selinux_label: spec.selinux_label,
@@ -137,6 +185,33 @@ mod tests {
         assert_eq!(at(i64::MAX, 0).expect("clamped"), Some(Timestamp(i64::MAX)));
         assert_eq!(at(i64::MIN, 0).expect("clamped"), Some(Timestamp(i64::MIN)));
         assert!(at(0, -1).is_err() && at(0, 1_000_000_000).is_err());
+    }
+
+    #[test]
+    fn a_process_is_encoded_as_the_generated_code_does() {
+        let full = ProcessSpec {
+            terminal: true,
+            user: User { uid: 1000, gid: u32::MAX, additional_gids: vec![0, 5, 300] },
+            args: vec!["sh".into(), String::new(), "x".repeat(200)],
+            env: vec!["A=b".into()],
+            cwd: "/".into(),
+            capabilities: vec!["CAP_KILL".into(), "CAP_CHOWN".into()],
+            apparmor_profile: "profile".into(),
+            selinux_label: "label".into(),
+            no_new_privileges: true,
+            rlimits: vec![
+                Rlimit { kind: "RLIMIT_NOFILE".into(), soft: 0, hard: u64::MAX },
+                Rlimit { kind: String::new(), soft: 0, hard: 0 },
+            ],
+        };
+        let files = Stdio { stdin: "/in".into(), stdout: "/out".into(), stderr: "/err".into() };
+        for (name, pid, spec, stdio) in
+            [("init", 4_000_000, full, files), ("", 0, ProcessSpec::default(), Stdio::default())]
+        {
+            let mut encoded = Vec::new();
+            encode_process(name, pid, &spec, &stdio, &mut api::Writer(&mut encoded));
+            assert_eq!(encoded, process_of(name, pid, spec, stdio).encoded());
+        }
     }
 
     #[test]

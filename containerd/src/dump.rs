@@ -28,7 +28,8 @@ pub(crate) async fn lines(supervisor: &Supervisor) -> Vec<String> {
         Ok(Ok(containers)) => {
             for container in containers {
                 let (id, state, pids) = (container.id, container.state.name(), container.pids.len());
-                let names: Vec<String> = container.processes.iter().map(|p| format!("{}={}", p.name, p.pid)).collect();
+                let names: Vec<String> =
+                    container.processes.iter().map(|p| format!("{}={}", p.name(), p.pid)).collect();
                 let waits = names.join(" ");
                 lines.push(format!("container: {id} is {state}, {pids} pids; waits for the exit of {waits}"));
             }

@@ -140,7 +140,7 @@ impl Api for Service {
                 supervisor.run(request, deadline).await
             };
             let info = carried_through(run).await.map_err(status)?;
-            Ok(api::CreateContainerResponse { container: Some(convert::container(info)) })
+            Ok(api::CreateContainerResponse { container: Some(convert::container(&info)) })
         })
         .await
     }
@@ -262,9 +262,9 @@ impl Api for Service {
         let id = request.into_inner().id;
         self.call("State", &id, "", async {
             let id = Some(id.as_str()).filter(|id| !id.is_empty());
-            // Of a thousand it is a megabyte of small strings, which are best forgotten where they have been made.
-            let encoded = |info| convert::container(info).encoded();
-            let containers = self.supervisor.state_as(id, encoded).await.map_err(status)?;
+            // Of a thousand it is a megabyte of small strings, which nobody need copy one by one.
+            let encode = |state: &mut Vec<u8>, info| convert::encode_container(&info, state);
+            let containers = self.supervisor.state_as(id, encode).await.map_err(status)?;
             Ok(api::EncodedState { containers, machine: Some(convert::machine()) })
         })
         .await

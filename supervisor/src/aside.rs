@@ -36,16 +36,8 @@ impl Aside {
 
     /// What can be told of it.
     pub(crate) fn info(&self, id: &str) -> ContainerInfo {
-        let record = self.record.clone().unwrap_or_default();
-        ContainerInfo {
-            id: id.to_string(),
-            bundle: record.bundle,
-            state: State::Broken,
-            labels: record.labels,
-            runtime: record.runtime,
-            pids: Vec::new(),
-            processes: Vec::new(),
-        }
+        let record = Arc::new(self.record.clone().unwrap_or_default());
+        ContainerInfo { id: id.to_string(), state: State::Broken, pids: Vec::new(), processes: Vec::new(), record }
     }
 }
 

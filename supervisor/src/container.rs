@@ -50,7 +50,7 @@ pub enum OnExit {
 #[derive(Debug)]
 pub(crate) struct Container {
     pub(crate) id: String,
-    pub(crate) record: ContainerRecord,
+    pub(crate) record: Arc<ContainerRecord>,
     pub(crate) dir: ContainerDir,
     pub(crate) oci: Oci,
     /// One call of the runtime creates and starts it.
@@ -100,7 +100,7 @@ impl Container {
         let (init_ended, _) = watch::channel(false);
         Container {
             id: id.to_string(),
-            record,
+            record: Arc::new(record),
             dir,
             oci,
             runs: false,

@@ -1,7 +1,7 @@
 //! The state of all containers at one moment, without starting a process.
 
 use cgroup::Cgroup;
-use runtime::{ProcessSpec, Stdio};
+use runtime::{ContainerRecord, ProcessSpec, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -27,103 +27,136 @@ const TRIM_DELAY: Duration = Duration::from_secs(1);
 pub struct ContainerInfo {
     /// Its name.
     pub id: String,
-    /// The bundle, absolute.
-    pub bundle: String,
     /// Running, paused, stopped or broken.
     pub state: State,
-    /// As they were given.
-    pub labels: Vec<String>,
-    /// The OCI runtime, as it was named.
-    pub runtime: String,
     /// Every host pid in it.
     pub pids: Vec<u32>,
     /// Init, and then the others in the order of their starts.
     pub processes: Vec<ProcessInfo>,
+    /// Not copied: of a thousand it would be most of what it takes to tell of them.
+    pub(crate) record: Arc<ContainerRecord>,
+}
+
+impl ContainerInfo {
+    /// The bundle, absolute.
+    pub fn bundle(&self) -> &str {
+        &self.record.bundle
+    }
+
+    /// As they were given.
+    pub fn labels(&self) -> &[String] {
+        &self.record.labels
+    }
+
+    /// The OCI runtime, as it was named.
+    pub fn runtime(&self) -> &str {
+        &self.record.runtime
+    }
 }
 
 /// A process as it is told of.
 #[derive(Debug, Clone)]
 pub struct ProcessInfo {
-    /// Its name in the container.
-    pub name: String,
     /// The host's pid.
     pub pid: u32,
+    process: Arc<Process>,
+}
+
+impl ProcessInfo {
+    /// Its name in the container.
+    pub fn name(&self) -> &str {
+        &self.process.name
+    }
+
     /// As it was asked for.
-    pub spec: ProcessSpec,
+    pub fn spec(&self) -> &ProcessSpec {
+        &self.process.spec
+    }
+
     /// Where its stdio goes.
-    pub stdio: Stdio,
+    pub fn stdio(&self) -> &Stdio {
+        &self.process.stdio
+    }
 }
 
 impl Supervisor {
     /// All containers that have been started, ordered by id, or the one that is asked for.
     pub async fn state(&self, id: Option<&str>) -> Result<Vec<ContainerInfo>, Error> {
-        self.state_as(id, |info| info).await
+        let parts = self.state_as(id, |all: &mut Vec<ContainerInfo>, info| all.push(info)).await?;
+        Ok(parts.into_iter().flatten().collect())
     }
 
-    /// The same, each made into what is `wanted` of it where it is looked at: side by side, if there are many.
-    pub async fn state_as<T: Send + 'static>(
+    /// The same, given to `add` where they are looked at: side by side, if there are many. A few are added to one result
+    /// each, and the results are in order.
+    pub async fn state_as<T: Default + Send + 'static>(
         &self,
         id: Option<&str>,
-        wanted: impl Fn(ContainerInfo) -> T + Send + Sync + 'static,
+        add: impl Fn(&mut T, ContainerInfo) + Send + Sync + 'static,
     ) -> Result<Vec<T>, Error> {
         let Some(id) = id else {
             let mut slots: Vec<(String, Slot)> =
                 self.0.map().iter().map(|(id, slot)| (id.clone(), slot.clone())).collect();
             slots.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
-            return self.0.look_at_all(slots, wanted).await;
+            return self.0.look_at_all(slots, add).await;
         };
         let slot = match self.0.aside(id) {
             Some(aside) => Slot::Aside(aside),
             None => Slot::Here(self.0.container(id)?),
         };
-        match self.0.look_at_slot(id, &slot) {
-            Some(info) => Ok(vec![wanted(info)]),
-            None => Err(Error::ContainerNotFound { id: id.to_string() }),
-        }
+        let Some(info) = self.0.look_at_slot(id, &slot) else {
+            return Err(Error::ContainerNotFound { id: id.to_string() });
+        };
+        let mut told = T::default();
+        add(&mut told, info);
+        Ok(vec![told])
     }
 }
 
 impl Shared {
     /// What there is to tell of these. Many are looked at by several threads, as the kernel takes its time for each.
-    async fn look_at_all<T: Send + 'static>(
+    async fn look_at_all<T: Default + Send + 'static>(
         self: &Arc<Self>,
         slots: Vec<(String, Slot)>,
-        wanted: impl Fn(ContainerInfo) -> T + Send + Sync + 'static,
+        add: impl Fn(&mut T, ContainerInfo) + Send + Sync + 'static,
     ) -> Result<Vec<T>, Error> {
         if slots.len() <= FEW {
-            return Ok(slots.iter().filter_map(|(id, slot)| self.look_at_slot(id, slot)).map(wanted).collect());
+            let mut told = T::default();
+            slots.iter().filter_map(|(id, slot)| self.look_at_slot(id, slot)).for_each(|info| add(&mut told, info));
+            return Ok(vec![told]);
         }
         let many = slots.len() >= MANY;
         let (hands, next) = (disk::hands().min(slots.len().div_ceil(FEW)), AtomicUsize::new(0));
-        let work = Arc::new((slots, next, wanted));
+        let work = Arc::new((slots, next, add));
         let look = |_| {
             let (shared, work) = (self.clone(), work.clone());
             // Each takes a few at a time, so that none waits long for another that the kernel has kept.
             let look = move || {
-                let (slots, next, wanted) = &*work;
-                let mut told = Vec::new();
+                let (slots, next, add) = &*work;
+                let mut parts = Vec::new();
                 loop {
                     let first = next.fetch_add(FEW, Ordering::Relaxed);
                     let Some(few) = slots.get(first..(first + FEW).min(slots.len())).filter(|few| !few.is_empty())
                     else {
-                        return told;
+                        return parts;
                     };
-                    for (index, (id, slot)) in (first..).zip(few) {
+                    let mut told = T::default();
+                    for (id, slot) in few {
                         if let Slot::Here(container) = slot {
                             container.cgroup().into_iter().for_each(Cgroup::hold);
                         }
-                        told.extend(shared.look_at_slot(id, slot).map(|info| (index, wanted(info))));
+                        shared.look_at_slot(id, slot).into_iter().for_each(|info| add(&mut told, info));
                     }
+                    parts.push((first, told));
                 }
             };
             tokio::spawn(on_disk(look))
         };
-        let parts: Vec<_> = (0..hands).map(look).collect();
-        let mut told = Vec::new();
-        for part in parts {
-            told.extend(part.await.map_err(|e| Error::system("look at containers")(std::io::Error::other(e)))??);
+        let threads: Vec<_> = (0..hands).map(look).collect();
+        let mut parts = Vec::new();
+        for thread in threads {
+            parts.extend(thread.await.map_err(|e| Error::system("look at containers")(std::io::Error::other(e)))??);
         }
-        told.sort_unstable_by_key(|(index, _)| *index);
+        parts.sort_unstable_by_key(|(first, _)| *first);
         if many && !self.trimming.swap(true, Ordering::Relaxed) {
             let shared = self.clone();
             tokio::spawn(async move {
@@ -133,7 +166,7 @@ impl Shared {
                 let _ = on_disk(sys::allocator::give_back).await;
             });
         }
-        Ok(told.into_iter().map(|(_, told)| told).collect())
+        Ok(parts.into_iter().map(|(_, told)| told).collect())
     }
 
     fn look_at_slot(self: &Arc<Self>, id: &str, slot: &Slot) -> Option<ContainerInfo> {
@@ -176,23 +209,14 @@ fn look(container: &Container) -> Option<ContainerInfo> {
 
 impl ContainerInfo {
     pub(crate) fn of(container: &Container, pids: Vec<u32>, state: Option<State>) -> ContainerInfo {
-        let processes = container.init().into_iter().chain(container.added());
+        // Those that run.
+        let told = |process: Arc<Process>| Some(ProcessInfo { pid: process.pid()?, process });
         ContainerInfo {
             id: container.id.clone(),
-            bundle: container.record.bundle.clone(),
             state: state.unwrap_or_else(|| container.state()),
-            labels: container.record.labels.clone(),
-            runtime: container.record.runtime.clone(),
             pids,
-            processes: processes.filter_map(|process| ProcessInfo::of(&process)).collect(),
+            processes: container.init().into_iter().chain(container.added()).filter_map(told).collect(),
+            record: container.record.clone(),
         }
-    }
-}
-
-impl ProcessInfo {
-    /// `None` for one that does not run yet.
-    fn of(process: &Process) -> Option<ProcessInfo> {
-        let (name, pid) = (process.name.clone(), process.pid()?);
-        Some(ProcessInfo { name, pid, spec: process.spec.clone(), stdio: process.stdio.clone() })
     }
 }

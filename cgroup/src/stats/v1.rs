@@ -7,9 +7,10 @@ use super::{Blkio, BlkioEntry, Cpu, Memory, Usage, nanoseconds};
 use crate::files::{Directory, value};
 
 pub(super) fn cpu_usage(group: &Directory, cpu: &mut Cpu) -> io::Result<()> {
-    cpu.total = group.number("cpuacct.usage")?;
     let each = group.text("cpuacct.usage_percpu")?;
     cpu.per_cpu = each.split_ascii_whitespace().filter_map(|number| number.parse().ok()).collect();
+    // `cpuacct.usage` is the sum of these (kernel/sched/cpuacct.c, `__cpuusage_read`), and one file more to read.
+    cpu.total = cpu.per_cpu.iter().sum();
     let ticks = group.keyed("cpuacct.stat")?;
     (cpu.user, cpu.kernel) = (nanoseconds(value(&ticks, "user")), nanoseconds(value(&ticks, "system")));
     Ok(())
@@ -87,9 +88,11 @@ fn entries(text: &str) -> Vec<BlkioEntry> {
 
 pub(super) fn hugetlb(group: &Directory, sizes: &[String], all: &mut BTreeMap<String, Usage>) -> io::Result<()> {
     for size in sizes {
+        let max_usage = group.number(&format!("hugetlb.{size}.max_usage_in_bytes"))?;
         let usage = Usage {
-            usage: group.number(&format!("hugetlb.{size}.usage_in_bytes"))?,
-            max_usage: group.number(&format!("hugetlb.{size}.max_usage_in_bytes"))?,
+            // Mostly there never were any.
+            usage: if max_usage == 0 { 0 } else { group.number(&format!("hugetlb.{size}.usage_in_bytes"))? },
+            max_usage,
             failures: group.number(&format!("hugetlb.{size}.failcnt"))?,
             limit: group.number(&format!("hugetlb.{size}.limit_in_bytes"))?,
         };

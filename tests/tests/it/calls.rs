@@ -42,6 +42,7 @@ async fn state_shows_what_was_asked_for() {
     request.stdout = out.clone();
     let started = client.create_container(request).await.unwrap().into_inner().container.unwrap();
     assert_eq!(started.status, "running");
+    assert_eq!(state(&mut client).await, std::slice::from_ref(&started));
     let mut added = process("c", "p", &["sleep", "100000"]);
     added.env = vec!["X=1".into(), "PATH=/bin".into()];
     added.user = Some(api::User { uid: 1000, gid: 1001, additional_gids: vec![5, 6] });
