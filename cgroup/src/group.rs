@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use crate::files::{Directory, gone_is_done, groups_below, read_at};
@@ -20,28 +20,39 @@ pub struct Cgroup {
     places: Box<[Below]>,
     /// The place that tells who is in the container.
     members: usize,
-    /// Somebody has asked for it to be held.
-    asked: AtomicBool,
+    /// How often it was asked to be held, and was not.
+    asked: AtomicUsize,
     held: OnceLock<Held>,
 }
+
+/// How often v2's group is compared with the one that counts before it is left alone.
+const TRIES: usize = 5;
 
 /// The file of a group that tells who is in it.
 const PROCS: &str = "cgroup.procs";
 
 impl Cgroup {
     pub(crate) fn new(host: Arc<Host>, places: Vec<Below>, members: usize) -> Cgroup {
-        Cgroup { host, places: places.into(), members, asked: AtomicBool::new(false), held: OnceLock::new() }
+        Cgroup { host, places: places.into(), members, asked: AtomicUsize::new(0), held: OnceLock::new() }
     }
 
     /// Keeps open what [`Cgroup::pids_with`] and [`Cgroup::is_frozen`] read, for a container that is asked for both again
-    /// and again, from the second time on: three descriptors and some 9 kB of the kernel's memory, and a fifth of the
-    /// time. No more is held than a part of what this process may open, and the answers are the same in any case.
+    /// and again, from the second time on: up to three descriptors and some 9 kB of the kernel's memory, and a fifth of the
+    /// time. No more is held than a part of what this process may open.
     pub fn hold(&self) {
-        if self.held.get().is_some() || !self.asked.swap(true, Ordering::Relaxed) {
+        if self.held.get().is_some() || !Held::has_room() {
+            return;
+        }
+        let asked = self.asked.fetch_add(1, Ordering::Relaxed);
+        if asked == 0 {
+            return;
+        }
+        let v2 = self.place_v2().filter(|place| self.is_as_good(place));
+        if v2.is_none() && self.place_v2().is_some() && asked < TRIES {
+            // Somebody may have come or gone just between the two readings.
             return;
         }
         let freezer = self.freezer().map(|(place, name, _)| self.file(place, name));
-        let v2 = self.place_v2().filter(|place| self.is_as_good(place));
         let procs = v2.map(|place| self.file(place, PROCS));
         let directory = self.at(v2.unwrap_or(&self.places[self.members]));
         if let Some(held) = Held::open(&directory, procs, freezer) {
@@ -53,10 +64,13 @@ impl Cgroup {
     /// runtime that is known puts them into v2's group too, and v1's `cgroup.procs` cannot be held: for a second it is
     /// answered from an old list (kernel/cgroup/cgroup-v1.c, `cgroup_pidlist_start`).
     fn is_as_good(&self, place: &Below) -> bool {
+        if *place == self.places[self.members] {
+            return true;
+        }
         let (mut pids, (hierarchy, group)) = (Vec::new(), self.at(place));
         let collected = collect(hierarchy, &group, None, &mut pids);
         pids.sort_unstable();
-        *place == self.places[self.members] || collected.is_ok() && self.pids().is_ok_and(|members| members == pids)
+        collected.is_ok() && self.pids().is_ok_and(|members| members == pids)
     }
 
     /// The place in a v1 hierarchy.
@@ -117,7 +131,7 @@ impl Cgroup {
     }
 
     /// The same, by what is held open ([`Cgroup::hold`]), as long as all are there who are known to be in the container
-    /// while they live.
+    /// while they live. Where v2 is beside v1 it does not tell of somebody who was put into v1's group alone.
     pub fn pids_with(&self, known: &[u32]) -> io::Result<Vec<u32>> {
         let Some(held) = self.held.get().filter(|held| !held.misses.load(Ordering::Relaxed)) else {
             return self.pids();
@@ -322,6 +336,8 @@ mod tests {
         write(&v1, PROCS, "7\n8\n");
         write(&v2, PROCS, "8\n");
         let differ = held();
+        assert!(differ.held.get().is_none(), "it may be another time");
+        (0..TRIES).for_each(|_| differ.hold());
         assert!(differ.held.get().is_some_and(|held| held.procs().is_none()));
         assert_eq!(differ.pids_with(&[8]).expect("reads"), [7, 8]);
         write(&v1, PROCS, "8\n");

@@ -31,16 +31,18 @@ pub(crate) struct Held {
 pub(crate) type At<'a> = (BorrowedFd<'a>, PathBuf);
 
 impl Held {
-    /// Opens a group and those of its files that are given. `None` if enough is held already, or the group is gone.
-    pub(crate) fn open(directory: &At<'_>, procs: Option<At<'_>>, freezer: Option<At<'_>>) -> Option<Held> {
+    /// Whether less is held than may be.
+    pub(crate) fn has_room() -> bool {
         static MOST: OnceLock<usize> = OnceLock::new();
         let most = *MOST.get_or_init(|| {
             let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
             limit.map_or(usize::MAX, |limit| usize::try_from(limit / SHARE).unwrap_or(usize::MAX))
         });
-        if HELD.load(Ordering::Relaxed) >= most {
-            return None;
-        }
+        HELD.load(Ordering::Relaxed) < most
+    }
+
+    /// Opens a group and those of its files that are given; `None` if the group is gone.
+    pub(crate) fn open(directory: &At<'_>, procs: Option<At<'_>>, freezer: Option<At<'_>>) -> Option<Held> {
         let open = |(at, path): &At<'_>, flags| openat(at, path, flags | OFlags::CLOEXEC, Mode::empty()).ok();
         let directory = open(directory, OFlags::PATH | OFlags::DIRECTORY)?;
         let file = |file: At<'_>| open(&file, OFlags::RDONLY);

@@ -10,7 +10,7 @@ pub(super) fn cpu_usage(group: &Directory, cpu: &mut Cpu) -> io::Result<()> {
     let each = group.text("cpuacct.usage_percpu")?;
     cpu.per_cpu = each.split_ascii_whitespace().filter_map(|number| number.parse().ok()).collect();
     // `cpuacct.usage` is the sum of these (kernel/sched/cpuacct.c, `__cpuusage_read`), and one file more to read.
-    cpu.total = cpu.per_cpu.iter().sum();
+    cpu.total = cpu.per_cpu.iter().fold(0, |sum: u64, time| sum.saturating_add(*time));
     let ticks = group.keyed("cpuacct.stat")?;
     (cpu.user, cpu.kernel) = (nanoseconds(value(&ticks, "user")), nanoseconds(value(&ticks, "system")));
     Ok(())

@@ -97,6 +97,8 @@ async fn the_state_of_many_is_that_of_each_whatever_is_held_open_of_it() {
     let held = || {
         let links = std::fs::read_dir(format!("/proc/{}/fd", host.pid())).unwrap().flatten();
         let links = links.filter_map(|link| Some(std::fs::read_link(link.path()).ok()?.display().to_string()));
+        // What waits for an out-of-memory is opened for each in any case.
+        let links = links.filter(|link| !link.contains("/memory."));
         links.filter(|link| bundles.iter().any(|bundle| link.contains(&bundle.cgroup()))).count()
     };
     let at_first = held();
