@@ -8,6 +8,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use crate::held::Files;
+
 /// The text of a file below `directory`; `None` if the group is gone or does not have it.
 pub(crate) fn read_at(directory: impl AsFd, path: &Path) -> io::Result<Option<String>> {
     absent_is_none(sys::small_file::read_text(directory, path).map_err(io::Error::from))
@@ -59,24 +61,37 @@ fn absent_is_none<T>(result: io::Result<T>) -> io::Result<Option<T>> {
 
 /// A group's directory, held open while several of its files are read: all are then of the same group.
 #[derive(Debug)]
-pub(crate) struct Directory(OwnedFd);
+pub(crate) struct Directory {
+    opened: OwnedFd,
+    /// Those of its files that stay open.
+    files: Option<Files>,
+}
 
 impl Directory {
     /// The directory at `path` below `hierarchy`; `None` if it is gone.
     pub(crate) fn open(hierarchy: impl AsFd, path: &Path) -> io::Result<Option<Directory>> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let opened = openat(hierarchy, path, flags, Mode::empty());
-        Ok(absent_is_none(opened.map_err(io::Error::from))?.map(Directory))
+        let opened = absent_is_none(opened.map_err(io::Error::from))?;
+        Ok(opened.map(|opened| Directory { opened, files: None }))
+    }
+
+    /// From now on its files stay open once they have been read.
+    pub(crate) fn keeping_files(self) -> Directory {
+        Directory { files: Some(Files::default()), ..self }
     }
 
     /// A file's text, empty if it is not there.
     pub(crate) fn text(&self, name: &str) -> io::Result<String> {
-        Ok(absent_is_none(sys::small_file::read_text(&self.0, name).map_err(io::Error::from))?.unwrap_or_default())
+        if let Some(text) = self.files.as_ref().and_then(|files| files.read(&self.opened, name)) {
+            return Ok(text);
+        }
+        Ok(absent_is_none(sys::small_file::read_text(&self.opened, name).map_err(io::Error::from))?.unwrap_or_default())
     }
 
     /// Whether it has a file.
     pub(crate) fn has(&self, name: &str) -> bool {
-        statat(&self.0, name, AtFlags::empty()).is_ok()
+        statat(&self.opened, name, AtFlags::empty()).is_ok()
     }
 
     /// A file with one number; 0 if it is not there, and for `max`.

@@ -3,11 +3,11 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use crate::files::{Directory, gone_is_done, groups_below, read_at};
-use crate::held::{At, Held};
+use crate::held::{At, Held, Watched};
 use crate::hierarchies::Host;
 
 /// Which of the host's hierarchies, and the path in it.
@@ -17,12 +17,15 @@ pub(crate) type Below = (usize, Arc<str>);
 #[derive(Debug)]
 pub struct Cgroup {
     pub(crate) host: Arc<Host>,
-    places: Box<[Below]>,
+    pub(crate) places: Box<[Below]>,
     /// The place that tells who is in the container.
     members: usize,
     /// How often it was asked to be held, and was not.
     asked: AtomicUsize,
     held: OnceLock<Held>,
+    /// Its statistics have been asked for.
+    pub(crate) read: AtomicBool,
+    pub(crate) watched: OnceLock<Watched>,
 }
 
 /// How often v2's group is compared with the one that counts before it is left alone.
@@ -33,7 +36,15 @@ const PROCS: &str = "cgroup.procs";
 
 impl Cgroup {
     pub(crate) fn new(host: Arc<Host>, places: Vec<Below>, members: usize) -> Cgroup {
-        Cgroup { host, places: places.into(), members, asked: AtomicUsize::new(0), held: OnceLock::new() }
+        Cgroup {
+            host,
+            places: places.into(),
+            members,
+            asked: AtomicUsize::new(0),
+            held: OnceLock::new(),
+            read: AtomicBool::new(false),
+            watched: OnceLock::new(),
+        }
     }
 
     /// Keeps open what [`Cgroup::pids_with`] and [`Cgroup::is_frozen`] read, for a container that is asked for both again

@@ -6,9 +6,12 @@ mod v2;
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use crate::files::Directory;
-use crate::group::Cgroup;
+use crate::group::{Below, Cgroup};
+use crate::held::Watched;
 
 /// What a container uses and has used.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -112,55 +115,81 @@ pub struct Blkio {
 const CONTROLLERS: [&str; 5] = ["cpuacct", "memory", "blkio", "hugetlb", "pids"];
 
 impl Cgroup {
-    /// Reads what the container uses. What is gone, or not there on this host, is zero.
+    /// Reads what the container uses. What is gone, or not there on this host, is zero. Of a few containers that are asked
+    /// for again and again the files are held open: to open and to close them takes most of the time.
     pub fn stats(&self) -> io::Result<Stats> {
-        let mut stats = Stats::default();
-        let unified = match self.place_v2() {
-            Some(place) if CONTROLLERS.iter().any(|controller| self.place_v1(controller).is_none()) => {
-                self.open(place)?
+        if self.watched.get().is_none() && self.read.swap(true, Ordering::Relaxed) {
+            if let Some(watched) = Watched::new(|| self.directories_to_keep()) {
+                let _ = self.watched.set(watched);
             }
-            _ => None,
+        }
+        match self.watched.get().map(|watched| self.read_stats(Some(watched))).transpose()? {
+            Some(stats) if stats.pids > 0 || stats.cpu.total > 0 => Ok(stats),
+            // The groups that are held, if any are, are gone: there may be others of their names by now.
+            _ => self.read_stats(None),
+        }
+    }
+
+    fn directories_to_keep(&self) -> Vec<(usize, Arc<Directory>)> {
+        let used = |place: &&Below| {
+            let controllers = &self.host.mounts[place.0].controllers;
+            let is_used = |name: &String| name == "cpu" || CONTROLLERS.contains(&name.as_str());
+            if controllers.is_empty() { self.needs_v2() } else { controllers.iter().any(is_used) }
         };
-        let unified = unified.as_ref();
+        let keep = |place: &Below| Some((place.0, Arc::new(self.open(place).ok()??.keeping_files())));
+        self.places.iter().filter(used).filter_map(keep).collect()
+    }
+
+    /// Whether a controller is not v1's.
+    fn needs_v2(&self) -> bool {
+        CONTROLLERS.iter().any(|controller| self.place_v1(controller).is_none())
+    }
+
+    fn read_stats(&self, watched: Option<&Watched>) -> io::Result<Stats> {
+        let mut stats = Stats::default();
+        let open = |place: &Below| match watched.and_then(|watched| watched.directory(place.0)) {
+            Some(directory) => Ok(Some(directory)),
+            None => Ok::<_, io::Error>(self.open(place)?.map(Arc::new)),
+        };
+        let unified = match self.place_v2().filter(|_| self.needs_v2()) {
+            Some(place) => open(place)?,
+            None => None,
+        };
+        let unified = unified.as_deref();
         // One hierarchy has both, mostly.
         let both = self.place_v1("cpu").map(|(mount, _)| mount) == self.place_v1("cpuacct").map(|(mount, _)| mount);
         let cpu = |group: &Directory, cpu: &mut Cpu| {
             v1::cpu_usage(group, cpu)?;
             if both { v1::throttling(group, cpu) } else { Ok(()) }
         };
-        self.read("cpuacct", unified, &mut stats.cpu, cpu, v2::cpu)?;
-        if !both {
-            // v2's has been read.
-            self.read("cpu", None, &mut stats.cpu, v1::throttling, v2::cpu)?;
-        }
-        self.read("memory", unified, &mut stats.memory, v1::memory, v2::memory)?;
-        self.read("blkio", unified, &mut stats.blkio, v1::blkio, v2::blkio)?;
         let sizes = &self.host.hugepages;
-        let (v1, v2) =
-            (|g: &_, all: &mut _| v1::hugetlb(g, sizes, all), |g: &_, all: &mut _| v2::hugetlb(g, sizes, all));
-        self.read("hugetlb", unified, &mut stats.hugetlb, v1, v2)?;
-        self.read("pids", unified, &mut stats, pids, pids)?;
-        Ok(stats)
-    }
-
-    /// Fills a part of the stats from a controller's group, of whichever version has it.
-    fn read<T>(
-        &self,
-        controller: &str,
-        unified: Option<&Directory>,
-        part: &mut T,
-        v1: impl FnOnce(&Directory, &mut T) -> io::Result<()>,
-        v2: impl FnOnce(&Directory, &mut T) -> io::Result<()>,
-    ) -> io::Result<()> {
-        match (self.place_v1(controller), unified) {
-            (Some(place), _) => self.open(place)?.map_or(Ok(()), |group| v1(&group, part)),
-            (None, Some(group)) => v2(group, part),
-            (None, None) => Ok(()),
+        // Each from its controller's group, of whichever version has it.
+        let v1 = |controller| self.place_v1(controller).map(&open).transpose().map(Option::flatten);
+        for controller in CONTROLLERS {
+            let is_v1 = self.place_v1(controller).is_some();
+            let group = v1(controller)?;
+            let Some(group) = (if is_v1 { group.as_deref() } else { unified }) else { continue };
+            match (controller, is_v1) {
+                ("cpuacct", true) => cpu(group, &mut stats.cpu)?,
+                ("cpuacct", false) => v2::cpu(group, &mut stats.cpu)?,
+                ("memory", true) => v1::memory(group, &mut stats.memory)?,
+                ("memory", false) => v2::memory(group, &mut stats.memory)?,
+                ("blkio", true) => v1::blkio(group, &mut stats.blkio)?,
+                ("blkio", false) => v2::blkio(group, &mut stats.blkio)?,
+                ("hugetlb", true) => v1::hugetlb(group, sizes, &mut stats.hugetlb)?,
+                ("hugetlb", false) => v2::hugetlb(group, sizes, &mut stats.hugetlb)?,
+                // The same on both versions.
+                _ => pids(group, &mut stats)?,
+            }
         }
+        if let Some(group) = v1("cpu")?.filter(|_| !both) {
+            // v2's has been read.
+            v1::throttling(&group, &mut stats.cpu)?;
+        }
+        Ok(stats)
     }
 }
 
-/// The same on both versions.
 fn pids(group: &Directory, stats: &mut Stats) -> io::Result<()> {
     stats.pids = group.number("pids.current")?;
     stats.pids_limit = group.number("pids.max")?;
@@ -233,7 +262,14 @@ mod tests {
                 ("pids.max", "max\n"),
             ],
         );
-        let stats = test_cgroup(&[("cpu,cpuacct,memory,blkio,hugetlb,pids", path)]).stats().expect("reads");
+        let cgroup = test_cgroup(&[("cpu,cpuacct,memory,blkio,hugetlb,pids", path)]);
+        let stats = cgroup.stats().expect("reads");
+        for _ in 0..3 {
+            assert_eq!(cgroup.stats().expect("reads"), stats, "from files that are held");
+        }
+        write(path, &[("pids.current", "9\n")]);
+        assert_eq!(cgroup.stats().expect("reads").pids, 9);
+        write(path, &[("pids.current", "7\n")]);
         assert_eq!((stats.cpu.total, stats.cpu.per_cpu.as_slice()), (123_456_789, &[123_456_700, 89][..]));
         assert_eq!((stats.cpu.user, stats.cpu.kernel), (70_000_000, 30_000_000));
         assert_eq!((stats.cpu.periods, stats.cpu.throttled_periods, stats.cpu.throttled_time), (5, 4, 300));
