@@ -103,7 +103,7 @@ impl Cgroup {
 
     /// Where to look for a place.
     pub(crate) fn at<'a>(&'a self, (mount, below): &'a Below) -> At<'a> {
-        self.host.mounts[*mount].at(below)
+        self.host.mounts[*mount].at(below.as_ref())
     }
 
     /// A place, to read several of its files; `None` if it is gone.

@@ -1,13 +1,14 @@
 //! Where this host has its hierarchies mounted, and where in them a process is.
 
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, statat};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use crate::files::read;
 use crate::group::Cgroup;
+use crate::held::At;
 
 /// One mounted hierarchy.
 #[derive(Debug)]
@@ -24,10 +25,10 @@ pub(crate) struct Mount {
 impl Mount {
     /// Where to look for `below`: from a directory that is held open the kernel has a shorter way, which is felt when
     /// a thousand groups are looked at.
-    pub(crate) fn at<'a>(&'a self, below: &'a str) -> (BorrowedFd<'a>, PathBuf) {
+    pub(crate) fn at(&self, below: impl AsRef<Path>) -> At<'_> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         match self.opened.get_or_init(|| openat(CWD, &self.point, flags, Mode::empty()).ok()) {
-            Some(point) => (point.as_fd(), below.into()),
+            Some(point) => (point.as_fd(), below.as_ref().into()),
             None => (CWD, self.point.join(below)),
         }
     }
@@ -98,9 +99,11 @@ impl Hierarchies {
     /// Whether none of the groups that a bundle asks for (`linux.cgroupsPath`) is there yet, as far as one can see.
     pub fn is_new(&self, cgroups_path: &str, id: &str) -> bool {
         let sees_all = self.host.mounts.iter().all(|mount| mount.root == "/");
-        let of = |mount| self.may_mean(mount, cgroups_path, id).map(|below| mount.point.join(below));
+        // Each as what the mount has open tells: its whole path would be looked up once for each hierarchy.
+        let of = |mount| self.may_mean(mount, cgroups_path, id).map(|below| mount.at(below));
         let mut asked = self.host.mounts.iter().flat_map(of).peekable();
-        sees_all && asked.peek().is_some() && !asked.any(|group| group.exists())
+        let is_there = |(hierarchy, group): At<'_>| statat(hierarchy, &group, AtFlags::empty()).is_ok();
+        sees_all && asked.peek().is_some() && !asked.any(is_there)
     }
 
     /// What [`Hierarchies::places`] told of a container that was made in groups that were new, completed: of a process
@@ -223,23 +226,35 @@ fn overlaps(mount: &Mount, place: &Place) -> bool {
 
 /// proc_pid_mountinfo(5).
 fn parse_mounts(text: &str) -> Vec<Mount> {
-    text.lines()
-        .filter_map(|line| {
-            let (left, right) = line.split_once(" - ")?;
-            let mut left = left.split(' ').skip(3);
-            let (root, point) = (sys::procfs::unescape(left.next()?), sys::procfs::unescape(left.next()?));
-            let mut right = right.split(' ');
-            let kind = right.next()?;
-            let options = right.nth(1)?;
-            let controllers = match kind {
-                "cgroup2" => Vec::new(),
-                // Controllers are mount options among others, which are no controllers of any process.
-                "cgroup" => options.split(',').filter(|o| !matches!(*o, "rw" | "ro")).map(String::from).collect(),
-                _ => return None,
-            };
-            Some(Mount { controllers, root, point: point.into(), opened: OnceLock::new() })
-        })
-        .collect()
+    let mut mounts: Vec<Mount> = Vec::new();
+    for mount in all_mounts(text) {
+        // Each hierarchy once: others may have it elsewhere too, as CRIU does for as long as it restores something. The first
+        // one is the system's, unless only a part of the hierarchy is to be seen there.
+        match mounts.iter_mut().find(|known| known.controllers == mount.controllers) {
+            None => mounts.push(mount),
+            Some(known) if known.root != "/" && mount.root == "/" => *known = mount,
+            Some(_) => {}
+        }
+    }
+    mounts
+}
+
+fn all_mounts(text: &str) -> impl Iterator<Item = Mount> {
+    text.lines().filter_map(|line| {
+        let (left, right) = line.split_once(" - ")?;
+        let mut left = left.split(' ').skip(3);
+        let (root, point) = (sys::procfs::unescape(left.next()?), sys::procfs::unescape(left.next()?));
+        let mut right = right.split(' ');
+        let kind = right.next()?;
+        let options = right.nth(1)?;
+        let controllers = match kind {
+            "cgroup2" => Vec::new(),
+            // Controllers are mount options among others, which are no controllers of any process.
+            "cgroup" => options.split(',').filter(|o| !matches!(*o, "rw" | "ro")).map(String::from).collect(),
+            _ => return None,
+        };
+        Some(Mount { controllers, root, point: point.into(), opened: OnceLock::new() })
+    })
 }
 
 /// cgroups(7), "/proc/pid/cgroup".
@@ -295,6 +310,21 @@ mod tests {
         assert!(all.cgroup("8:pids:/../x\n").is_none(), "outside the namespace");
         assert!(all.cgroup("3:cpu,cpuacct:/\n").is_none(), "the whole hierarchy");
         assert_eq!(all.of_use("8:pids:/\n3:cpu,cpuacct:/\n8:pids:/a\n0::/x\n5:x:/y\n"), "8:pids:/a\n0::/x\n");
+    }
+
+    #[test]
+    fn a_hierarchy_that_is_mounted_twice_is_one() {
+        let twice = format!(
+            "30 24 0:27 /part /jail rw - cgroup cgroup rw,pids\n{HYBRID}\
+             35 24 0:27 / /run/c/criu.work/.criu.cgyard.x/pids rw - cgroup none rw,pids\n\
+             36 24 0:29 / /run/c/criu.work/.criu.cgyard.x/unified rw - cgroup2 none rw\n"
+        );
+        let all = test_hierarchies(&twice, "");
+        let points: Vec<&Path> = all.host.mounts.iter().map(|mount| mount.point.as_path()).collect();
+        assert_eq!(
+            points,
+            ["/sys/fs/cgroup/pids", "/sys/fs/cgroup/cpu,cpuacct", "/sys/fs/cgroup/unified"].map(Path::new)
+        );
     }
 
     #[test]

@@ -105,9 +105,14 @@ impl Shim {
             let text = std::fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
             text.split(|byte| *byte == 0).any(|one| one == word)
         };
+        // Who only reads a log is somebody who looks at it.
         let logs = |pid: u32| {
             let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-            descriptors.flat_map(|entry| std::fs::read_link(entry.path())).any(|path| path.starts_with(&work))
+            let is_its = |path: PathBuf| path.parent() == Some(work.as_path());
+            descriptors
+                .filter(|entry| std::fs::read_link(entry.path()).is_ok_and(is_its))
+                .filter_map(|entry| entry.file_name().into_string().ok())
+                .any(|fd| sys::procfs::is_open_for_writing(pid, &fd).unwrap_or(false))
         };
         let is_one = |pid| {
             let is_named = has(pid, "cmdline", log.as_os_str().as_encoded_bytes());
@@ -172,4 +177,31 @@ fn find_processes(is_it: impl Fn(u32) -> bool, is_meant: impl Fn(&sys::procfs::S
         Some((Pid::from_raw(i32::try_from(pid).ok()?)?, process)).filter(|_| is_it(pid))
     };
     pids.filter(|pid| is_it(*pid)).filter_map(open).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::container_dir::ContainerDir;
+    use std::process::{Command, Stdio};
+
+    #[test]
+    fn who_writes_a_log_of_criu_is_found_and_who_looks_at_it_is_not() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let work = directory.path().join("c/init/criu.work");
+        std::fs::create_dir_all(work.join("yard")).expect("creates");
+        let log = work.join("restore.log");
+        let writer = File::options().create(true).append(true).open(&log).expect("opens");
+        let sleep = |stdio: File| Command::new("sleep").arg("1000").stdin(Stdio::from(stdio)).spawn().expect("sleeps");
+        let mut written = sleep(writer);
+        let mut others =
+            [sleep(File::open(&log).expect("opens")), sleep(File::open(work.join("yard")).expect("opens"))];
+        let process = ContainerDir::new(directory.path(), "c").process("init");
+        let found: Vec<i32> = Shim::runtimes_of(&process).iter().map(|(pid, _)| pid.as_raw_nonzero().get()).collect();
+        assert_eq!(found, [written.id() as i32]);
+        for child in std::iter::once(&mut written).chain(&mut others) {
+            child.kill().expect("kills");
+            child.wait().expect("reaps");
+        }
+    }
 }

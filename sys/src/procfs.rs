@@ -86,6 +86,15 @@ pub fn tracer(pid: u32) -> io::Result<Option<u32>> {
     Ok(number.filter(|tracer| *tracer != 0))
 }
 
+/// Whether a process may write through its descriptor `fd` (a name in `/proc/<pid>/fd`): the file status flags are in
+/// `/proc/<pid>/fdinfo/<fd>`, in octal.
+pub fn is_open_for_writing(pid: u32, fd: &str) -> io::Result<bool> {
+    const ACCESS_MODE: u32 = 3;
+    let Some(text) = read(pid, &format!("fdinfo/{fd}"))? else { return Ok(false) };
+    let flags = text.lines().find_map(|line| u32::from_str_radix(line.strip_prefix("flags:")?.trim(), 8).ok());
+    Ok(flags.is_some_and(|flags| flags & ACCESS_MODE != 0))
+}
+
 fn parse_nspid(status: &str) -> bool {
     let Some(line) = status.lines().find_map(|line| line.strip_prefix("NSpid:")) else { return false };
     let mut numbers = line.split_ascii_whitespace();
@@ -152,6 +161,16 @@ mod tests {
             child.wait().expect("reaps");
             assert_eq!(exit_status(child.id(), started).expect("proc"), None);
         }
+    }
+
+    #[test]
+    fn what_is_open_for_writing_is_told_from_what_is_not() {
+        use std::os::fd::AsRawFd;
+        let open = |read, write| std::fs::File::options().read(read).write(write).open("/dev/null").expect("opens");
+        let (writing, both, reading) = (open(false, true), open(true, true), open(true, false));
+        let of = |file: &std::fs::File| is_open_for_writing(std::process::id(), &format!("{}", file.as_raw_fd()));
+        assert!(of(&writing).expect("proc") && of(&both).expect("proc") && !of(&reading).expect("proc"));
+        assert!(!is_open_for_writing(std::process::id(), "99999").expect("no error"));
     }
 
     #[test]
