@@ -12,13 +12,23 @@ use rustix::io::Errno;
 use std::fs::{File, Metadata};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use sys::exhausted::is_exhausted;
 
-/// The names of the programs that do so. What else has such a name and is no ELF file is a wrapper, and is left alone.
+/// The names of the programs that do so, a version or an architecture behind them or not: `crun-1.21`, `runc.amd64`. What
+/// has such a name and is no ELF file is a wrapper, and is left alone.
 const NAMES: [&str; 2] = ["crun", "runc"];
+
+fn is_known(path: &Path) -> bool {
+    let name = path.file_name().map(OsStrExt::as_bytes).unwrap_or_default();
+    let is_its = |known: &&str| {
+        name.strip_prefix(known.as_bytes()).is_some_and(|rest| rest.first().is_none_or(u8::is_ascii_punctuation))
+    };
+    NAMES.iter().any(is_its)
+}
 
 /// More than any host has of them, and the most that one may take.
 const MOST: usize = 4;
@@ -79,8 +89,7 @@ impl Sealed {
     /// The copy of the runtime at `path`, if there is one by now. It is made in the background when it is first asked for,
     /// and again when the program has been replaced.
     pub(crate) fn of(path: &Path) -> Option<Arc<Sealed>> {
-        let is_known = NAMES.iter().any(|name| path.file_name().is_some_and(|own| own == *name));
-        if !is_known {
+        if !is_known(path) {
             return None;
         }
         let identity = Identity::at_once(path)?;
@@ -93,6 +102,8 @@ impl Sealed {
             known.push(Known { path: path.to_path_buf(), identity: identity.clone(), copy: None });
             let path = path.to_path_buf();
             let make = move || {
+                // Nobody waits for it, and others have work to do: nice(2), which is a thread's own.
+                let _ = rustix::process::nice(19);
                 let made = Sealed::make(&path, &identity);
                 let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
                 let is_own = |one: &Known| one.path == path && one.identity == identity;
@@ -138,6 +149,10 @@ impl Sealed {
         // These, and no others, are what runc and crun look for (libcontainer/nsenter/cloned_binary.c).
         fcntl_add_seals(&copy, SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE)?;
         let metadata = copy.metadata()?;
+        // A tenth of what a call of runc takes is the mapping of its pages. Where this cannot be, they are as those of a file.
+        if let Err(e) = sys::huge_pages::collapse(&copy, usize::try_from(metadata.len()).unwrap_or_default()) {
+            tracing::debug!("no huge pages for the copy of {}: {e}", path.display());
+        }
         Ok(Some(Sealed { file: copy.into(), device: metadata.dev(), inode: metadata.ino() }))
     }
 
@@ -189,6 +204,13 @@ mod tests {
         }
         std::fs::remove_file(&path).expect("removes");
         assert!(Sealed::of(&path).is_none());
+    }
+
+    #[test]
+    fn names_may_have_a_version_and_may_not_be_others() {
+        let all = ["/a/crun", "runc", "/b/crun-1.21", "runc.amd64", "crun_x", "/x/crunch", "runcvm", "xrunc", "/"];
+        assert_eq!(all.map(|name| is_known(Path::new(name))).iter().filter(|known| **known).count(), 5);
+        assert!(is_known(Path::new(all[4])) && !is_known(Path::new(all[5])));
     }
 
     #[test]

@@ -24,12 +24,15 @@ mod errno;
 pub mod exhausted;
 #[cfg(any(not(feature = "std"), test))]
 mod heap;
+#[cfg(feature = "std")]
+pub mod huge_pages;
 pub mod pidfd;
 pub mod procfs;
 mod raw;
 pub mod signal;
 pub mod small_file;
 pub mod spawn;
+pub mod stack;
 #[cfg(not(feature = "std"))]
 pub mod start;
 mod stdio;

@@ -1,0 +1,68 @@
+//! Files in memory in few large pieces: a program that is started from one has its pages mapped several at a time.
+
+use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
+use std::io;
+use std::os::fd::AsFd;
+use std::ptr::null_mut;
+
+/// The kernel's size of a huge page.
+const SIZE: &str = "/sys/kernel/mm/transparent_hugepage/hpage_pmd_size";
+
+/// madvise(2), `MADV_COLLAPSE` (Linux 6.1), which neither rustix nor libc has.
+const COLLAPSE: libc::c_int = 25;
+
+/// A range of addresses that is this process's own and given back at the end.
+struct Range(*mut libc::c_void, usize);
+
+impl Drop for Range {
+    fn drop(&mut self) {
+        // SAFETY: the range is a mapping of ours, of which nothing outlives this.
+        let _ = unsafe { munmap(self.0, self.1) };
+    }
+}
+
+/// Moves the first `length` bytes of a file in memory into huge pages, as many as are whole, however the system is set: that
+/// is asked for. The rest stays as it is. Takes some milliseconds, and is an error where the kernel cannot do it.
+pub fn collapse(file: impl AsFd, length: usize) -> io::Result<()> {
+    let size: usize = std::fs::read_to_string(SIZE)?.trim().parse().map_err(io::Error::other)?;
+    let whole = length.checked_div(size).unwrap_or_default() * size;
+    if whole == 0 {
+        return Ok(());
+    }
+    // Room in which there is a place for it that begins at a multiple of the size.
+    let room = whole + size;
+    // SAFETY: an address that the kernel chooses is nobody's.
+    let room = Range(unsafe { mmap_anonymous(null_mut(), room, ProtFlags::empty(), MapFlags::PRIVATE) }?, room);
+    let at = room.0.wrapping_byte_add(room.0.align_offset(size));
+    // SAFETY: it lies in the room, which is ours. Nobody reads through it: what may happen to the file is of no matter.
+    unsafe { mmap(at, whole, ProtFlags::READ, MapFlags::SHARED | MapFlags::FIXED, file, 0) }?;
+    // SAFETY: as above; the call changes where the kernel has the pages, and not what is in them.
+    let result = unsafe { libc::madvise(at, whole, COLLAPSE) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::{MemfdFlags, memfd_create};
+    use std::fs::File;
+    use std::os::unix::fs::FileExt;
+
+    #[test]
+    fn a_file_is_what_it_was_and_what_is_too_small_is_left() {
+        let file = File::from(memfd_create("x", MemfdFlags::CLOEXEC).expect("memfd"));
+        let content: Vec<u8> = (0..5_000_000_u32).map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()[0]).collect();
+        file.write_all_at(&content, 0).expect("writes");
+        match collapse(&file, content.len()) {
+            Ok(()) => {}
+            // Older kernels, kernels without huge pages, and a machine that has no room for one.
+            Err(e) => eprintln!("SKIPPED: this machine makes no huge pages of a file: {e}"),
+        }
+        let mut read = vec![0; content.len()];
+        file.read_exact_at(&mut read, 0).expect("reads");
+        assert!(read == content);
+        if std::path::Path::new(SIZE).exists() {
+            collapse(&file, 1000).expect("nothing to do");
+        }
+    }
+}
