@@ -15,10 +15,14 @@ endif
 .PHONY: build failpoints demo test bench bench-quick profile soak test-v2 lint format setup install clean help
 
 build: ## build containerd, containerd-shim and ctr into target/release
-	$(CARGO) build --locked --release
+	$(CARGO) build --locked --profile daemon -p containerd -p ctr
 	$(CARGO) rustc --locked --profile shim -p containerd-shim $(SHIM_FEATURES) -- $(SHIM_LINKING)
-	install -m 0755 target/shim/containerd-shim $(BIN)/.containerd-shim.new
-	mv -f $(BIN)/.containerd-shim.new $(BIN)/containerd-shim
+	install -d $(BIN)
+	# By a rename: what runs can be replaced.
+	for built in shim/containerd-shim daemon/containerd daemon/ctr; do \
+		program=$${built#*/} && install -m 0755 target/$$built $(BIN)/.$$program.new && \
+		mv -f $(BIN)/.$$program.new $(BIN)/$$program || exit 1; \
+	done
 
 # The daemon and the shim as tests kill them at named steps. Never installed.
 failpoints: # in target/failpoints
