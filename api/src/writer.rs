@@ -20,8 +20,8 @@ impl Writer<'_> {
     }
 
     /// A repeated field of texts, of which none is left out.
-    pub fn texts(&mut self, field: u32, texts: &[String]) {
-        texts.iter().for_each(|text| self.bytes(field, text.as_bytes()));
+    pub fn texts(&mut self, field: u32, texts: &[impl AsRef<str>]) {
+        texts.iter().for_each(|text| self.bytes(field, text.as_ref().as_bytes()));
     }
 
     /// A field that is a number, or true or false.

@@ -6,6 +6,7 @@
 
 mod abilities;
 mod bundle;
+mod capability;
 mod checkpoint;
 mod child;
 mod container_dir;
@@ -21,6 +22,7 @@ mod stdio;
 
 pub use abilities::{Abilities, Ability};
 pub use bundle::{Bundle, BundleError};
+pub use capability::Capability;
 pub use checkpoint::{BeginError, Checkpoint, Checkpoints, Partial, criu_at, criu_errors, restore_work, time_frozen};
 pub use child::Child;
 pub use container_dir::{ContainerDir, ContainerRecord, Dump, INIT, claim_format};

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 use sys::environment::variables_without;
 use sys::spawn::Spawn;
@@ -15,9 +16,12 @@ use crate::child::{Child, NOT_FOR_CHILDREN};
 use crate::process_dir::last_error;
 use crate::sealed::{RuntimeCopy, Sealed};
 
-/// An OCI runtime with the arguments that go in front of every subcommand.
+/// An OCI runtime with the arguments that go in front of every subcommand. A copy is the same one: most containers have it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Oci {
+pub struct Oci(Arc<Program>);
+
+#[derive(Debug, PartialEq, Eq)]
+struct Program {
     /// As it was named.
     name: String,
     binary: PathBuf,
@@ -93,7 +97,7 @@ impl Oci {
     /// Looks the runtime up: a path as it is, a name in `PATH`.
     pub fn find(name: &str, arguments: Vec<String>) -> Result<Oci, OciError> {
         let binary = find_program(name).ok_or_else(|| OciError::NotInstalled(name.to_string()))?;
-        Ok(Oci { name: name.to_string(), binary, arguments })
+        Ok(Oci::new(name.to_string(), binary, arguments))
     }
 
     /// One that is known by its path, whether or not it is there now.
@@ -101,41 +105,39 @@ impl Oci {
         // A path is not looked at, as it may be on a file system that hangs.
         let known = if name.contains('/') { std::path::absolute(&name).ok() } else { find_program(&name) };
         let binary = known.unwrap_or_else(|| PathBuf::from(&name));
-        Oci { name, binary, arguments }
+        Oci::new(name, binary, arguments)
     }
 
-    /// The same program with other arguments.
-    #[must_use]
-    pub fn with_arguments(&self, arguments: Vec<String>) -> Oci {
-        Oci { name: self.name.clone(), binary: self.binary.clone(), arguments }
+    fn new(name: String, binary: PathBuf, arguments: Vec<String>) -> Oci {
+        Oci(Arc::new(Program { name, binary, arguments }))
     }
 
     /// As it was named.
     pub fn name(&self) -> &str {
-        &self.name
+        &self.0.name
     }
 
     /// Its absolute path.
     pub fn binary(&self) -> &Path {
-        &self.binary
+        &self.0.binary
     }
 
     /// A copy in memory that shims can run in its place, if it is of the kind that would make one itself. It is made in the
     /// background when this is first asked.
     pub fn copy(&self) -> Option<RuntimeCopy> {
-        Sealed::of(&self.binary).map(|copy| copy.named())
+        Sealed::of(&self.0.binary).map(|copy| copy.named())
     }
 
     /// What goes in front of the subcommand.
     pub fn arguments(&self) -> &[String] {
-        &self.arguments
+        &self.0.arguments
     }
 
     /// Where it keeps the state of its containers: the last `--root` among its arguments, or what runc and crun do
     /// without one. Nothing is known of a program that has its own idea, as a wrapper may.
     pub fn root(&self) -> PathBuf {
         let mut root = None;
-        let mut arguments = self.arguments.iter();
+        let mut arguments = self.0.arguments.iter();
         while let Some(argument) = arguments.next() {
             // One dash will do for runc.
             match argument.trim_start_matches('-').split_once('=') {
@@ -144,7 +146,7 @@ impl Oci {
                 _ => {}
             }
         }
-        let own = || Path::new("/run").join(self.binary.file_name().unwrap_or_default());
+        let own = || Path::new("/run").join(self.0.binary.file_name().unwrap_or_default());
         root.and_then(|root| std::path::absolute(root).ok()).unwrap_or_else(own)
     }
 
@@ -176,16 +178,16 @@ impl Oci {
     }
 
     fn command(&self, operation: &str, log: &Path) -> Command {
-        let mut command = Command::new(&self.binary);
-        command.args(&self.arguments).arg("--log").arg(log).args(["--log-format", "json", operation]);
+        let mut command = Command::new(&self.0.binary);
+        command.args(&self.0.arguments).arg("--log").arg(log).args(["--log-format", "json", operation]);
         command
     }
 
     /// Starts what `command` says, of which there is a copy perhaps.
     fn start_copy(&self, command: &Command, stderr: OwnedFd) -> io::Result<Child> {
         let null = std::fs::File::options().read(true).write(true).open("/dev/null")?;
-        let (environment, copy) = (variables_without(&NOT_FOR_CHILDREN), Sealed::of(&self.binary));
-        let mut runtime = Spawn::new(&self.binary, &environment, [null.as_fd(), null.as_fd(), stderr.as_fd()])?;
+        let (environment, copy) = (variables_without(&NOT_FOR_CHILDREN), Sealed::of(&self.0.binary));
+        let mut runtime = Spawn::new(&self.0.binary, &environment, [null.as_fd(), null.as_fd(), stderr.as_fd()])?;
         runtime.arguments(command.get_args())?;
         runtime.file = copy.as_ref().map(|copy| copy.as_fd());
         runtime.own_group = true;
@@ -201,7 +203,7 @@ impl Oci {
         limit: Option<Duration>,
     ) -> Result<(), OciError> {
         let start = std::fs::metadata(log).map_or(0, |metadata| metadata.len());
-        let spawn_error = |source| OciError::Spawn { runtime: self.name.clone(), source };
+        let spawn_error = |source| OciError::Spawn { runtime: self.0.name.clone(), source };
         let (reader, writer) = said_through().map_err(spawn_error)?;
         let started = if limit.is_some() {
             self.start_copy(&command, writer)
@@ -213,7 +215,7 @@ impl Oci {
         // Its copy of the pipe's other end would keep that open.
         drop(command);
         let mut child = started.map_err(|e| match e.kind() {
-            io::ErrorKind::NotFound => OciError::NotInstalled(self.name.clone()),
+            io::ErrorKind::NotFound => OciError::NotInstalled(self.0.name.clone()),
             _ => spawn_error(e),
         })?;
         if limit.is_none() {
@@ -224,7 +226,7 @@ impl Oci {
         match tokio::time::timeout(limit, said.until_the_end_of(&mut child)).await {
             Err(_) => {
                 // The drop of the child kills its group and reaps it.
-                Err(OciError::Timeout { runtime: self.name.clone(), operation: what, limit })
+                Err(OciError::Timeout { runtime: self.0.name.clone(), operation: what, limit })
             }
             Ok(Err(source)) => Err(spawn_error(source)),
             Ok(Ok(0)) => Ok(()),
@@ -235,9 +237,9 @@ impl Oci {
                 let words = said.last_words();
                 let how = if status > 128 { format!("signal {}", status - 128) } else { format!("status {status}") };
                 Err(OciError::Crashed(if words.is_empty() {
-                    format!("{} {what} ended with {how} and said nothing", self.name)
+                    format!("{} {what} ended with {how} and said nothing", self.name())
                 } else if status > 128 {
-                    format!("{} {what} ended with {how}: {words}", self.name)
+                    format!("{} {what} ended with {how}: {words}", self.name())
                 } else {
                     words
                 }))

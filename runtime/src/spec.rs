@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use crate::capability::Capability;
 use crate::json::null_as_default;
 
 /// A process as it was asked for.
@@ -27,7 +28,7 @@ pub struct ProcessSpec {
     pub cwd: String,
     /// One list for the bounding, effective, inheritable and permitted sets; where these differ, the bounding one.
     #[serde(deserialize_with = "capabilities")]
-    pub capabilities: Vec<String>,
+    pub capabilities: Vec<Capability>,
     /// Name of a profile, or empty.
     #[serde(deserialize_with = "null_as_default")]
     pub apparmor_profile: String,
@@ -98,16 +99,16 @@ impl ProcessSpec {
 }
 
 /// Capabilities as the specification has them (an object of sets) or as its drafts had them (a list).
-fn capabilities<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Vec<String>, D::Error> {
+fn capabilities<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Vec<Capability>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
     enum Form {
-        List(Vec<String>),
+        List(Vec<Capability>),
         Sets {
             #[serde(default)]
-            bounding: Option<Vec<String>>,
+            bounding: Option<Vec<Capability>>,
             #[serde(default)]
-            effective: Option<Vec<String>>,
+            effective: Option<Vec<Capability>>,
         },
     }
     Ok(match Option::<Form>::deserialize(d)? {

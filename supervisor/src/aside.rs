@@ -4,13 +4,14 @@
 //! Nothing is taken for granted of them. A process is only signalled if something tells that it is the container's and
 //! of this boot: a shim that works in its directory, a readable `state.json`, or a state directory on a tmpfs.
 
-use runtime::{ContainerRecord, INIT, Oci, Operation};
+use runtime::{INIT, Oci, Operation};
 use std::path::Path;
 use std::sync::Arc;
 use sys::pidfd::PidFd;
 use tokio::sync::OnceCell;
 
 use crate::checkpoint::while_dumping;
+use crate::container::Origin;
 use crate::error::Error;
 use crate::event::{Event, EventKind, Timestamp};
 use crate::exit::{KILLED, UNKNOWN};
@@ -23,8 +24,10 @@ use crate::supervisor::{Shared, Slot};
 #[derive(Debug)]
 pub(crate) struct Aside {
     reason: String,
-    /// What it was made from, if that can be read.
-    record: Option<ContainerRecord>,
+    /// What it was made from, as far as that can be read.
+    origin: Arc<Origin>,
+    /// The boot that it is of, if `state.json` can be read.
+    boot_id: Option<String>,
     /// Removed once, however many ask for it; all of them wait for that.
     clearing: OnceCell<()>,
 }
@@ -36,8 +39,8 @@ impl Aside {
 
     /// What can be told of it.
     pub(crate) fn info(&self, id: &str) -> ContainerInfo {
-        let record = Arc::new(self.record.clone().unwrap_or_default());
-        ContainerInfo { id: id.to_string(), state: State::Broken, pids: Vec::new(), processes: Vec::new(), record }
+        let origin = self.origin.clone();
+        ContainerInfo { id: id.to_string(), state: State::Broken, pids: Vec::new(), processes: Vec::new(), origin }
     }
 }
 
@@ -50,7 +53,11 @@ impl Shared {
         for event in self.journal.open_of(id) {
             self.journal.protect(event.key());
         }
-        let aside = Aside { reason, record, clearing: OnceCell::new() };
+        let boot_id = record.as_ref().map(|record| record.boot_id.clone());
+        let record = record.unwrap_or_default();
+        let oci = Oci::at(record.runtime.clone(), record.runtime_args.clone());
+        let origin = Arc::new(Origin::new(record, oci));
+        let aside = Aside { reason, origin, boot_id, clearing: OnceCell::new() };
         self.map().insert(id.to_string(), Slot::Aside(Arc::new(aside)));
     }
 
@@ -79,10 +86,8 @@ impl Shared {
                     tracing::warn!(container = %id, "cannot kill what is in the cgroup: {e}");
                 }
             }
-            let oci = match &aside.record {
-                Some(record) => Ok(Oci::at(record.runtime.clone(), record.runtime_args.clone())),
-                None => self.runtime_for(None, &[]),
-            };
+            let known = aside.boot_id.is_some().then(|| aside.origin.oci.clone());
+            let oci = known.map_or_else(|| self.runtime_for(None, &[]), Ok);
             match oci {
                 Ok(oci) => {
                     self.run_delete(id, &oci, Path::new("/dev/null"), Operation::ForceDelete, true).await;
@@ -118,8 +123,8 @@ impl Shared {
     fn is_of_this_boot(&self, aside: &Aside) -> bool {
         /// `TMPFS_MAGIC` (statfs(2)).
         const TMPFS: i64 = 0x0102_1994;
-        match &aside.record {
-            Some(record) => record.boot_id == self.boot_id,
+        match &aside.boot_id {
+            Some(boot_id) => *boot_id == self.boot_id,
             None => rustix::fs::statfs(&self.config.state_dir).is_ok_and(|fs| fs.f_type == TMPFS),
         }
     }

@@ -38,9 +38,9 @@ impl Supervisor {
                 return Err(Error::Argument { field: "emptyNS", value: namespace.clone(), reason });
             }
         }
-        shared.check_ability(&container.oci, Ability::Checkpoint).await?;
+        shared.check_ability(container.oci(), Ability::Checkpoint).await?;
         for flag in wanted.needs() {
-            shared.check_ability(&container.oci, Ability::CheckpointFlag(flag)).await?;
+            shared.check_ability(container.oci(), Ability::CheckpointFlag(flag)).await?;
         }
         require_criu()?;
         let wanted = Checkpoint { created: Timestamp::now().to_string(), ..wanted };
@@ -84,7 +84,7 @@ impl Shared {
     fn find_checkpoints(&self, id: &str, directory: Option<PathBuf>) -> Result<Checkpoints, Error> {
         let bundle = match &directory {
             Some(_) => String::new(),
-            None => self.container(id)?.record.bundle.clone(),
+            None => self.container(id)?.origin.bundle.to_string(),
         };
         Checkpoints::new(directory.as_deref(), Path::new(&bundle)).map_err(Error::system("find the checkpoints"))
     }
@@ -96,7 +96,7 @@ impl Shared {
         directory: Option<PathBuf>,
     ) -> Result<(), Error> {
         container.check(Request::Checkpoint)?;
-        let bundle = Path::new(&container.record.bundle);
+        let bundle = Path::new(&*container.origin.bundle);
         let places = Checkpoints::new(directory.as_deref(), bundle).map_err(Error::system("find the checkpoints"))?;
         let to_begin = wanted.clone();
         // Before anything waits for this: it may hang.
@@ -120,7 +120,7 @@ impl Shared {
         let task = self.tasks.begin_runtime("runtime checkpoint", &container.id, "");
         let log = container.dir.process(runtime::INIT).runtime_log();
         let init = container.init().and_then(|init| init.identity());
-        let dumping = container.oci.checkpoint(&container.id, &log, &wanted, &partial);
+        let dumping = container.oci().checkpoint(&container.id, &log, &wanted, &partial);
         let dumped = while_dumping(&container.id, init, dumping).await;
         drop(task);
         reach(Point::CheckpointDumped);
@@ -148,8 +148,7 @@ impl Shared {
         if wanted.exit {
             if let Some(init) = container.init() {
                 // It is gone when its caller hears of it, unless somebody is slow to read what it wrote.
-                let mut over = init.over.subscribe();
-                let _ = tokio::time::timeout(self.config.call_timeout, over.wait_for(|over| *over)).await;
+                let _ = tokio::time::timeout(self.config.call_timeout, init.over.wait()).await;
             }
         }
         Ok(())
@@ -313,7 +312,7 @@ async fn ends_soon(container: &Container) -> bool {
 /// What a failed restore is told as. CRIU's log is kept beside the checkpoint's own.
 pub(crate) async fn why_restore_failed(container: &Container, init: &Process, failed: Error) -> Error {
     let log = runtime::restore_work(init.dir.path()).join("restore.log");
-    explain(failed, log, Path::new(&container.record.checkpoint).join("criu.work").join("restore.log")).await
+    explain(failed, log, Path::new(&*container.origin.checkpoint).join("criu.work").join("restore.log")).await
 }
 
 /// Adds CRIU's reasons to the runtime's words, and keeps its log.

@@ -4,10 +4,11 @@ use cgroup::Cgroup;
 use runtime::{ContainerDir, ContainerRecord, INIT, Oci, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use tokio::sync::{RwLock, watch};
+use tokio::sync::RwLock;
 
 use crate::error::Error;
 use crate::lifecycle::{Action, Happened, Request, State, permits, step};
+use crate::once::Once;
 use crate::process::Process;
 
 /// What is asked for when a container is created.
@@ -46,13 +47,44 @@ pub enum OnExit {
     Keep,
 }
 
+/// What a container was made from: of what `state.json` holds, that which is asked for while the container is there.
+#[derive(Debug)]
+pub(crate) struct Origin {
+    pub(crate) bundle: Box<str>,
+    pub(crate) labels: Box<[String]>,
+    pub(crate) oci: Oci,
+    pub(crate) instance: Box<str>,
+    pub(crate) cgroups_path: Box<str>,
+    pub(crate) checkpoint: Box<str>,
+    pub(crate) no_pivot_root: bool,
+    pub(crate) keep: bool,
+    pub(crate) theirs: bool,
+}
+
+impl Origin {
+    /// `oci`: the record's runtime, which has been looked up.
+    pub(crate) fn new(record: ContainerRecord, oci: Oci) -> Origin {
+        let ContainerRecord { bundle, labels, instance, cgroups_path, checkpoint, .. } = record;
+        Origin {
+            bundle: bundle.into(),
+            labels: labels.into(),
+            oci,
+            instance: instance.into(),
+            cgroups_path: cgroups_path.into(),
+            checkpoint: checkpoint.into(),
+            no_pivot_root: record.no_pivot_root,
+            keep: record.keep,
+            theirs: record.theirs,
+        }
+    }
+}
+
 /// A container that this supervisor knows.
 #[derive(Debug)]
 pub(crate) struct Container {
     pub(crate) id: String,
-    pub(crate) record: Arc<ContainerRecord>,
+    pub(crate) origin: Arc<Origin>,
     pub(crate) dir: ContainerDir,
-    pub(crate) oci: Oci,
     /// One call of the runtime creates and starts it.
     pub(crate) runs: bool,
     /// The host's ids of the container's root.
@@ -66,6 +98,8 @@ pub(crate) struct Container {
     pub(crate) oom_kills: Mutex<u64>,
     /// Added processes that are being started and have not been told of: what is killed for memory may be one of them.
     pub(crate) starting: AtomicUsize,
+    /// The kernel wakes when it has killed for memory, if it can.
+    pub(crate) oom_watched: AtomicBool,
     /// Something may have been killed for memory meanwhile.
     pub(crate) oom_waits: AtomicBool,
     /// Its init has been sent SIGKILL: nothing may hold it frozen.
@@ -77,7 +111,7 @@ pub(crate) struct Container {
     /// Its directory has been removed, and whatever has that path now belongs to another one.
     pub(crate) removed: AtomicBool,
     /// Init has ended: whatever is being started in the container will not.
-    pub(crate) init_ended: watch::Sender<bool>,
+    pub(crate) init_ended: Once,
 }
 
 #[derive(Debug)]
@@ -89,20 +123,11 @@ struct Inner {
 }
 
 impl Container {
-    pub(crate) fn new(
-        id: &str,
-        record: ContainerRecord,
-        dir: ContainerDir,
-        oci: Oci,
-        root: (u32, u32),
-        state: State,
-    ) -> Container {
-        let (init_ended, _) = watch::channel(false);
+    pub(crate) fn new(id: &str, origin: Origin, dir: ContainerDir, root: (u32, u32), state: State) -> Container {
         Container {
             id: id.to_string(),
-            record: Arc::new(record),
+            origin: Arc::new(origin),
             dir,
-            oci,
             runs: false,
             root,
             order: Arc::default(),
@@ -110,18 +135,19 @@ impl Container {
             cgroup: OnceLock::new(),
             oom_kills: Mutex::new(0),
             starting: AtomicUsize::new(0),
+            oom_watched: AtomicBool::new(false),
             oom_waits: AtomicBool::new(false),
             killed: AtomicBool::new(false),
             cut_off: AtomicBool::new(false),
             dumped: AtomicBool::new(false),
             removed: AtomicBool::new(false),
-            init_ended,
+            init_ended: Once::default(),
         }
     }
 
     /// Whether it was restored from a checkpoint, so that its init runs as soon as it is there.
     pub(crate) fn is_restored(&self) -> bool {
-        !self.record.checkpoint.is_empty()
+        !self.origin.checkpoint.is_empty()
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -129,8 +155,13 @@ impl Container {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Its runtime.
+    pub(crate) fn oci(&self) -> &Oci {
+        &self.origin.oci
+    }
+
     pub(crate) fn keeps(&self) -> bool {
-        self.record.keep
+        self.origin.keep
     }
 
     pub(crate) fn state(&self) -> State {

@@ -106,6 +106,8 @@ impl Pool {
         let mut queue = self.lock();
         queue.jobs.push_back(job);
         if queue.idle >= queue.jobs.len() {
+            // Whoever is woken would only wait for it.
+            drop(queue);
             self.wake.notify_one();
         } else if queue.threads < MOST {
             // One that cannot be started is not needed: those that are there take the work up in their turn.

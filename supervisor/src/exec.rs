@@ -89,14 +89,14 @@ impl Shared {
             containerd_stdin: stdio.stdin,
             containerd_stdout: stdio.stdout,
             containerd_stderr: stdio.stderr,
-            runtime_args: container.record.runtime_args.clone(),
-            no_pivot_root: container.record.no_pivot_root,
+            runtime_args: container.oci().arguments().to_vec(),
+            no_pivot_root: container.origin.no_pivot_root,
             run: false,
             checkpoint: String::new(),
             root_uid: container.root.0,
             root_gid: container.root.1,
             instance: process.key.clone(),
-            runtime_copy: container.oci.copy(),
+            runtime_copy: container.oci().copy(),
         };
         // First of all the name, so that the directory is nobody else's.
         container.add(&process)?;
@@ -196,7 +196,7 @@ impl Drop for Created {
     fn drop(&mut self) {
         if !self.started {
             self.shared.remove_process(&self.container, &self.process);
-            self.process.over.send_replace(true);
+            self.process.over.set();
         }
     }
 }

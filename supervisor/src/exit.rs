@@ -38,8 +38,8 @@ impl Supervisor {
                 shared.discard(&container).await;
             } else {
                 if let Some(init) = container.init() {
-                    // Its exit is told first. The sender lives as long as `init`.
-                    let _ = init.over.subscribe().wait_for(|over| *over).await;
+                    // Its exit is told first.
+                    init.over.wait().await;
                 }
                 shared.delete_by_runtime(&container, Operation::Delete).await;
                 shared.remove(&container).await;
@@ -53,24 +53,30 @@ impl Supervisor {
 impl Shared {
     /// Waits for init's end, and sees to all that follows.
     /// `orphan`: an earlier supervisor's shim is gone and has left no status.
-    pub(crate) async fn watch_init(
+    // Not an `async fn`, which would keep its arguments twice: each container that runs has one of these.
+    #[allow(clippy::manual_async_fn)]
+    pub(crate) fn watch_init(
         self: Arc<Self>,
         container: Arc<Container>,
         init: Arc<Process>,
         exit: ExitFifo,
         orphan: bool,
-    ) {
-        let status = tokio::select! {
-            status = self.ended(&container, &init, exit, orphan) => status,
-            never = self.watch_oom(&container) => match never {},
-        };
-        // What follows takes kilobytes, which those that still run are not to have each.
-        Box::pin(self.init_ended(container, init, status)).await;
+    ) -> impl Future<Output = ()> + Send {
+        async move {
+            // Watching takes longer than all that calls wait for when many are found again.
+            self.recovered.wait().await;
+            let status = tokio::select! {
+                status = self.ended(&container, &init, &exit, orphan) => status,
+                never = self.watch_oom(&container) => match never {},
+            };
+            // What follows takes kilobytes, which those that still run are not to have each.
+            Box::pin(self.init_ended(container, init, status)).await;
+        }
     }
 
     async fn init_ended(self: Arc<Self>, container: Arc<Container>, init: Arc<Process>, status: u32) {
         let begun = Instant::now();
-        container.init_ended.send_replace(true);
+        container.init_ended.set();
         // Whatever is under way on this container comes to its end first, a start in any case.
         let order = container.order.write().await;
         let Some(action) = container.happened(Happened::Ended) else { return };
@@ -93,7 +99,7 @@ impl Shared {
             if announced {
                 drop(self.record_exit(Shared::event(EventKind::Exit, &container, Some(&init), status)).await);
             }
-            init.over.send_replace(true);
+            init.over.set();
             return;
         }
         let deleting = Instant::now();
@@ -105,7 +111,7 @@ impl Shared {
         self.remove(&container).await;
         self.metrics.delete.record(deleting.elapsed());
         self.metrics.exit.record(begun.elapsed());
-        init.over.send_replace(true);
+        init.over.set();
         drop(held);
         tracing::info!(container = %container.id, status, "exited");
     }
@@ -118,7 +124,7 @@ impl Shared {
         exit: ExitFifo,
         orphan: bool,
     ) {
-        let status = self.ended(&container, &process, exit, orphan).await;
+        let status = self.ended(&container, &process, &exit, orphan).await;
         Box::pin(self.process_ended(container, process, status)).await;
     }
 
@@ -131,12 +137,12 @@ impl Shared {
         self.remove_process(&container, &process);
         drop(held);
         self.metrics.exit.record(begun.elapsed());
-        process.over.send_replace(true);
+        process.over.set();
         tracing::debug!(container = %container.id, process = %process.name, status, "process exited");
     }
 
     /// Waits until the process is over, and finds its status.
-    async fn ended(&self, container: &Container, process: &Process, exit: ExitFifo, orphan: bool) -> u32 {
+    async fn ended(&self, container: &Container, process: &Process, exit: &ExitFifo, orphan: bool) -> u32 {
         if let Err(e) = exit.closed().await {
             tracing::error!(container = %container.id, process = %process.name, "cannot wait for its exit: {e}");
         }
@@ -199,17 +205,16 @@ impl Shared {
     async fn end_added(&self, container: &Arc<Container>) {
         let deadline = tokio::time::Instant::now() + ADDED_LIMIT;
         for process in container.added() {
-            let mut over = process.over.subscribe();
-            if tokio::time::timeout_at(deadline, over.wait_for(|over| *over)).await.is_err() {
+            if tokio::time::timeout_at(deadline, process.over.wait()).await.is_err() {
                 // Its end is then seen as the shim's.
                 if !process.ended.load(Ordering::SeqCst) {
                     tracing::warn!(container = %container.id, process = %process.name, "does not end with its container");
                     process.kill_shim().await;
-                    let _ = tokio::time::timeout(DEATH_LIMIT, over.wait_for(|over| *over)).await;
+                    let _ = tokio::time::timeout(DEATH_LIMIT, process.over.wait()).await;
                 }
                 // However long it takes until that can be told: with init's, the proof of it goes.
                 if process.ended.load(Ordering::SeqCst) {
-                    let _ = over.wait_for(|over| *over).await;
+                    process.over.wait().await;
                 }
             }
         }

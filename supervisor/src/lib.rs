@@ -24,6 +24,7 @@ mod journal;
 mod lifecycle;
 mod metrics;
 mod network;
+mod once;
 mod oom;
 mod pid_watch;
 mod process;

@@ -7,9 +7,15 @@
 use cgroup::OomSource;
 use failpoint::{Point, reach};
 use std::convert::Infallible;
+use std::future::poll_fn;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::time::Instant;
 
 use crate::container::Container;
 use crate::event::EventKind;
@@ -31,6 +37,15 @@ const LOOK_AGAIN: [Duration; 6] = [
 
 /// How long after a wake-up the next one may wait: what is killed meanwhile is one event more, or the same one.
 const QUIET: Duration = Duration::from_millis(100);
+
+/// Waits until there is something to acknowledge. Each container has one that waits, so that it is kept small where tokio
+/// can do so.
+async fn woken(watched: &AsyncFd<OwnedFd>, kind: OomSource) -> io::Result<()> {
+    match kind {
+        OomSource::EventFd => poll_fn(|context| watched.poll_read_ready(context).map_ok(drop)).await,
+        OomSource::Events => Box::pin(watched.ready(Interest::PRIORITY)).await.map(drop),
+    }
+}
 
 impl Container {
     /// Takes the count as it is: what it counts was before.
@@ -64,6 +79,9 @@ impl Shared {
             None
         };
         let descriptor = container.cgroup().and_then(|cgroup| cgroup.watch_oom().unwrap_or_else(failed));
+        // What was killed before the kernel was asked to wake is told now, or by the start: whichever is later.
+        container.oom_watched.store(true, Ordering::SeqCst);
+        self.tell_oom(container);
         let Some(descriptor) = descriptor else { return std::future::pending().await };
         let kind = descriptor.kind;
         let watched = match kind {
@@ -77,31 +95,47 @@ impl Shared {
                 return std::future::pending().await;
             }
         };
-        let mut again = [].iter();
-        // A container that is killed in again and again keeps nobody from other work.
-        let mut quiet_until = tokio::time::Instant::now();
         loop {
-            let wait = again.next();
-            let now = tokio::time::Instant::now();
-            if now < quiet_until && wait.is_none() {
-                tokio::time::sleep_until(quiet_until).await;
+            let looked = match woken(&watched, kind).await {
+                // Allocated when it comes: those that never run out of memory are not to have it each.
+                Ok(()) => Box::pin(self.look_closely(container, &watched, kind)).await,
+                Err(e) => Err(e),
+            };
+            if let Err(e) = looked {
+                failed(e);
+                return std::future::pending().await;
             }
-            tokio::select! {
-                ready = watched.ready(match kind {
-                    OomSource::EventFd => tokio::io::Interest::READABLE,
-                    OomSource::Events => tokio::io::Interest::PRIORITY,
-                }), if now >= quiet_until || wait.is_none() => {
-                    quiet_until = tokio::time::Instant::now() + QUIET;
-                    let acknowledged = ready.map(|mut ready| ready.clear_ready()).and_then(|()| kind.acknowledge(&watched));
-                    if let Err(e) = acknowledged {
-                        failed(e);
-                        return std::future::pending().await;
-                    }
-                    again = if kind == OomSource::EventFd { LOOK_AGAIN.iter() } else { [].iter() };
-                }
-                () = tokio::time::sleep(wait.copied().unwrap_or_default()), if wait.is_some() => {}
+        }
+    }
+
+    /// Looks at the count, and again for as long as it may still rise of what the kernel has woken for.
+    async fn look_closely(
+        self: &Arc<Self>,
+        container: &Container,
+        watched: &AsyncFd<OwnedFd>,
+        kind: OomSource,
+    ) -> io::Result<()> {
+        let again = if kind == OomSource::EventFd { &LOOK_AGAIN[..] } else { &[] };
+        'woken: loop {
+            // A container that is killed in again and again keeps nobody from other work.
+            let quiet_until = Instant::now() + QUIET;
+            // Ready as it is by now.
+            match kind {
+                OomSource::EventFd => watched.readable().await?.clear_ready(),
+                OomSource::Events => watched.ready(Interest::PRIORITY).await?.clear_ready(),
             }
+            kind.acknowledge(watched)?;
             self.tell_oom(container);
+            for wait in again {
+                if Instant::now() < quiet_until {
+                    tokio::time::sleep(*wait).await;
+                } else if tokio::time::timeout(*wait, woken(watched, kind)).await.is_ok() {
+                    continue 'woken;
+                }
+                self.tell_oom(container);
+            }
+            tokio::time::sleep_until(quiet_until).await;
+            return Ok(());
         }
     }
 

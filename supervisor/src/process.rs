@@ -4,15 +4,18 @@ use cgroup::Cgroup;
 use runtime::{Child, ProcessDir, ProcessSpec, Stdio};
 use rustix::io::Errno;
 use rustix::process::Pid;
+use std::future::poll_fn;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, OnceLock, PoisonError};
+use std::task::{Poll, ready};
 use std::time::Duration;
 use sys::exhausted::is_exhausted;
 use sys::pidfd::PidFd;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::watch;
+
+use crate::once::Once;
 
 /// How long something that was killed may take to die.
 pub(crate) const DEATH_LIMIT: Duration = Duration::from_secs(10);
@@ -42,12 +45,11 @@ pub(crate) struct Process {
     /// Its shim is gone: what is left is to tell its exit.
     pub(crate) ended: AtomicBool,
     /// Its exit has been dealt with.
-    pub(crate) over: watch::Sender<bool>,
+    pub(crate) over: Once,
 }
 
 impl Process {
     pub(crate) fn new(name: &str, key: String, spec: ProcessSpec, stdio: Stdio, dir: ProcessDir) -> Process {
-        let (over, _) = watch::channel(false);
         Process {
             name: name.to_string(),
             key,
@@ -59,7 +61,7 @@ impl Process {
             adopted: false,
             begun: AtomicBool::new(false),
             ended: AtomicBool::new(false),
-            over,
+            over: Once::default(),
         }
     }
 
@@ -275,11 +277,15 @@ impl ExitFifo {
         }
     }
 
-    /// Waits until no shim holds the other end. There must have been one since this was opened, or be none.
+    /// Waits until no shim holds the other end. There must have been one since this was opened, or be none. Only one may
+    /// wait at a time: tokio has a place for one in what it keeps of a descriptor, and each other one would bring its own.
     pub(crate) async fn closed(&self) -> io::Result<()> {
-        while !self.is_closed()? {
-            self.0.readable().await?.clear_ready();
-        }
-        Ok(())
+        poll_fn(|context| {
+            while !self.is_closed()? {
+                ready!(self.0.poll_read_ready(context))?.clear_ready();
+            }
+            Poll::Ready(Ok(()))
+        })
+        .await
     }
 }

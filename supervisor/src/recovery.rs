@@ -8,7 +8,7 @@
 //! for it but whoever wants the same id. What cannot be read is set aside.
 
 use failpoint::{Point, reach};
-use runtime::{Child, ContainerDir, Dump, INIT, Oci, Operation, PathError, ProcessRecord, Shim};
+use runtime::{Child, ContainerDir, ContainerRecord, Dump, INIT, Oci, Operation, PathError, ProcessRecord, Shim};
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io;
@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
-use crate::container::Container;
+use crate::container::{Container, Origin};
 use crate::disk::on_disk;
 use crate::error::Error;
 use crate::event::EventKind;
@@ -41,7 +41,7 @@ struct Recovery {
     /// Shims that are children of this process, by their directories.
     kept: Mutex<HashMap<PathBuf, Child>>,
     /// Runtimes that have been looked up.
-    runtimes: Mutex<HashMap<String, Oci>>,
+    runtimes: Mutex<HashMap<(String, Vec<String>), Oci>>,
 }
 
 /// Held by whoever looks at a container.
@@ -157,7 +157,7 @@ impl Supervisor {
             let _ = oci.copy();
         }
         tracing::info!(containers = found, "recovered");
-        shared.recovered.send_replace(true);
+        shared.recovered.set();
         // What the reading of all those files took.
         tokio::spawn(on_disk(sys::allocator::give_back));
         reach(Point::RecoveryServes);
@@ -172,10 +172,16 @@ impl Recovery {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner).remove(&directory)
     }
 
-    fn runtime(&self, name: &str, arguments: Vec<String>) -> Oci {
+    /// The runtime of a container, looked up once for all that have it.
+    fn runtime(&self, record: &mut ContainerRecord) -> Oci {
+        let key = (std::mem::take(&mut record.runtime), std::mem::take(&mut record.runtime_args));
         let mut known = self.runtimes.lock().unwrap_or_else(PoisonError::into_inner);
-        let oci = known.entry(name.to_string()).or_insert_with(|| Oci::at(name.to_string(), Vec::new()));
-        oci.with_arguments(arguments)
+        if let Some(oci) = known.get(&key) {
+            return oci.clone();
+        }
+        let oci = Oci::at(key.0.clone(), key.1.clone());
+        known.insert(key, oci.clone());
+        oci
     }
 
     /// Reads the directory of a process.
@@ -256,9 +262,9 @@ impl Shared {
             Err(e) if !started && is_missing(&e) => return Ok(Found::HardlyBegun),
             Err(e) => return Err(e),
         };
-        let oci = recovery.runtime(&record.runtime, record.runtime_args.clone());
         let same_boot = record.boot_id.is_empty() || record.boot_id == self.boot_id;
-        let container = Arc::new(Container::new(id, record, dir, oci, init.root, State::Running));
+        let oci = recovery.runtime(&mut record);
+        let container = Arc::new(Container::new(id, Origin::new(record, oci), dir, init.root, State::Running));
         container.set_init(init.process.clone());
         // Nobody knows what was cut off with the daemon.
         container.cut_off.store(true, Ordering::SeqCst);
@@ -310,7 +316,7 @@ impl Shared {
     /// An added process whose directory cannot be read, and whether its exit is due.
     fn unreadable(&self, container: &Container, name: &str, why: &Error) -> (Arc<Process>, bool) {
         let mut open = self.journal.open_of(&container.id).into_iter();
-        let started = open.find(|event| event.name() == name && event.instance == container.record.instance);
+        let started = open.find(|event| event.name() == name && *event.instance == *container.origin.instance);
         match &started {
             None => tracing::info!(container = %container.id, process = %name, "removing what was hardly begun: {why}"),
             Some(_) => {
@@ -336,7 +342,7 @@ impl Shared {
         let held = if due { Some(self.record_exit(event).await) } else { None };
         self.remove_process(&container, &process);
         drop(held);
-        process.over.send_replace(true);
+        process.over.set();
     }
 
     async fn take_up(self: &Arc<Self>, id: &str, found: Found, looking: Looking) {
@@ -406,12 +412,7 @@ impl Shared {
             tokio::spawn(self.clone().end_unreadable(container.clone(), process, due));
         }
         reach(Point::RecoveryAdopted);
-        let shared = self.clone();
-        tokio::spawn(async move {
-            // Watching takes longer than all that calls wait for.
-            let _ = shared.recovered.subscribe().wait_for(|recovered| *recovered).await;
-            shared.watch_init(container, init.process, init.exit, init.orphan).await;
-        });
+        tokio::spawn(self.clone().watch_init(container, init.process, init.exit, init.orphan));
         drop(looking);
     }
 
@@ -428,7 +429,7 @@ impl Shared {
             }
         }
         self.remove_process(&container, process);
-        process.over.send_replace(true);
+        process.over.set();
     }
 
     /// The groups that were found when the container was made; an older daemon did not keep them.

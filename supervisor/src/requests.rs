@@ -77,7 +77,7 @@ impl Supervisor {
             let log = container.dir.process(INIT).runtime_log();
             let what = if request == Request::Pause { "runtime pause" } else { "runtime resume" };
             let task = shared.tasks.begin_runtime(what, &container.id, "");
-            let result = container.oci.run(operation, &container.id, &log, shared.config.call_timeout).await;
+            let result = container.oci().run(operation, &container.id, &log, shared.config.call_timeout).await;
             drop(task);
             reach(Point::FreezerChanged);
             if container.killed.load(Ordering::SeqCst) {
@@ -157,7 +157,7 @@ impl Shared {
 
     /// Tells how a container was found, unless that is what has been told last.
     pub(crate) fn tell_freezer(self: &Arc<Self>, container: &Container, init: &Process, frozen: bool) {
-        if frozen == self.journal.is_paused(&container.record.instance) || !matches!(init.open(), Ok(Some(_))) {
+        if frozen == self.journal.is_paused(&container.origin.instance) || !matches!(init.open(), Ok(Some(_))) {
             return;
         }
         self.tell_found(container, if frozen { EventKind::Pause } else { EventKind::Resume });

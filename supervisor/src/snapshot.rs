@@ -1,12 +1,12 @@
 //! The state of all containers at one moment, without starting a process.
 
 use cgroup::Cgroup;
-use runtime::{ContainerRecord, ProcessSpec, Stdio};
+use runtime::{ProcessSpec, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::container::Container;
+use crate::container::{Container, Origin};
 use crate::disk::{self, on_disk};
 use crate::error::Error;
 use crate::lifecycle::State;
@@ -34,23 +34,23 @@ pub struct ContainerInfo {
     /// Init, and then the others in the order of their starts.
     pub processes: Vec<ProcessInfo>,
     /// Not copied: of a thousand it would be most of what it takes to tell of them.
-    pub(crate) record: Arc<ContainerRecord>,
+    pub(crate) origin: Arc<Origin>,
 }
 
 impl ContainerInfo {
     /// The bundle, absolute.
     pub fn bundle(&self) -> &str {
-        &self.record.bundle
+        &self.origin.bundle
     }
 
     /// As they were given.
     pub fn labels(&self) -> &[String] {
-        &self.record.labels
+        &self.origin.labels
     }
 
     /// The OCI runtime, as it was named.
     pub fn runtime(&self) -> &str {
-        &self.record.runtime
+        self.origin.oci.name()
     }
 }
 
@@ -216,7 +216,7 @@ impl ContainerInfo {
             state: state.unwrap_or_else(|| container.state()),
             pids,
             processes: container.init().into_iter().chain(container.added()).filter_map(told).collect(),
-            record: container.record.clone(),
+            origin: container.origin.clone(),
         }
     }
 }

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use tracing::Instrument;
 
 use crate::checkpoint::{Found, time_for, why_restore_failed};
-use crate::container::{Container, CreateContainer, OnExit};
+use crate::container::{Container, CreateContainer, OnExit, Origin};
 use crate::disk::on_clients_disk;
 use crate::error::Error;
 use crate::event::EventKind;
@@ -92,7 +92,7 @@ impl Shared {
         self.reserve_once_free(&request.id, deadline).await?;
         let (container, found) = self.clone().prepare_in_time(request, runs, deadline).await?;
         let Some(init) = container.init() else { unreachable!("a prepared container has an init") };
-        self.journal.protect_new(&container.record.instance);
+        self.journal.protect_new(&container.origin.instance);
         if let Err(e) = self.check_runtime(&container, found.as_ref()).await {
             self.discard(&container).await;
             return Err(e);
@@ -128,11 +128,11 @@ impl Shared {
 
     /// Whether the runtime can do what is asked for.
     async fn check_runtime(&self, container: &Container, restored: Option<&Found>) -> Result<(), Error> {
-        if container.record.no_pivot_root {
-            self.check_ability(&container.oci, Ability::NoPivot).await?;
+        if container.origin.no_pivot_root {
+            self.check_ability(container.oci(), Ability::NoPivot).await?;
         }
         match restored {
-            Some(found) => self.check_restore(&container.oci, &found.checkpoint).await,
+            Some(found) => self.check_restore(container.oci(), &found.checkpoint).await,
             None => Ok(()),
         }
     }
@@ -239,7 +239,7 @@ impl Shared {
         }
         let init = Process::new(INIT, record.instance.clone(), bundle.spec, stdio, dir.process(INIT));
         let root = (bundle.root_uid, bundle.root_gid);
-        let mut container = Container::new(&request.id, record, dir, oci, root, State::Creating);
+        let mut container = Container::new(&request.id, Origin::new(record, oci), dir, root, State::Creating);
         container.runs = runs;
         container.set_init(Arc::new(init));
         Ok((container, restored))
@@ -261,16 +261,13 @@ impl Shared {
         let _task = self.tasks.begin_runtime(what, &container.id, &process.name);
         let exit = process.dir.open_exit()?;
         let mut watch = self.pids.watch(process.dir.path()).map_err(Error::system("watch a process directory"))?;
-        let started = self.shim.start(&container.id, &container.record.bundle, &container.oci, &process.dir);
+        let started = self.shim.start(&container.id, &container.origin.bundle, container.oci(), &process.dir);
         let program = || self.shim.path().display().to_string();
         let mut shim = started.map_err(|source| Error::Spawn { program: program(), source })?;
         process.begun.store(true, Ordering::Release);
         reach(Point::ShimStarted);
-        let mut init_ended = container.init_ended.subscribe();
         let gone_with_init = async {
-            if init_ended.wait_for(|ended| *ended).await.is_err() {
-                std::future::pending::<()>().await;
-            }
+            container.init_ended.wait().await;
             tokio::time::sleep(AFTER_INIT).await;
         };
         let ended = tokio::select! {
@@ -320,7 +317,7 @@ impl Shared {
             tracing::warn!(container = %container.id, "cannot find its cgroup: {e}");
             None
         });
-        let asked_for = &container.record.cgroups_path;
+        let asked_for = &container.origin.cgroups_path;
         // What runs already may be about to end, or have ended.
         let places = if container.runs || container.is_restored() {
             Some(self.hierarchies.complete(&places.unwrap_or_default(), asked_for, &container.id))
@@ -355,7 +352,7 @@ impl Shared {
         let limit = deadline.saturating_duration_since(Instant::now());
         if !container.runs && !container.is_restored() {
             let _task = self.tasks.begin_runtime("runtime start", &container.id, INIT);
-            let started = container.oci.run(Operation::Start, &container.id, &init.dir.runtime_log(), limit).await;
+            let started = container.oci().run(Operation::Start, &container.id, &init.dir.runtime_log(), limit).await;
             started.map_err(|e| match e {
                 runtime::OciError::Timeout { .. } => Error::StartTimeout { id: container.id.clone() },
                 e => e.into(),
@@ -367,8 +364,10 @@ impl Shared {
         reach(Point::StartJournaled);
         container.happened(Happened::Started);
         self.metrics.start.record(begun.elapsed());
-        // What was killed before it was known to run is told now.
-        self.tell_oom(container);
+        // What was killed before it was known to run is told now, unless that is still to be watched for.
+        if container.oom_watched.load(Ordering::SeqCst) {
+            self.tell_oom(container);
+        }
         tracing::info!(container = %container.id, pid = init.pid(), "started");
         Ok(ContainerInfo::of(container, init.pid().into_iter().collect(), None))
     }
@@ -411,7 +410,7 @@ impl Shared {
     pub(crate) async fn remove_left_groups(&self, container: &Container) {
         let mut pause = Duration::from_millis(1);
         while pause < DEATH_LIMIT {
-            let asked_for = &container.record.cgroups_path;
+            let asked_for = &container.origin.cgroups_path;
             if self.hierarchies.remove_empty(asked_for, &container.id) {
                 return;
             }
@@ -438,7 +437,7 @@ impl Shared {
             if let Some(Err(e)) = container.cgroup().map(cgroup::Cgroup::thaw) {
                 tracing::warn!(container = %container.id, "cannot thaw it: {e}");
             }
-            let is_done = self.run_delete(&container.id, &container.oci, &log, operation, interrupted).await;
+            let is_done = self.run_delete(&container.id, container.oci(), &log, operation, interrupted).await;
             // The `pause` of a daemon that has died may still have been at work.
             if is_done || !container.cgroup().is_some_and(|cgroup| cgroup.is_frozen().unwrap_or(false)) {
                 return;
@@ -497,7 +496,7 @@ impl Shared {
         container.removed.store(true, Ordering::Release);
         self.remove_directory(&container.id, &container.dir).await;
         self.map().remove(&container.id);
-        self.journal.release_key(&container.record.instance);
+        self.journal.release_key(&container.origin.instance);
     }
 
     /// Removes a container's directory, however long that takes if it cannot be done at the moment.
@@ -516,10 +515,10 @@ impl Shared {
 /// Whether the runtime may have left something of a container that it was making: it was killed half-way, or while it
 /// cleaned up, or it was restoring, where it cleans up less.
 pub(crate) fn may_be_left(container: &Container, init: &ProcessDir) -> bool {
-    let keeps = || container.oci.root().join(&container.id).symlink_metadata().is_ok();
+    let keeps = || container.oci().root().join(&container.id).symlink_metadata().is_ok();
     // Somebody may have made one of that id just before.
     let refused = || init.runtime_error().is_some_and(|words| words.contains("exist"));
-    !container.record.theirs && (interrupted(init) || container.is_restored() || (keeps() && !refused()))
+    !container.origin.theirs && (interrupted(init) || container.is_restored() || (keeps() && !refused()))
 }
 
 /// Whether the runtime may have been killed half-way. One that failed by itself has said why; what has the id then may not

@@ -19,6 +19,7 @@ use crate::error::{Error, shorten};
 use crate::event::{Event, EventKind, Timestamp};
 use crate::journal::{self, Journal};
 use crate::metrics::Metrics;
+use crate::once::Once;
 use crate::pid_watch::PidWatcher;
 use crate::process::Process;
 use crate::subscription::Subscription;
@@ -41,7 +42,10 @@ pub(crate) struct Shared {
     pub(crate) boot_id: String,
     /// Every id that is in use.
     containers: Mutex<HashMap<String, Slot>>,
-    pub(crate) recovered: watch::Sender<bool>,
+    /// All that was there has been looked at.
+    pub(crate) recovered: Once,
+    /// The runtime of the container that was made last.
+    last_runtime: Mutex<Option<Oci>>,
     /// Memory will be given back soon.
     pub(crate) trimming: AtomicBool,
 }
@@ -71,7 +75,6 @@ impl Supervisor {
         let journal = Journal::open(&config.state_dir, config.retain)?;
         let boot_id =
             std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(Error::system("read boot_id"))?;
-        let (recovered, _) = watch::channel(false);
         Ok(Supervisor(Arc::new(Shared {
             shim,
             journal,
@@ -82,7 +85,8 @@ impl Supervisor {
             tasks: Tasks::default(),
             boot_id: boot_id.trim().to_string(),
             containers: Mutex::default(),
-            recovered,
+            recovered: Once::default(),
+            last_runtime: Mutex::default(),
             trimming: AtomicBool::new(false),
             config,
         })))
@@ -90,8 +94,7 @@ impl Supervisor {
 
     /// Waits until [`Supervisor::recover`] has finished.
     pub async fn recovered(&self) {
-        // The sender lives as long as `self`.
-        let _ = self.0.recovered.subscribe().wait_for(|done| *done).await;
+        self.0.recovered.wait().await;
     }
 
     /// The time one call of the runtime may take.
@@ -177,13 +180,19 @@ impl Shared {
 
     /// The runtime that a new container is to use.
     pub(crate) fn runtime_for(&self, runtime: Option<&str>, arguments: &[String]) -> Result<Oci, Error> {
-        Ok(match runtime {
+        let found = match runtime {
             Some(runtime) => Oci::find(runtime, arguments.to_vec())?,
             None => {
                 let own = self.config.runtime_args.iter().chain(arguments);
                 Oci::find(&self.config.runtime, own.cloned().collect())?
             }
-        })
+        };
+        // One copy for all containers that have the same.
+        let mut last = self.last_runtime.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.as_ref() != Some(&found) {
+            *last = Some(found.clone());
+        }
+        Ok(last.clone().unwrap_or(found))
     }
 
     /// An event about the container, or about one of its processes.
@@ -196,7 +205,7 @@ impl Shared {
             timestamp: Timestamp::default(),
             pid: named.map(|process| process.name.clone()).unwrap_or_default(),
             status,
-            instance: container.record.instance.clone(),
+            instance: container.origin.instance.to_string(),
             oom_kills: 0,
             process: added.map(|process| process.key.clone()).unwrap_or_default(),
         }

@@ -74,7 +74,7 @@ impl Shared {
     /// The runtime's `update`, with what runtimes apply.
     async fn update_by_runtime(&self, container: &Container, cgroup: &Cgroup, changes: &Changes) -> Result<(), Error> {
         let resources = oci_resources(cgroup, changes);
-        if resources.is_empty() || self.check_ability(&container.oci, Ability::Update).await.is_err() {
+        if resources.is_empty() || self.check_ability(container.oci(), Ability::Update).await.is_err() {
             return Ok(());
         }
         let result = self.run_update(container, resources).await;
@@ -104,7 +104,7 @@ impl Shared {
         let log = container.dir.process(runtime::INIT).runtime_log();
         let limit = self.config.call_timeout;
         let _task = self.tasks.begin_runtime("runtime update", &container.id, "");
-        let result = container.oci.run(Operation::Update(&file), &container.id, &log, limit).await;
+        let result = container.oci().run(Operation::Update(&file), &container.id, &log, limit).await;
         let _ = std::fs::remove_file(&file);
         Ok(result?)
     }
