@@ -24,21 +24,31 @@ impl Drop for Range {
 /// Moves the first `length` bytes of a file in memory into huge pages, as many as are whole, however the system is set: that
 /// is asked for. The rest stays as it is. Takes some milliseconds, and is an error where the kernel cannot do it.
 pub fn collapse(file: impl AsFd, length: usize) -> io::Result<()> {
-    let size: usize = std::fs::read_to_string(SIZE)?.trim().parse().map_err(io::Error::other)?;
+    let size = size()?;
     let whole = length.checked_div(size).unwrap_or_default() * size;
     if whole == 0 {
         return Ok(());
     }
-    // Room in which there is a place for it that begins at a multiple of the size.
+    let (_room, at) = map(file, whole, size)?;
+    // SAFETY: the range is mapped and ours; the call changes where the kernel has the pages, and not what is in them.
+    let result = unsafe { libc::madvise(at, whole, COLLAPSE) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+fn size() -> io::Result<usize> {
+    std::fs::read_to_string(SIZE)?.trim().parse().map_err(io::Error::other)
+}
+
+/// Maps the first `whole` bytes of a file at a multiple of `size`, to be read. It is there as long as the range is.
+fn map(file: impl AsFd, whole: usize, size: usize) -> io::Result<(Range, *mut libc::c_void)> {
+    // Room in which there is such a place.
     let room = whole + size;
     // SAFETY: an address that the kernel chooses is nobody's.
     let room = Range(unsafe { mmap_anonymous(null_mut(), room, ProtFlags::empty(), MapFlags::PRIVATE) }?, room);
     let at = room.0.wrapping_byte_add(room.0.align_offset(size));
-    // SAFETY: it lies in the room, which is ours. Nobody reads through it: what may happen to the file is of no matter.
+    // SAFETY: it lies in the room, which is ours.
     unsafe { mmap(at, whole, ProtFlags::READ, MapFlags::SHARED | MapFlags::FIXED, file, 0) }?;
-    // SAFETY: as above; the call changes where the kernel has the pages, and not what is in them.
-    let result = unsafe { libc::madvise(at, whole, COLLAPSE) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    Ok((room, at))
 }
 
 #[cfg(test)]
@@ -54,7 +64,16 @@ mod tests {
         let content: Vec<u8> = (0..5_000_000_u32).map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()[0]).collect();
         file.write_all_at(&content, 0).expect("writes");
         match collapse(&file, content.len()) {
-            Ok(()) => {}
+            Ok(()) => {
+                let size = size().expect("there are huge pages");
+                let (_room, at) = map(&file, content.len() / size * size, size).expect("maps");
+                // SAFETY: it is mapped, and nobody shortens the file.
+                assert_eq!(unsafe { at.cast::<u8>().read_volatile() }, content[0]);
+                let smaps = std::fs::read_to_string("/proc/self/smaps").expect("reads");
+                let own = smaps.split_once(&format!("\n{:x}-", at.addr())).expect("is mapped").1;
+                let huge = own.lines().find_map(|line| line.strip_prefix("ShmemPmdMapped:")).expect("is told");
+                assert_eq!(huge.trim(), format!("{} kB", size >> 10), "what was touched is one huge page");
+            }
             // Older kernels, kernels without huge pages, and a machine that has no room for one.
             Err(e) => eprintln!("SKIPPED: this machine makes no huge pages of a file: {e}"),
         }

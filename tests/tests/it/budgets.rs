@@ -80,7 +80,7 @@ async fn an_idle_shim_is_small() {
         println!("idle shim: {usage:?}");
         assert_eq!(usage.threads, 1);
         // The program's own pages are one copy for all shims.
-        assert!(usage.anonymous <= 100, "{usage:?}");
+        assert!(usage.anonymous <= 60, "{usage:?}");
         let maps = std::fs::read_to_string(format!("/proc/{shim}/maps")).unwrap();
         assert!(!maps.contains(".so"), "it is static: {maps}");
         for fd in 0..3 {
@@ -416,7 +416,7 @@ async fn state_of_500_and_stats_of_one_start_no_process_and_take_less_than_the_r
         // What each container may take, and what there is without any.
         let usage = usage(host.pid());
         println!("daemon, fresh, 500 containers: {usage:?}");
-        assert!(usage.anonymous <= 2048 + 500 * 12, "{usage:?}");
+        assert!(usage.anonymous <= 2048 + 500 * 8, "{usage:?}");
         println!(
             "exec to a complete State of 500, stopped shims: {stopped}: {times:?}, {:.1} of reading the files",
             best / bare
