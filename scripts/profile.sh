@@ -10,15 +10,17 @@ what=${1:-start}
 runtime=${2:-crun}
 here=$(cd "$(dirname "$0")/.." && pwd)
 out=$here/target/bench
-mkdir -p "$out"
+# What the bench itself writes at the end is not what was measured on a quiet machine.
+own=$out/profile
+mkdir -p "$own"
 command -v perf >/dev/null || { echo "profile.sh: perf is missing (Debian: apt-get install linux-perf)" >&2; exit 1; }
 inferno=$here/target/tools/bin
 [ -x "$inferno/inferno-flamegraph" ] || cargo install --quiet --locked --root "$here/target/tools" inferno
 
 # Only ours: what the bare runtime does beside it is another branch of the tree of processes.
-perf record -q -a -g -F 6000 -o "$out/cpu.perf" -- "$here/target/release/bench" "$what" --quick --alone --runtime "$runtime" >/dev/null 2>&1
+perf record -q -a -g -F 6000 -o "$out/cpu.perf" -- "$here/target/release/bench" "$what" --quick --alone --runtime "$runtime" --output "$own" >/dev/null 2>&1
 perf record -q -a -e sched:sched_process_fork,sched:sched_process_exec,sched:sched_process_exit -o "$out/sched.perf" \
-    -- "$here/target/release/bench" "$what" --quick --alone --runtime "$runtime" >/dev/null 2>&1
+    -- "$here/target/release/bench" "$what" --quick --alone --runtime "$runtime" --output "$own" >/dev/null 2>&1
 
 perf script -i "$out/cpu.perf" 2>/dev/null | "$inferno/inferno-collapse-perf" 2>/dev/null |
     grep -E '^(containerd|containerd-shim|tokio-rt-worker|disk|bench);' |
