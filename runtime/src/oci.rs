@@ -414,9 +414,13 @@ pub(crate) mod tests {
 
     #[tokio::test]
     async fn endless_words_cost_no_memory_and_a_held_stderr_no_time() {
-        let said = run("sleep 1000 & head -c 1000000 /dev/zero | tr '\\0' x >&2; echo >&2; echo end >&2; exit 1", LONG);
-        let said = said.await.expect_err("fails").to_string();
-        assert_eq!(said, "end");
+        let script = "sleep 1000 & echo $! > $(dirname $0)/child; head -c 1000000 /dev/zero | tr '\\0' x >&2";
+        let (directory, oci) = fake(&format!("{script}; echo >&2; echo end >&2; exit 1"));
+        let said = oci.run(Operation::Start, "c", &directory.path().join("log.json"), LONG).await;
+        assert_eq!(said.expect_err("fails").to_string(), "end");
+        let child = std::fs::read_to_string(directory.path().join("child")).expect("written");
+        let child = child.trim().parse().ok().and_then(rustix::process::Pid::from_raw).expect("a pid");
+        rustix::process::kill_process(child, rustix::process::Signal::KILL).expect("it holds stderr, and lives");
     }
 
     #[test]
