@@ -15,7 +15,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use sys::exhausted::is_exhausted;
 
 /// The names of the programs that do so, a version or an architecture behind them or not: `crun-1.21`, `runc.amd64`. What
@@ -78,8 +78,8 @@ pub struct RuntimeCopy {
 struct Known {
     path: PathBuf,
     identity: Identity,
-    /// None while it is made, and if it cannot be.
-    copy: Option<Arc<Sealed>>,
+    /// Empty while it is made, and if it cannot be.
+    copy: Arc<OnceLock<Arc<Sealed>>>,
 }
 
 /// The file of a program is the same for whoever starts it.
@@ -96,24 +96,24 @@ impl Sealed {
         let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
         known.retain(|one| one.path != path || one.identity == identity);
         if let Some(one) = known.iter().find(|one| one.path == path) {
-            return one.copy.clone();
+            return one.copy.get().cloned();
         }
         if known.len() < MOST && identity.2 <= LARGEST {
-            known.push(Known { path: path.to_path_buf(), identity: identity.clone(), copy: None });
+            let copy = Arc::new(OnceLock::new());
+            known.push(Known { path: path.to_path_buf(), identity: identity.clone(), copy: copy.clone() });
             let path = path.to_path_buf();
             let make = move || {
-                // Nobody waits for it, and others have work to do: nice(2), which is a thread's own.
+                // Nobody waits for it, and others have work to do: nice(2), which is a thread's own. So it takes no lock that
+                // a start may wait for, unless there is nothing to be had.
                 let _ = rustix::process::nice(19);
-                let made = Sealed::make(&path, &identity);
-                let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-                let is_own = |one: &Known| one.path == path && one.identity == identity;
-                match made {
-                    Ok(copy) => {
-                        let copy = copy.map(Arc::new);
-                        known.iter_mut().filter(|one| is_own(one)).for_each(|one| one.copy.clone_from(&copy));
-                    }
+                match Sealed::make(&path, &identity) {
+                    Ok(Some(made)) => drop(copy.set(Arc::new(made))),
+                    Ok(None) => {}
                     // Tried again when it is asked for again.
-                    Err(e) if is_exhausted(&e) => known.retain(|one| !is_own(one)),
+                    Err(e) if is_exhausted(&e) => {
+                        let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+                        known.retain(|one| !Arc::ptr_eq(&one.copy, &copy));
+                    }
                     Err(e) => tracing::debug!("no copy of {} in memory, it is run from its file: {e}", path.display()),
                 }
             };

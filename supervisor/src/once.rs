@@ -52,12 +52,4 @@ mod tests {
         }
         once.wait().await;
     }
-
-    #[tokio::test]
-    async fn what_happens_between_the_call_and_the_first_look_is_seen() {
-        let once = Once::default();
-        let waiting = once.wait();
-        once.set();
-        waiting.await;
-    }
 }

@@ -189,10 +189,11 @@ impl Shared {
         };
         // One copy for all containers that have the same.
         let mut last = self.last_runtime.lock().unwrap_or_else(PoisonError::into_inner);
-        if last.as_ref() != Some(&found) {
-            *last = Some(found.clone());
+        if let Some(same) = last.as_ref().filter(|last| **last == found) {
+            return Ok(same.clone());
         }
-        Ok(last.clone().unwrap_or(found))
+        *last = Some(found.clone());
+        Ok(found)
     }
 
     /// An event about the container, or about one of its processes.
