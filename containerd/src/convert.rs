@@ -225,6 +225,7 @@ mod tests {
             instance: String::new(),
             oom_kills: 0,
             process: String::new(),
+            was: None,
         });
         assert_eq!(sent.timestamp, Some(api::Timestamp { seconds: -1, nanos: 999_999_999 }));
     }

@@ -106,6 +106,7 @@ impl Shared {
                 pid: name,
                 status,
                 timestamp: Timestamp::default(),
+                was: None,
                 ..start.as_ref().clone()
             };
             held.push(self.record_exit(exit).await);

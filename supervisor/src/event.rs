@@ -13,6 +13,11 @@ impl Timestamp {
         Timestamp(now.tv_sec.saturating_mul(1_000_000_000).saturating_add(now.tv_nsec))
     }
 
+    /// The clock's, moved by some nanoseconds.
+    pub(crate) fn plus(self, nanoseconds: i64) -> Timestamp {
+        Timestamp(self.0.saturating_add(nanoseconds))
+    }
+
     /// The smallest that is later.
     pub(crate) fn next(self) -> Timestamp {
         Timestamp(self.0.saturating_add(1))
@@ -109,6 +114,9 @@ pub struct Event {
     /// Tells an added process from others of the same name.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub process: String,
+    /// The timestamp that the event had before the journal moved it, because the clock was wrong at the time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub was: Option<Timestamp>,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref)] // serde's form
@@ -164,6 +172,7 @@ mod tests {
             instance: "k".into(),
             oom_kills: 0,
             process: String::new(),
+            was: None,
         };
         let line = serde_json::to_string(&event).expect("plain data");
         assert_eq!(

@@ -2,9 +2,11 @@
 //!
 //! What always holds:
 //! - a line is in the file, whole, before its event can be seen; a write that fails leaves no part of a line;
-//! - the file is replaced by a rename only, so that it is never half-written or empty;
-//! - timestamps strictly increase, over restarts and steps of the clock too;
-//! - what a later supervisor must know of processes whose directory still exists is not trimmed.
+//! - this program replaces the file by a rename only, so that it is never half-written or empty. If another program
+//!   removes, replaces or shortens the file, the next write puts back all that is kept;
+//! - timestamps strictly increase, over restarts and steps of the clock too, and no wrong clock keeps them ([`stamp`]);
+//! - what a later supervisor must know of processes whose directory still exists is not trimmed;
+//! - lines that cannot be read are kept in a file of their own, and take nothing else along.
 //!
 //! An event can be *held*: it is in the file, but neither it nor any later one is seen before it is released. That
 //! is for an exit: what belongs to the process is removed between the two, so that whoever sees the exit finds
@@ -12,7 +14,12 @@
 //!
 //! Subscribers have no queue. Each has a place in the journal and takes the next event when it is ready for it.
 
+mod line;
+mod stamp;
+
 use failpoint::{Point, reach};
+use rustix::fs::FileType;
+use stamp::Moved;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, Write};
@@ -27,6 +34,12 @@ use crate::event::{Event, EventKind, Timestamp};
 /// The journal's name in the state directory.
 pub(crate) const FILE: &str = "events.log";
 const TEMPORARY: &str = ".events.log";
+
+/// Where lines go that cannot be read.
+const DAMAGED: &str = ".events.damaged";
+
+/// Once [`DAMAGED`] has as many bytes, it is begun anew.
+const DAMAGED_MOST: u64 = 1 << 20;
 
 /// How long after an event the file is brought down to what is kept.
 const TRIM_DELAY: Duration = Duration::from_secs(1);
@@ -54,6 +67,8 @@ pub(crate) struct Journal {
 #[derive(Debug)]
 pub(crate) struct Inner {
     file: File,
+    /// The file's device and inode, to notice that the path leads to another file.
+    identity: (u64, u64),
     length: u64,
     lines: usize,
     last: Timestamp,
@@ -67,6 +82,8 @@ pub(crate) struct Inner {
     /// The container instances of which the last that was told is that they are paused.
     paused: HashSet<String>,
     held: BTreeSet<Timestamp>,
+    /// Where events are now that had an implausible timestamp.
+    moved: Moved,
     /// The newest event that is no longer here.
     pub(crate) trimmed: Option<Timestamp>,
     /// The file will be brought down soon.
@@ -102,16 +119,28 @@ impl Journal {
             let path = path.clone();
             move |source| JournalError { operation, path, source }
         };
-        let text = match std::fs::read(&path) {
+        let text = match read_or_set_aside(&path) {
             Ok(text) => text,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(e) => return Err(failed("read")(e)),
         };
-        let (events, damaged) = parse(&text);
-        if damaged > 0 {
-            tracing::warn!(path = %path.display(), lines = damaged, "passed over unreadable lines of the event journal");
+        let (mut parsed, damaged) = line::parse(&text);
+        let mut moved = Moved::default();
+        stamp::settle(&mut parsed, None, Timestamp::now(), &mut moved);
+        if !damaged.is_empty() {
+            let kept = keep_damaged(state_dir, &damaged);
+            tracing::error!(
+                path = %path.display(),
+                lines = damaged.len(),
+                kept = %state_dir.join(DAMAGED).display(),
+                error = kept.err().map(tracing::field::display),
+                "set unreadable lines of the event journal aside"
+            );
         }
         let file = open_for_appending(&path).map_err(failed("open"))?;
+        let identity = identity(&file).map_err(failed("look at"))?;
+        let lines = parsed.len() + damaged.len();
+        let events: BTreeMap<Timestamp, Arc<Event>> =
+            parsed.into_iter().map(|event| (event.timestamp, Arc::new(event))).collect();
         let last = events.keys().next_back().copied().unwrap_or_default();
         let (mut by_key, mut paused) = (HashMap::<String, Vec<Timestamp>>::new(), HashSet::new());
         for event in events.values() {
@@ -120,7 +149,8 @@ impl Journal {
         }
         let inner = Inner {
             length: text.len() as u64,
-            lines: events.len() + damaged,
+            identity,
+            lines,
             file,
             last,
             trimmable: events.keys().copied().collect(),
@@ -129,6 +159,7 @@ impl Journal {
             by_key,
             paused,
             held: BTreeSet::new(),
+            moved,
             trimmed: None,
             trim_planned: false,
             recovered: false,
@@ -136,7 +167,7 @@ impl Journal {
         };
         let (visible, _) = watch::channel(last);
         let journal = Journal { path, retain, inner: Mutex::new(inner), visible };
-        if damaged > 0 || !(text.is_empty() || text.ends_with(b"\n")) {
+        if !damaged.is_empty() || !(text.is_empty() || text.ends_with(b"\n")) {
             journal.rewrite(&mut journal.lock())?;
         }
         Ok(Arc::new(journal))
@@ -255,10 +286,14 @@ impl Journal {
     }
 
     fn write(self: &Arc<Self>, inner: &mut Inner, mut event: Event) -> Result<Arc<Event>, JournalError> {
-        event.timestamp = Timestamp::now().max(inner.last.next());
+        let now = Timestamp::now();
+        if inner.last > stamp::latest_plausible(now) {
+            inner.move_implausible(now);
+        }
+        event.timestamp = stamp::next(inner.last, now);
         let failed = |source| JournalError { operation: "write", path: self.path.clone(), source };
-        let mut line = serde_json::to_vec(&event).map_err(|e| failed(e.into()))?;
-        line.push(b'\n');
+        self.restore_if_changed(inner)?;
+        let line = line::encode(&event).map_err(|e| failed(e.into()))?;
         if let Err(e) = inner.file.write_all(&line) {
             // A part of a line must not stay, or the next one would be appended to it.
             let _ = inner.file.set_len(inner.length);
@@ -286,6 +321,31 @@ impl Journal {
         }
         self.trim(inner);
         Ok(event)
+    }
+
+    /// Writes the file anew if another program has removed, replaced or shortened it. An event that went into a file that
+    /// no later supervisor finds would be lost.
+    fn restore_if_changed(&self, inner: &mut Inner) -> Result<(), JournalError> {
+        let what = match rustix::fs::lstat(&self.path) {
+            Ok(stat) if (stat.st_dev, stat.st_ino) != inner.identity => {
+                if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+                    let why = io::ErrorKind::InvalidInput.into();
+                    let failed = |source| JournalError { operation: "set aside", path: self.path.clone(), source };
+                    set_aside(&self.path, &why).map_err(failed)?;
+                }
+                "replaced"
+            }
+            Ok(stat) if (stat.st_size as u64) < inner.length => "shortened",
+            Ok(stat) => {
+                // Another program has appended to it. Its lines are judged when the file is read again.
+                inner.length = stat.st_size as u64;
+                return Ok(());
+            }
+            Err(rustix::io::Errno::NOENT) => "removed",
+            Err(_) => return Ok(()),
+        };
+        tracing::error!(path = %self.path.display(), "another program has {what} the event journal; it is written anew");
+        self.rewrite(inner)
     }
 
     fn show(&self, inner: &Inner) {
@@ -332,20 +392,21 @@ impl Journal {
         let failed = |source| JournalError { operation: "rewrite", path: self.path.clone(), source };
         let mut text = Vec::new();
         for event in inner.events.values() {
-            serde_json::to_writer(&mut text, event.as_ref()).map_err(|e| failed(e.into()))?;
-            text.push(b'\n');
+            text.extend(line::encode(event).map_err(|e| failed(e.into()))?);
         }
         let write = || {
             let _ = std::fs::remove_file(&temporary);
             let mut file = open_for_appending(&temporary)?;
             file.write_all(&text)?;
+            let identity = identity(&file)?;
             reach(Point::JournalShortened);
             std::fs::rename(&temporary, &self.path)?;
             reach(Point::JournalReplaced);
-            Ok(file)
+            Ok((file, identity))
         };
         // What could not be written whole takes no room.
-        inner.file = write().inspect_err(|_| drop(std::fs::remove_file(&temporary))).map_err(failed)?;
+        let written = write().inspect_err(|_| drop(std::fs::remove_file(&temporary)));
+        (inner.file, inner.identity) = written.map_err(failed)?;
         inner.length = text.len() as u64;
         inner.lines = inner.events.len();
         Ok(())
@@ -360,12 +421,49 @@ impl Inner {
             None => self.last,
         }
     }
+
+    /// Where a place in the journal is by now: one that a subscriber has, or that a client names.
+    pub(crate) fn place(&self, place: Timestamp) -> Timestamp {
+        self.moved.find(place, self.last)
+    }
+
+    /// Moves the events whose timestamps are implausible, now that the clock is right again.
+    fn move_implausible(&mut self, now: Timestamp) {
+        let latest = stamp::latest_plausible(now);
+        let wrong = self.events.split_off(&latest.next());
+        let last_right = self.events.keys().next_back().copied();
+        let after = last_right.max(self.trimmed.filter(|trimmed| *trimmed <= latest));
+        let mut events: Vec<Event> = wrong.into_values().map(Arc::unwrap_or_clone).collect();
+        let was: Vec<Timestamp> = events.iter().map(|event| event.timestamp).collect();
+        stamp::settle(&mut events, after, now, &mut self.moved);
+        let is: HashMap<Timestamp, Timestamp> =
+            was.into_iter().zip(events.iter().map(|event| event.timestamp)).collect();
+        tracing::warn!(
+            events = events.len(),
+            "the clock was wrong and is not any more: moved the timestamps of events"
+        );
+        let moved = |timestamp: &Timestamp| is.get(timestamp).copied().unwrap_or(*timestamp);
+        self.trimmable = self.trimmable.iter().map(moved).collect();
+        self.held = self.held.iter().map(moved).collect();
+        for timestamps in self.protected.values_mut().chain(self.by_key.values_mut()) {
+            timestamps.iter_mut().for_each(|timestamp| *timestamp = moved(timestamp));
+        }
+        self.events.extend(events.into_iter().map(|event| (event.timestamp, Arc::new(event))));
+        let last = self.events.keys().next_back().copied();
+        self.last = last.or(after).unwrap_or_else(|| now.plus(-1));
+        if self.trimmed > Some(latest) {
+            self.trimmed = after;
+        }
+    }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
         let mut inner = self.journal.lock();
-        inner.held.remove(&self.timestamp);
+        if !inner.held.remove(&self.timestamp) {
+            let moved = inner.place(self.timestamp);
+            inner.held.remove(&moved);
+        }
         self.journal.show(&inner);
     }
 }
@@ -391,22 +489,54 @@ fn open_for_appending(path: &Path) -> io::Result<File> {
     std::fs::OpenOptions::new().append(true).create(true).mode(0o600).open(path)
 }
 
-/// The events of a file, and how many lines were none.
-fn parse(text: &[u8]) -> (BTreeMap<Timestamp, Arc<Event>>, usize) {
-    let mut events: BTreeMap<Timestamp, Arc<Event>> = BTreeMap::new();
-    let mut damaged = 0;
-    for line in text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
-        let Ok(mut event) = serde_json::from_slice::<Event>(line) else {
-            damaged += 1;
-            continue;
-        };
-        // The order of the file counts, whatever clock an older daemon had.
-        if let Some(last) = events.keys().next_back() {
-            event.timestamp = event.timestamp.max(last.next());
+/// Device and inode.
+fn identity(file: &File) -> io::Result<(u64, u64)> {
+    let stat = rustix::fs::fstat(file)?;
+    Ok((stat.st_dev, stat.st_ino))
+}
+
+/// The file's content; nothing if it is not there. What stands at its path and is no regular file is given another name,
+/// so that the journal can be begun anew.
+fn read_or_set_aside(path: &Path) -> io::Result<Vec<u8>> {
+    match sys::foreign_file::read(path, u64::MAX) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            // A symbolic link that leads nowhere would have the journal made somewhere else.
+            match std::fs::symlink_metadata(path) {
+                Ok(_) => set_aside(path, &e).map(|()| Vec::new()),
+                Err(_) => Ok(Vec::new()),
+            }
         }
-        events.insert(event.timestamp, Arc::new(event));
+        Err(e) if matches!(e.kind(), io::ErrorKind::IsADirectory | io::ErrorKind::InvalidInput) => {
+            set_aside(path, &e).map(|()| Vec::new())
+        }
+        result => result,
     }
-    (events, damaged)
+}
+
+fn set_aside(path: &Path, why: &io::Error) -> io::Result<()> {
+    let now = Timestamp::now().0;
+    let aside = path.with_file_name(format!("{DAMAGED}.{now}"));
+    std::fs::rename(path, &aside)?;
+    tracing::error!(path = %path.display(), kept = %aside.display(), "set aside what cannot be the event journal: {why}");
+    Ok(())
+}
+
+/// Appends damaged lines to a file of their own.
+fn keep_damaged(state_dir: &Path, lines: &[&[u8]]) -> io::Result<()> {
+    let path = state_dir.join(DAMAGED);
+    if std::fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.len() > DAMAGED_MOST) {
+        std::fs::remove_file(&path)?;
+    }
+    let mut text = Vec::new();
+    for line in lines {
+        let room = usize::try_from(DAMAGED_MOST).unwrap_or(usize::MAX).saturating_sub(text.len());
+        text.extend_from_slice(line.get(..room).unwrap_or(line));
+        text.push(b'\n');
+        if text.len() as u64 > DAMAGED_MOST {
+            break;
+        }
+    }
+    open_for_appending(&path)?.write_all(&text)
 }
 
 #[cfg(test)]

@@ -35,6 +35,7 @@ impl Subscription {
         let visible = journal.watch();
         let inner = journal.lock();
         let place = inner.visible();
+        let from = from.map(|from| inner.place(from));
         let stored = match from {
             Some(from) if from < place => inner
                 .events
@@ -76,6 +77,8 @@ impl Subscription {
         self.visible.mark_unchanged();
         let inner = self.journal.lock();
         let visible = inner.visible();
+        // The clock may have been wrong when the last event was given.
+        self.place = inner.place(self.place);
         if visible <= self.place {
             return Ok(None);
         }

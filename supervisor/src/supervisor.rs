@@ -209,6 +209,7 @@ impl Shared {
             instance: container.origin.instance.to_string(),
             oom_kills: 0,
             process: added.map(|process| process.key.clone()).unwrap_or_default(),
+            was: None,
         }
     }
 

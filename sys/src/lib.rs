@@ -22,6 +22,8 @@ pub mod descriptors;
 pub mod environment;
 mod errno;
 pub mod exhausted;
+#[cfg(feature = "std")]
+pub mod foreign_file;
 #[cfg(any(not(feature = "std"), test))]
 mod heap;
 #[cfg(feature = "std")]

@@ -13,6 +13,7 @@ fn event(kind: EventKind, id: &str) -> Event {
         instance: format!("key-{id}"),
         oom_kills: 0,
         process: String::new(),
+        was: None,
     }
 }
 
@@ -183,4 +184,127 @@ async fn more_live_processes_than_are_retained_take_nothing_from_subscribers() {
     journal.release_key("key-3");
     drop(held);
     assert_eq!(live.next().await.expect("keeps up").expect("goes on").kind, EventKind::Exit);
+}
+
+/// What is in the file, line by line.
+fn ids_in_file(directory: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string(directory.join(FILE)).expect("reads");
+    text.lines().map(|line| serde_json::from_str::<Event>(line).expect("only whole lines").id).collect()
+}
+
+#[test]
+fn damaged_lines_are_kept_in_a_file_of_their_own() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    std::fs::write(directory.path().join(FILE), "rubbish\n").expect("writes");
+    drop(Journal::open(directory.path(), 0).expect("opens"));
+    assert_eq!(std::fs::read_to_string(directory.path().join(DAMAGED)).expect("reads"), "rubbish\n");
+    assert!(ids_in_file(directory.path()).is_empty());
+}
+
+#[test]
+fn journal_that_is_removed_replaced_or_shortened_is_written_anew() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let path = directory.path().join(FILE);
+    let journal = Journal::open(directory.path(), 0).expect("opens");
+    let harm: [&dyn Fn(); 5] = [
+        &|| std::fs::remove_file(&path).expect("removes"),
+        &|| std::fs::rename(&path, directory.path().join("events.log.1")).expect("rotates"),
+        &|| std::fs::write(&path, "").expect("truncates"),
+        &|| {
+            std::fs::remove_file(&path).expect("removes");
+            std::fs::create_dir(&path).expect("makes a directory");
+        },
+        &|| {
+            std::fs::remove_file(&path).expect("removes");
+            std::fs::write(&path, "another file\n").expect("writes");
+        },
+    ];
+    for (n, harm) in harm.iter().enumerate() {
+        journal.append(event(EventKind::Oom, &format!("{n}-before"))).expect("appends");
+        harm();
+        journal.append(event(EventKind::Oom, &format!("{n}-after"))).expect("appends");
+        assert_eq!(ids_in_file(directory.path()).len(), 2 * (n + 1));
+    }
+}
+
+#[test]
+fn journal_begins_anew_where_its_path_is_no_file() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let path = directory.path().join(FILE);
+    let links_to = |target: &str| std::os::unix::fs::symlink(target, &path).expect("links");
+    let put: [&dyn Fn(); 4] = [
+        &|| std::fs::create_dir(&path).expect("makes a directory"),
+        &|| rustix::fs::mknodat(rustix::fs::CWD, &path, FileType::Fifo, 0o600.into(), 0).expect("makes a FIFO"),
+        &|| links_to("/dev/zero"),
+        &|| links_to("/nonexistent/file"),
+    ];
+    for put in put {
+        put();
+        let journal = Journal::open(directory.path(), 0).expect("opens");
+        journal.append(event(EventKind::Oom, "a")).expect("appends");
+        assert_eq!(ids_in_file(directory.path()), ["a"]);
+        std::fs::remove_file(&path).expect("removes");
+    }
+}
+
+/// A journal whose file holds an event of the year 2048.
+fn journal_of_2048(directory: &Path) -> (Arc<Journal>, Timestamp) {
+    let wrong: Timestamp = "2048-03-01T00:00:00.000000007Z".parse().expect("a time");
+    let mut old = event(EventKind::Oom, "old");
+    old.timestamp = wrong;
+    let line = serde_json::to_string(&old).expect("plain data");
+    std::fs::write(directory.join(FILE), format!("{line}\n")).expect("writes");
+    (Journal::open(directory, 0).expect("opens"), wrong)
+}
+
+#[tokio::test]
+async fn wrong_clock_of_the_past_does_not_move_later_events() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let (journal, wrong) = journal_of_2048(directory.path());
+    let mut resumed = Subscription::new(&journal, Some(wrong), None, false);
+    let before = Timestamp::now();
+    for id in ["a", "b"] {
+        let next = journal.append(event(EventKind::Oom, id)).expect("appends");
+        assert!(next.timestamp >= before && next.timestamp <= Timestamp::now());
+        assert_eq!(resumed.next().await.expect("keeps up").expect("goes on").id, id);
+    }
+    // A later supervisor still knows the place.
+    journal.rewrite(&mut journal.lock()).expect("rewrites");
+    let again = Journal::open(directory.path(), 0).expect("opens");
+    let mut resumed = Subscription::new(&again, Some(wrong), None, true);
+    assert_eq!(resumed.next().await.expect("keeps up").expect("goes on").id, "a");
+}
+
+#[tokio::test]
+async fn clock_that_comes_back_moves_what_was_written_meanwhile() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let journal = Journal::open(directory.path(), 0).expect("opens");
+    journal.recovered();
+    journal.append(event(EventKind::Oom, "before")).expect("appends");
+    let mut live = Subscription::new(&journal, None, None, false);
+    // As if the clock had been wrong while this one was written.
+    let wrong = {
+        let mut inner = journal.lock();
+        inner.last = Timestamp::now().plus(22 * 365 * 24 * 3600 * 1_000_000_000);
+        let mut event = event(EventKind::Oom, "meanwhile");
+        event.timestamp = inner.last.next();
+        inner.last = event.timestamp;
+        inner.trimmable.insert(event.timestamp);
+        inner.events.insert(event.timestamp, Arc::new(event));
+        journal.show(&inner);
+        inner.last
+    };
+    assert_eq!(live.next().await.expect("keeps up").expect("goes on").timestamp, wrong);
+    let held = journal.append_held(event(EventKind::Exit, "after")).expect("appends");
+    assert!(held.timestamp <= Timestamp::now());
+    drop(held);
+    assert_eq!(live.next().await.expect("keeps up").expect("goes on").id, "after");
+    let mut resumed = Subscription::new(&journal, Some(wrong), None, true);
+    assert_eq!(resumed.next().await.expect("keeps up").expect("goes on").id, "after");
+    let mut all = Subscription::new(&journal, Some(Timestamp(0)), None, true);
+    let mut ids = Vec::new();
+    while let Some(event) = all.next().await.expect("keeps up") {
+        ids.push(event.id.clone());
+    }
+    assert_eq!(ids, ["before", "meanwhile", "after"]);
 }

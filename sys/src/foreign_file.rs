@@ -1,0 +1,76 @@
+//! Reading a file whose path or content others decide: a client, a bundle, a checkpoint, or whoever may write there.
+//!
+//! The path may name anything: a FIFO, which would block the reader for ever, a device that acts on being opened or
+//! never ends, a file of many gigabytes. So the file is looked at before it is opened, what is opened is what was looked
+//! at, and no more than a limit is read. A file system that hangs still blocks the caller: run this in a thread that may
+//! be given up.
+
+use rustix::fd::{AsFd, AsRawFd};
+use rustix::fs::{FileType, Mode, OFlags, fstat, open, openat};
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
+/// Opens a regular file for reading. Symbolic links are followed; the file that they lead to must be a regular one.
+pub fn open_regular(path: &Path) -> io::Result<File> {
+    open_regular_at(rustix::fs::CWD, path)
+}
+
+/// Opens a regular file for reading, at a path that begins in `directory`. See [`open_regular`].
+pub fn open_regular_at(directory: impl AsFd, path: &Path) -> io::Result<File> {
+    // O_PATH opens nothing that acts on it, and waits for no other side of a FIFO (open(2)).
+    let handle = openat(directory, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    match FileType::from_raw_mode(fstat(&handle)?.st_mode) {
+        FileType::RegularFile => {}
+        FileType::Directory => return Err(io::ErrorKind::IsADirectory.into()),
+        _ => return Err(io::Error::new(io::ErrorKind::InvalidInput, "is not a regular file")),
+    }
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    Ok(File::from(open(format!("/proc/self/fd/{}", handle.as_raw_fd()), flags, Mode::empty())?))
+}
+
+/// Reads a regular file of at most `limit` bytes. A longer one is an error ([`io::ErrorKind::FileTooLarge`]).
+pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    read_open(&open_regular(path)?, limit)
+}
+
+/// Reads what is left of an open file, at most `limit` bytes. A longer one is an error.
+pub fn read_open(file: &File, limit: u64) -> io::Result<Vec<u8>> {
+    let length = file.metadata()?.len();
+    let mut bytes = Vec::with_capacity(usize::try_from(length.min(limit)).unwrap_or_default() + 1);
+    // One byte more tells a file that is too long from one that just fits. The size that the file system gives is only
+    // a hint: a FUSE file system may lie about it.
+    let read = file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
+    if read as u64 > limit {
+        return Err(io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            format!("is larger than the {limit} bytes that are read of such a file"),
+        ));
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_regular_files_within_the_limit_are_read() {
+        let directory = std::env::temp_dir().join(format!("foreign-file-{}", std::process::id()));
+        std::fs::create_dir(&directory).expect("creates");
+        let at = |name: &str| directory.join(name);
+        std::fs::write(at("file"), "12345").expect("writes");
+        std::os::unix::fs::symlink("file", at("link")).expect("links");
+        std::os::unix::fs::symlink("/dev/zero", at("zero")).expect("links");
+        rustix::fs::mknodat(rustix::fs::CWD, at("fifo"), FileType::Fifo, 0o600.into(), 0).expect("a fifo");
+        assert_eq!(read(&at("file"), 5).expect("fits"), b"12345");
+        assert_eq!(read(&at("link"), 5).expect("a link to a regular file"), b"12345");
+        assert_eq!(read(&at("file"), 4).expect_err("too long").kind(), io::ErrorKind::FileTooLarge);
+        for name in ["zero", "fifo"] {
+            assert_eq!(read(&at(name), 5).expect_err(name).kind(), io::ErrorKind::InvalidInput);
+        }
+        assert_eq!(read(&directory, 5).expect_err("a directory").kind(), io::ErrorKind::IsADirectory);
+        assert_eq!(read(&at("none"), 5).expect_err("missing").kind(), io::ErrorKind::NotFound);
+        std::fs::remove_dir_all(&directory).expect("removes");
+    }
+}
