@@ -64,6 +64,8 @@ pub(crate) fn run(flags: Flags, level: Level) -> Result<()> {
         tracing::warn!("cannot raise the limit of open descriptors: {e}");
     }
     let state_dir = std::path::absolute(&flags.state_dir).context("find the state directory")?;
+    // Before anything is written there: another program may use it.
+    Supervisor::check_state_dir(&state_dir)?;
     let _lock = lock(&state_dir)?;
     // Of as many containers as there are, and of some that come.
     let containers = std::fs::read_dir(&state_dir).map_or(0, Iterator::count) as u64;

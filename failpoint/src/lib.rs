@@ -51,7 +51,7 @@ points! {
     Daemon {
         /// The id is taken, in memory.
         IdTaken = "id-taken",
-        /// A container's directory is there, with nothing in it.
+        /// A container's directory is there under its unfinished name, with nothing in it.
         DirectoryMade = "directory-made",
         /// A JSON file is there under its temporary name.
         TemporaryWritten = "temporary-written",
@@ -75,6 +75,8 @@ points! {
         Started = "started",
         /// `start-container` or `start-process` is in the journal.
         StartJournaled = "start-journaled",
+        /// The marker that says that a container or an added process is being made is gone.
+        MarkerRemoved = "marker-removed",
         /// The runtime's `pause` or `resume` has succeeded.
         FreezerChanged = "freezer-changed",
         /// `pause` or `resume` is in the journal.

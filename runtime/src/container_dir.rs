@@ -8,14 +8,15 @@ use std::path::{Path, PathBuf};
 
 use crate::PathError;
 use crate::checkpoint::restore_work;
-use crate::json::{FORMAT, check_format, null_as_default, read_object, write_whole};
+use crate::checksum::{seal, seal_lines, unseal_lines};
+use crate::json::{null_as_default, read_object, write_new, write_whole};
 use crate::leftovers::unmount_below;
 use crate::process_dir::ProcessDir;
 
 /// The name of a container's first process.
 pub const INIT: &str = "init";
 
-const STATE: &str = "state.json";
+pub(crate) const STATE: &str = "state.json";
 const CGROUP: &str = ".cgroup";
 const OOM: &str = ".oom";
 /// The checkpoint that is being made of the container.
@@ -23,7 +24,11 @@ const DUMP: &str = ".checkpoint";
 /// CRIU's log of the last one that failed.
 const DUMP_LOG: &str = ".dump.log";
 const RESOURCES: &str = ".resources.json";
-const VERSION: &str = ".version";
+/// There while the container, or an added process, is being made. What has no such marker was told of as started,
+/// whether or not the journal still says so.
+pub(crate) const CREATING: &str = ".creating";
+/// How the name of a directory begins until it holds what a container's directory must.
+pub const UNFINISHED: &str = ".new-";
 
 /// What `state.json` holds. Members beside those of the contract have names of their own and may be absent.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,6 +73,8 @@ pub struct ContainerRecord {
     /// The container stays after its init's exit until it is deleted.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub keep: bool,
+    /// While the container was being made, a marker in its directory said so. Older daemons made none.
+    pub marked: bool,
 }
 
 /// A checkpoint that is being made, for whoever has to see to it if this supervisor dies.
@@ -97,16 +104,41 @@ impl ContainerDir {
         &self.0
     }
 
-    /// Makes the directory and its `state.json`.
+    /// Makes the directory with its `state.json`, and with a marker that says that the container is being made. Fails if
+    /// there is anything of that name.
     pub fn create(&self, record: &ContainerRecord) -> Result<(), PathError> {
-        std::fs::DirBuilder::new().mode(0o711).create(&self.0).map_err(PathError::new("create", &self.0))?;
-        reach(Point::DirectoryMade);
-        let path = self.0.join(STATE);
-        // Plain strings always serialize.
-        let text = serde_json::to_vec(record).map_err(PathError::new("write", &path))?;
-        write_whole(&path, &text).map_err(PathError::new("write", &path))?;
+        // Under a name of its own until it holds what tells whose it is: no directory without a marker is ever removed.
+        let unfinished = self.0.with_file_name(format!("{UNFINISHED}{}", record.instance));
+        let made = self.fill(&unfinished, record).and_then(|()| {
+            let flags = rustix::fs::RenameFlags::NOREPLACE;
+            rustix::fs::renameat_with(CWD, &unfinished, CWD, &self.0, flags).map_err(PathError::new("create", &self.0))
+        });
+        if made.is_err() {
+            let _ = crate::state_dir::remove_unfinished(&unfinished);
+        }
+        made?;
         reach(Point::StateWritten);
         Ok(())
+    }
+
+    fn fill(&self, directory: &Path, record: &ContainerRecord) -> Result<(), PathError> {
+        std::fs::DirBuilder::new().mode(0o711).create(directory).map_err(PathError::new("create", directory))?;
+        reach(Point::DirectoryMade);
+        mark_as_creating(directory, &record.instance)?;
+        let path = directory.join(STATE);
+        // Plain strings always serialize.
+        let text = serde_json::to_vec(record).map_err(PathError::new("write", &path))?;
+        write_new(&path, &seal(text)).map_err(PathError::new("write", &path))
+    }
+
+    /// Notes that the container's start has been recorded.
+    pub fn set_started(&self) -> Result<(), PathError> {
+        unmark(&self.0)
+    }
+
+    /// Whether the container is being made, or was when its daemon ended.
+    pub fn is_being_made(&self) -> bool {
+        is_marked(&self.0)
     }
 
     /// Reads `state.json`. One that a later program wrote is an error.
@@ -119,25 +151,29 @@ impl ContainerDir {
     /// Keeps what the kernel says of the groups of its init, which may move into others later.
     pub fn write_cgroup(&self, places: &str) -> Result<(), PathError> {
         let path = self.0.join(CGROUP);
-        std::fs::write(&path, places).map_err(PathError::new("write", &path))?;
+        write_whole(&path, seal_lines(places).as_bytes()).map_err(PathError::new("write", &path))?;
         reach(Point::CgroupKept);
         Ok(())
     }
 
     /// What [`ContainerDir::write_cgroup`] kept, if all of it is there.
     pub fn cgroup(&self) -> Option<String> {
-        sys::small_file::read_text(CWD, self.0.join(CGROUP)).ok().filter(|places| places.ends_with('\n'))
+        let text = sys::small_file::read_text(CWD, self.0.join(CGROUP)).ok()?;
+        unseal_lines(&text).map(String::from)
     }
 
     /// Keeps the count of its processes that were killed for memory.
     pub fn write_oom_kills(&self, kills: u64) -> Result<(), PathError> {
         let path = self.0.join(OOM);
-        write_whole(&path, kills.to_string().as_bytes()).map_err(PathError::new("write", &path))
+        write_whole(&path, seal_lines(&format!("{kills}\n")).as_bytes()).map_err(PathError::new("write", &path))
     }
 
     /// What [`ContainerDir::write_oom_kills`] kept last.
     pub fn oom_kills(&self) -> Option<u64> {
-        sys::small_file::read_text(CWD, self.0.join(OOM)).ok()?.parse().ok()
+        let text = sys::small_file::read_text(CWD, self.0.join(OOM)).ok()?;
+        // An older daemon wrote nothing but digits.
+        let digits = if text.ends_with('\n') { unseal_lines(&text)? } else { &text };
+        digits.trim_end().parse().ok()
     }
 
     /// Writes resources for the runtime's `update`; the file's path.
@@ -218,19 +254,27 @@ impl ContainerDir {
     }
 }
 
-/// Makes sure that no later program has used the state directory, and says that this one does.
-pub fn claim_format(state_dir: &Path) -> Result<(), PathError> {
-    let path = state_dir.join(VERSION);
-    let text = match std::fs::read_to_string(&path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
-        result => result.map_err(PathError::new("read", &path))?,
-    };
-    let found = text.trim().parse().unwrap_or(0);
-    check_format(found).map_err(PathError::new("use the state directory, by", &path))?;
-    if found == FORMAT {
-        return Ok(());
+/// Says that what a directory is for is being made; `key` tells it from others of the same name.
+pub(crate) fn mark_as_creating(directory: &Path, key: &str) -> Result<(), PathError> {
+    let path = directory.join(CREATING);
+    write_new(&path, key.as_bytes()).map_err(PathError::new("write", &path))
+}
+
+/// Says that it has been made.
+pub(crate) fn unmark(directory: &Path) -> Result<(), PathError> {
+    let path = directory.join(CREATING);
+    match std::fs::remove_file(&path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(PathError::new("remove", &path)(e)),
+        _ => {
+            reach(Point::MarkerRemoved);
+            Ok(())
+        }
     }
-    write_whole(&path, format!("{FORMAT}\n").as_bytes()).map_err(PathError::new("write", &path))
+}
+
+/// Whether what a directory is for is being made. What cannot be looked at is taken for made: then nothing is removed.
+pub(crate) fn is_marked(directory: &Path) -> bool {
+    std::fs::symlink_metadata(directory.join(CREATING)).is_ok()
 }
 
 /// Removes a directory; what is already gone is no error.

@@ -30,8 +30,16 @@ pub(crate) fn write_whole(path: &Path, content: &[u8]) -> io::Result<()> {
     written
 }
 
-/// Reads an object of one of our files, unless a later program wrote it.
+/// Writes a file that is not there yet and that only its owner can read.
+pub(crate) fn write_new(path: &Path, content: &[u8]) -> io::Result<()> {
+    std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?.write_all(content)
+}
+
+/// Reads an object of one of our files, unless a later program wrote it or it is damaged.
 pub(crate) fn read_object<T: serde::de::DeserializeOwned>(text: &[u8]) -> io::Result<T> {
+    if !crate::checksum::is_intact(text) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is damaged: its checksum is wrong"));
+    }
     #[derive(Default, Deserialize)]
     #[serde(default)]
     struct Versioned {

@@ -8,6 +8,7 @@ mod abilities;
 mod bundle;
 mod capability;
 mod checkpoint;
+pub mod checksum;
 mod child;
 mod container_dir;
 mod json;
@@ -18,6 +19,7 @@ mod process_dir;
 mod sealed;
 mod shim;
 mod spec;
+mod state_dir;
 mod stdio;
 
 pub use abilities::{Abilities, Ability};
@@ -25,7 +27,7 @@ pub use bundle::{Bundle, BundleError};
 pub use capability::Capability;
 pub use checkpoint::{BeginError, Checkpoint, Checkpoints, Partial, criu_at, criu_errors, restore_work, time_frozen};
 pub use child::Child;
-pub use container_dir::{ContainerDir, ContainerRecord, Dump, INIT, claim_format};
+pub use container_dir::{ContainerDir, ContainerRecord, Dump, INIT, UNFINISHED};
 pub use json::FORMAT;
 pub use leftovers::unmount_leftovers;
 pub use names::{NameError, check_name};
@@ -34,6 +36,7 @@ pub use process_dir::{Command, ProcessDir, ProcessRecord, ShimLine};
 pub use sealed::RuntimeCopy;
 pub use shim::Shim;
 pub use spec::{ProcessSpec, Rlimit, User};
+pub use state_dir::{check_state_dir, claim_state_dir, remove_unfinished};
 pub use stdio::{Stdio, StdioError};
 
 /// An operation on a path that failed.

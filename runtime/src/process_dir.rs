@@ -1,7 +1,7 @@
 //! A process's directory, through which its shim and whoever supervises it speak. The files are a contract.
 
 use failpoint::{Point, reach};
-use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat, open};
+use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, mknodat, open};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::os::fd::OwnedFd;
@@ -9,7 +9,8 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use crate::PathError;
-use crate::container_dir::remove_all;
+use crate::checksum::seal;
+use crate::container_dir::{is_marked, mark_as_creating, remove_all, unmark};
 use crate::json::{FORMAT, null_as_default, read_object, write_whole};
 use crate::sealed::RuntimeCopy;
 use crate::spec::ProcessSpec;
@@ -123,8 +124,10 @@ impl ProcessDir {
     pub fn create(&self, mut process: Map<String, Value>, record: &ProcessRecord) -> Result<(), PathError> {
         std::fs::DirBuilder::new().mode(0o700).create(&self.0).map_err(PathError::new("create", &self.0))?;
         reach(Point::ProcessDirectoryMade);
+        // Of an init the container's directory says so.
+        let marked = if record.exec { mark_as_creating(&self.0, &record.instance) } else { Ok(()) };
         record.add_to(&mut process);
-        let made = self.fill(&Value::Object(process));
+        let made = marked.and_then(|()| self.fill(&Value::Object(process)));
         if made.is_err() {
             let _ = self.remove();
         }
@@ -133,7 +136,7 @@ impl ProcessDir {
 
     fn fill(&self, process: &Value) -> Result<(), PathError> {
         let path = self.0.join("process.json");
-        write_whole(&path, process.to_string().as_bytes()).map_err(PathError::new("write", &path))?;
+        write_whole(&path, &seal(process.to_string().into_bytes())).map_err(PathError::new("write", &path))?;
         reach(Point::ProcessWritten);
         for name in ["exit", "control"] {
             let path = self.0.join(name);
@@ -142,6 +145,16 @@ impl ProcessDir {
         }
         reach(Point::FifosMade);
         Ok(())
+    }
+
+    /// Notes that the start of an added process has been recorded.
+    pub fn set_started(&self) -> Result<(), PathError> {
+        unmark(&self.0)
+    }
+
+    /// Whether an added process is being made, or was when its daemon ended.
+    pub fn is_being_made(&self) -> bool {
+        is_marked(&self.0)
     }
 
     /// Reads `process.json`.
@@ -157,6 +170,12 @@ impl ProcessDir {
         let path = self.0.join("exit");
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let exit = open(&path, flags, Mode::empty()).map_err(PathError::new("open", &path))?;
+        // Anything else would look like a FIFO whose other side has been closed.
+        let kind = fstat(&exit).map_err(PathError::new("look at", &path))?.st_mode;
+        if FileType::from_raw_mode(kind) != FileType::Fifo {
+            let odd = std::io::Error::new(std::io::ErrorKind::InvalidData, "it is not the FIFO that was made there");
+            return Err(PathError::new("open", &path)(odd));
+        }
         reach(Point::ExitOpened);
         Ok(exit)
     }
@@ -184,6 +203,11 @@ impl ProcessDir {
         let starttime = self.number("starttime")?;
         let missing = || PathError::new("read", &self.0.join("starttime"))(std::io::ErrorKind::NotFound);
         starttime.map(|starttime| Some((pid, starttime))).ok_or_else(missing)
+    }
+
+    /// Of pid and start time what can be read.
+    pub fn legible(&self) -> (Option<u32>, Option<u64>) {
+        (self.number("pid").ok().flatten(), self.number("starttime").ok().flatten())
     }
 
     /// The pid that the runtime has written and the shim has not taken over.

@@ -58,6 +58,19 @@ impl Shim {
         Shim::in_state(directory, |_| true)
     }
 
+    /// Pid and start time of the process that a shim is for, found as the eldest child of the shim that works in
+    /// `directory`. The runtime's child becomes the shim's when the runtime has ended; what else becomes the shim's, which is
+    /// a subreaper, was started by that process. Goes through all of `/proc`.
+    pub fn process_of(directory: &ProcessDir) -> Option<(u32, u64)> {
+        let [(shim, _)] = &Shim::running_in(directory)[..] else { return None };
+        let shim = shim.as_raw_nonzero().get().unsigned_abs();
+        let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+        let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        let stats = pids.filter_map(|pid| Some((pid, sys::procfs::stat(pid).ok()??)));
+        let children = stats.filter(|(_, stat)| stat.parent == shim && !stat.is_dead());
+        children.map(|(pid, stat)| (pid, stat.starttime)).min_by_key(|(_, starttime)| *starttime)
+    }
+
     /// Those of them that somebody has stopped (SIGSTOP).
     pub fn stopped_in(directory: &ProcessDir) -> Vec<(Pid, PidFd)> {
         Shim::in_state(directory, sys::procfs::Stat::is_stopped)

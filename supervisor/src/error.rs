@@ -22,6 +22,12 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// Nothing says whether a container was being made or had been started when its daemon ended.
+    #[error("nothing runs in container {id}, and nothing says whether it was ever started")]
+    Unproven {
+        /// The container.
+        id: String,
+    },
     /// The container has no process of this name.
     #[error("container {id} has no process {process}")]
     ProcessNotFound {

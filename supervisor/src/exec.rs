@@ -176,6 +176,12 @@ impl Created {
         }
         reach(Point::StartJournaled);
         self.started = true;
+        if let Err(e) = process.dir.set_started() {
+            tracing::warn!(
+                container = %container.id, process = %process.name,
+                "{e}; the journal says that it has been started"
+            );
+        }
         self.shared.metrics.exec.record(begun.elapsed());
         let pid = process.pid().unwrap_or_default();
         tracing::debug!(container = %container.id, process = %process.name, pid, "process started");

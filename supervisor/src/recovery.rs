@@ -1,14 +1,19 @@
 //! Finding again what an earlier supervisor left: each directory is looked at by itself, all side by side.
 //!
-//! The journal decides. A process whose start is not in it was never told of and is removed; one whose exit is in
-//! it is only cleaned up; each other is taken up where it is, and its end told when it comes or if it has come.
+//! Evidence decides, never the absence of a record. What has a marker that says that it is being made, and no start in the
+//! journal, is half made: no client was told of it, and it is removed. What has its exit in the journal is only cleaned up.
+//! Everything else is taken up where it is: if its start is not in the journal, which may be damaged or shortened, the
+//! start is recorded again. Directories that no daemon of this API has made are left alone.
 //!
 //! There are two steps. *Looking* reads files and does nothing else; calls wait for it, all containers together, and
 //! never longer than [`LOOK_LIMIT`]. *Taking up* may kill, run the runtime and wait for what does not die; nobody waits
 //! for it but whoever wants the same id. What cannot be read is set aside.
 
 use failpoint::{Point, reach};
-use runtime::{Child, ContainerDir, ContainerRecord, Dump, INIT, Oci, Operation, PathError, ProcessRecord, Shim};
+use runtime::{
+    Child, ContainerDir, ContainerRecord, Dump, INIT, Oci, Operation, PathError, ProcessDir, ProcessRecord,
+    ProcessSpec, Shim,
+};
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io;
@@ -21,7 +26,7 @@ use tokio::sync::{mpsc, watch};
 use crate::container::{Container, Origin};
 use crate::disk::on_disk;
 use crate::error::Error;
-use crate::event::EventKind;
+use crate::event::{Event, EventKind};
 use crate::exit::{KILLED, UNKNOWN};
 use crate::journal::{Told, key_or_name};
 use crate::lifecycle::{Happened, State};
@@ -54,16 +59,31 @@ struct Looking {
 
 /// What was found in a container's directory.
 enum Found {
-    /// Nothing that was ever told of, and nothing that runs.
+    /// It was being made, and nothing of it runs.
     HardlyBegun,
+    /// An empty directory.
+    Empty,
+    /// Nothing that a daemon of this API has made.
+    Foreign,
     /// Its exit has been told; the key.
     Told(String),
     /// Its start was not told.
     HalfMade(Arc<Container>, Arc<Process>),
     /// It is of an earlier boot; with the processes whose exit is due, and the keys of all.
     Buried(Arc<Container>, Vec<Arc<Process>>, Vec<String>),
-    /// It is to be supervised; with the checkpoint that was being made of it.
-    Alive(Arc<Container>, Left, Others, Option<Dump>),
+    /// It is to be supervised.
+    Alive(Box<Adopted>),
+}
+
+/// A container that is to be supervised.
+struct Adopted {
+    container: Arc<Container>,
+    init: Left,
+    others: Others,
+    /// The checkpoint that was being made of it.
+    dump: Option<Dump>,
+    /// Its start is in the journal.
+    told: bool,
 }
 
 /// The added processes of a container.
@@ -81,8 +101,8 @@ enum Fate {
     Told,
     /// Its start was not told.
     HalfMade,
-    /// It is to be supervised.
-    Alive,
+    /// It is to be supervised. Its start is in the journal, or is to be recorded again.
+    Alive { told: bool },
 }
 
 /// A process of which the directory has been read.
@@ -91,8 +111,18 @@ struct Left {
     /// The host's ids of the container's root.
     root: (u32, u32),
     exit: ExitFifo,
+    /// Its shim is gone.
+    closed: bool,
     /// Its shim is gone and has left no status.
     orphan: bool,
+}
+
+impl Left {
+    /// Whether something of it is known to have run: its shim lives, it has ended with a status, or it is alive itself.
+    fn has_run(&self) -> Result<bool, Error> {
+        let alive = || self.process.open().map_err(Error::system("look up a process"));
+        Ok(!self.closed || !self.orphan || alive()?.is_some())
+    }
 }
 
 impl Supervisor {
@@ -112,6 +142,13 @@ impl Supervisor {
         for entry in entries {
             let entry = entry.map_err(Error::system("list the state directory"))?;
             let Ok(id) = entry.file_name().into_string() else { continue };
+            if id.starts_with(runtime::UNFINISHED) {
+                tracing::info!(directory = %id, "removing a container's directory that was not finished");
+                if let Err(e) = runtime::remove_unfinished(&entry.path()) {
+                    tracing::warn!("{e}");
+                }
+                continue;
+            }
             // What has another kind of name is not ours.
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) && shared.reserve(&id).is_ok() {
                 let looking = Looking { calls: Some(calls.clone()), _journal: journal.clone() };
@@ -184,15 +221,35 @@ impl Recovery {
         oci
     }
 
-    /// Reads the directory of a process.
-    fn read(&self, container: &ContainerDir, id: &str, name: &str) -> Result<Left, Error> {
+    /// Reads the directory of a process. What `process.json` would say does not matter more than the process: where it is
+    /// damaged, `fallback_key` stands for the key that it has, and the rest is unknown. `being_made`: its shim may still be
+    /// running the runtime.
+    fn read(
+        &self,
+        container: &ContainerDir,
+        (id, name): (&str, &str),
+        being_made: bool,
+        fallback_key: impl FnOnce() -> Option<String>,
+    ) -> Result<Left, Error> {
         let dir = container.process(name);
-        let (spec, record) = dir.read()?;
-        let key = key_or_name(&record.instance, id, name);
         let exit = ExitFifo::new(dir.open_exit()?).map_err(Error::system("watch the exit fifo"))?;
-        let identity = dir.process()?;
+        let (spec, record) = match dir.read().map_err(Error::from) {
+            Ok(read) => read,
+            Err(e) if e.is_exhausted() => return Err(e),
+            Err(e) => {
+                let Some(instance) = fallback_key() else { return Err(e) };
+                tracing::error!(container = %id, process = %name, "what it was started with is unknown: {e}");
+                (ProcessSpec::default(), ProcessRecord { instance, ..ProcessRecord::default() })
+            }
+        };
+        let key = key_or_name(&record.instance, id, name);
         // The status is looked at when nobody can write it any more.
         let closed = exit.is_closed().map_err(Error::system("read the exit fifo"))?;
+        let identity = match dir.process().map_err(Error::from) {
+            Err(e) if closed || e.is_exhausted() => return Err(e),
+            Ok(identity) if closed || being_made => identity,
+            read => identity_with_shim(&dir, id, name, read),
+        };
         let orphan = closed && dir.exit_status()?.is_none();
         let ProcessRecord { root_uid, root_gid, .. } = record;
         let process = Process::new(name, key, spec, record.stdio(), dir).adopted();
@@ -202,13 +259,64 @@ impl Recovery {
         if let Some(identity) = identity {
             process.set_identity(identity);
         }
-        Ok(Left { process: Arc::new(process), root: (root_uid, root_gid), exit, orphan })
+        Ok(Left { process: Arc::new(process), root: (root_uid, root_gid), exit, closed, orphan })
     }
+}
+
+/// Pid and start time of a process whose shim lives: as they were written or, where that is damaged, as the kernel has them.
+fn identity_with_shim(
+    dir: &ProcessDir,
+    id: &str,
+    name: &str,
+    read: Result<Option<(u32, u64)>, Error>,
+) -> Option<(u32, u64)> {
+    let written = read.ok().flatten();
+    let is_there = |(pid, starttime): (u32, u64)| {
+        sys::procfs::stat(pid).ok().flatten().is_some_and(|stat| stat.starttime == starttime)
+    };
+    if written.is_some_and(is_there) {
+        return written;
+    }
+    let (pid, starttime) = dir.legible();
+    let fits = |(found_pid, found_starttime): &(u32, u64)| {
+        // Where both can be read one of them must be right: another process of that shim's is not meant.
+        pid.zip(starttime).is_none_or(|(pid, starttime)| pid == *found_pid || starttime == *found_starttime)
+    };
+    let found = Shim::process_of(dir).filter(fits);
+    if let Some((pid, _)) = found {
+        tracing::warn!(container = %id, process = %name, pid, "its pid or start time was damaged; found it through its shim");
+    }
+    found.or(written)
 }
 
 /// Whether a file is missing: what writes it had not got so far.
 fn is_missing(error: &Error) -> bool {
     matches!(error, Error::File(PathError { source, .. }) if source.kind() == io::ErrorKind::NotFound)
+}
+
+/// Judges a directory that has no `state.json`, which is there before anything else of a container is.
+fn judge_without_record(dir: &ContainerDir, being_made: bool, missing: Error) -> Result<Found, Error> {
+    let processes = dir.processes()?;
+    if processes.is_empty() && being_made {
+        return Ok(Found::HardlyBegun);
+    }
+    let is_ours = |name: &String| dir.process(name).path().join("exit").symlink_metadata().is_ok();
+    if processes.iter().any(is_ours) {
+        // A container whose file was removed.
+        return Err(missing);
+    }
+    let mut entries = std::fs::read_dir(dir.path()).map_err(Error::system("list a container's directory"))?;
+    Ok(if entries.next().is_none() { Found::Empty } else { Found::Foreign })
+}
+
+/// Whether a shim lives that has a container's init.
+fn has_shim(dir: &ContainerDir) -> Result<bool, Error> {
+    let exit = match dir.process(INIT).open_exit().map_err(Error::from) {
+        Ok(exit) => ExitFifo::new(exit).map_err(Error::system("watch the exit fifo"))?,
+        Err(e) if e.is_exhausted() => return Err(e),
+        Err(_) => return Ok(false),
+    };
+    Ok(!exit.is_closed().map_err(Error::system("read the exit fifo"))?)
 }
 
 impl Shared {
@@ -242,26 +350,34 @@ impl Shared {
     fn look_at(self: &Arc<Self>, id: &str, recovery: &Recovery) -> Result<Found, Error> {
         let told = &recovery.told;
         let dir = self.container_dir(id);
+        let being_made = dir.is_being_made();
         let mut record = match dir.read().map_err(Error::from) {
             Ok(record) => record,
-            // Written first of all, and whole: without it nothing else has been begun.
-            Err(e) if is_missing(&e) && dir.processes()?.is_empty() => return Ok(Found::HardlyBegun),
+            Err(e) if is_missing(&e) => return judge_without_record(&dir, being_made, e),
             Err(e) => return Err(e),
         };
         // An older daemon wrote no keys; what it left had been started.
         let keyed = !record.instance.is_empty();
         record.instance = key_or_name(&record.instance, id, INIT);
         let key = record.instance.clone();
-        let started = !keyed || record.keep || told.started.contains(&key);
-        if told.exited.contains(&key) && !record.keep {
+        let told_start = told.started.contains(&key);
+        let started = !being_made || !keyed || record.keep || told_start;
+        // Without keys the journal's lines may be about an earlier container of the same id, and the shim knows better.
+        let told_exit = told.exited.contains(&key) && !record.keep && (keyed || !has_shim(&dir)?);
+        if told_exit {
             self.journal.protect(&key);
             return Ok(Found::Told(key));
         }
-        let init = match recovery.read(&dir, id, INIT) {
+        let marked = record.marked;
+        let init = match recovery.read(&dir, (id, INIT), being_made, || Some(key.clone())) {
             Ok(init) => init,
             Err(e) if !started && is_missing(&e) => return Ok(Found::HardlyBegun),
             Err(e) => return Err(e),
         };
+        if keyed && !told_start && !being_made && !marked && !record.keep && !init.has_run()? {
+            // An older daemon, which made no markers, may have been making it, or the journal has lost its start.
+            return Err(Error::Unproven { id: id.to_string() });
+        }
         let same_boot = record.boot_id.is_empty() || record.boot_id == self.boot_id;
         let oci = recovery.runtime(&mut record);
         let container = Arc::new(Container::new(id, Origin::new(record, oci), dir, init.root, State::Running));
@@ -274,7 +390,8 @@ impl Shared {
             let of_read = read.iter().map(|(left, _)| &left.process);
             let keys = of_read.chain(unreadable.iter().map(|(process, _)| process)).map(|process| process.key.clone());
             let keys = keys.collect();
-            let alive = read.into_iter().filter(|(_, fate)| *fate == Fate::Alive).map(|(left, _)| left.process);
+            let alive = read.into_iter().filter(|(_, fate)| matches!(fate, Fate::Alive { .. }));
+            let alive = alive.map(|(left, _)| left.process);
             let unreadable = unreadable.into_iter().filter(|(_, due)| *due).map(|(process, _)| process);
             let due = alive.chain(unreadable).chain([init.process]).filter(|_| started).collect();
             return Ok(Found::Buried(container, due, keys));
@@ -286,20 +403,24 @@ impl Shared {
         let dump = container.dir.dump()?;
         container.recall_oom_kills(told.oom_kills.get(&key).copied());
         let others = self.others(&container, recovery)?;
-        Ok(Found::Alive(container, init, others, dump))
+        Ok(Found::Alive(Box::new(Adopted { container, init, others, dump, told: told_start })))
     }
 
     fn others(&self, container: &Container, recovery: &Recovery) -> Result<Others, Error> {
         let (mut read, mut unreadable) = (Vec::new(), Vec::new());
         for name in container.dir.processes()?.into_iter().filter(|name| name != INIT) {
-            match recovery.read(&container.dir, &container.id, &name) {
+            let told_key = || self.start_of(container, &name).map(|start| start.process.clone());
+            let being_made = container.dir.process(&name).is_being_made();
+            match recovery.read(&container.dir, (&container.id, &name), being_made, told_key) {
                 Ok(left) => {
                     let key = &left.process.key;
                     self.journal.protect(key);
-                    let fate = if recovery.told.exited.contains(key) {
+                    let told = recovery.told.started.contains(key);
+                    let keyed = !key.contains('/');
+                    let fate = if recovery.told.exited.contains(key) && (keyed || left.closed) {
                         Fate::Told
-                    } else if key.contains('/') || recovery.told.started.contains(key) {
-                        Fate::Alive
+                    } else if told || !keyed || !being_made {
+                        Fate::Alive { told }
                     } else {
                         Fate::HalfMade
                     };
@@ -313,15 +434,21 @@ impl Shared {
         Ok(Others { read, unreadable })
     }
 
+    /// The start of an added process, if the journal has it and not its exit.
+    fn start_of(&self, container: &Container, name: &str) -> Option<Arc<Event>> {
+        let mut open = self.journal.open_of(&container.id).into_iter();
+        open.find(|event| event.name() == name && *event.instance == *container.origin.instance)
+    }
+
     /// An added process whose directory cannot be read, and whether its exit is due.
     fn unreadable(&self, container: &Container, name: &str, why: &Error) -> (Arc<Process>, bool) {
-        let mut open = self.journal.open_of(&container.id).into_iter();
-        let started = open.find(|event| event.name() == name && *event.instance == *container.origin.instance);
+        let started = self.start_of(container, name);
         match &started {
-            None => tracing::info!(container = %container.id, process = %name, "removing what was hardly begun: {why}"),
-            Some(_) => {
-                tracing::error!(container = %container.id, process = %name, "is killed, as it cannot be taken up: {why}")
-            }
+            None => tracing::info!(container = %container.id, process = %name, "cannot be taken up: {why}"),
+            Some(_) => tracing::error!(
+                container = %container.id, process = %name,
+                "cannot be taken up, and is left alone until its container ends: {why}"
+            ),
         }
         let key = started.as_ref().map_or_else(|| key_or_name("", &container.id, name), |start| start.process.clone());
         self.journal.protect(&key);
@@ -330,8 +457,11 @@ impl Shared {
         (Arc::new(process), started.is_some())
     }
 
-    /// Ends such a process, and tells its exit if that is due.
+    /// Sees to such a process: one that was being made is removed; another one is left alone until its container ends.
     async fn end_unreadable(self: Arc<Self>, container: Arc<Container>, process: Arc<Process>, due: bool) {
+        if due || !process.dir.is_being_made() {
+            container.init_ended.wait().await;
+        }
         process.ended.store(true, Ordering::SeqCst);
         if let Err(e) = process.kill_half_made(container.cgroup()).await {
             tracing::warn!(container = %container.id, process = %process.name, "cannot kill it: {e}");
@@ -352,6 +482,16 @@ impl Shared {
                 self.remove_directory(id, &self.container_dir(id)).await;
                 self.map().remove(id);
             }
+            Found::Empty => {
+                if let Err(e) = std::fs::remove_dir(self.container_dir(id).path()) {
+                    tracing::warn!(container = %id, "cannot remove its empty directory: {e}");
+                }
+                self.map().remove(id);
+            }
+            Found::Foreign => {
+                tracing::warn!(directory = %id, "no daemon of this API has made it; it is left alone");
+                self.map().remove(id);
+            }
             Found::Told(key) => {
                 tracing::info!(container = %id, "its exit has been told; cleaning up");
                 drop(looking);
@@ -367,19 +507,14 @@ impl Shared {
             Found::Buried(container, due, keys) => {
                 self.bury(&container, &due, &keys, looking).await;
             }
-            Found::Alive(container, init, others, dump) => self.adopt(container, init, others, dump, looking),
+            Found::Alive(adopted) => self.adopt(*adopted, looking),
         }
     }
 
     /// Goes on supervising a container.
-    fn adopt(
-        self: &Arc<Self>,
-        container: Arc<Container>,
-        init: Left,
-        others: Others,
-        dump: Option<Dump>,
-        looking: Looking,
-    ) {
+    fn adopt(self: &Arc<Self>, adopted: Adopted, looking: Looking) {
+        let Adopted { container, init, others, dump, told } = adopted;
+        self.confirm_start(&container, None, told);
         // What CRIU has frozen is nobody's pause.
         let is_frozen = if dump.is_some() { None } else { container.cgroup().map(cgroup::Cgroup::is_frozen) };
         if let Some(Ok(frozen)) = is_frozen {
@@ -406,6 +541,9 @@ impl Shared {
         // Of what happened while no supervisor was there.
         self.tell_oom(&container);
         for (left, fate) in read {
+            if let Fate::Alive { told } = fate {
+                self.confirm_start(&container, Some(&left.process), told);
+            }
             tokio::spawn(self.clone().adopt_process(container.clone(), left, fate));
         }
         for (process, due) in unreadable {
@@ -416,10 +554,31 @@ impl Shared {
         drop(looking);
     }
 
+    /// Records the start of a container, or of an added process, once more if the journal has lost it, and removes the
+    /// marker of a daemon that ended between the two.
+    fn confirm_start(self: &Arc<Self>, container: &Container, process: Option<&Process>, told: bool) {
+        let name = process.map_or(INIT, |process| process.name.as_str());
+        if !told {
+            tracing::warn!(container = %container.id, process = %name, "its start is not in the journal; it is recorded again");
+            let kind = if process.is_some() { EventKind::StartProcess } else { EventKind::StartContainer };
+            if let Err(e) = self.journal.append(Shared::event(kind, container, process, 0)) {
+                tracing::error!(container = %container.id, process = %name, "{e}; its start is not recorded");
+                return;
+            }
+        }
+        let unmarked = match process {
+            Some(process) => process.dir.set_started(),
+            None => container.dir.set_started(),
+        };
+        if let Err(e) = unmarked {
+            tracing::warn!(container = %container.id, process = %name, "{e}");
+        }
+    }
+
     async fn adopt_process(self: Arc<Self>, container: Arc<Container>, left: Left, fate: Fate) {
         let process = &left.process;
         match fate {
-            Fate::Alive => return self.watch_process(container, left.process, left.exit, left.orphan).await,
+            Fate::Alive { .. } => return self.watch_process(container, left.process, left.exit, left.orphan).await,
             Fate::Told => {}
             Fate::HalfMade => {
                 tracing::info!(container = %container.id, process = %process.name, "was being made; removing it");

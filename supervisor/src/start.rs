@@ -203,6 +203,7 @@ impl Shared {
             boot_id: self.boot_id.clone(),
             instance: new_key(),
             keep: request.on_exit == OnExit::Keep,
+            marked: true,
             checkpoint,
             theirs: oci.root().join(&request.id).symlink_metadata().is_ok(),
         };
@@ -363,6 +364,9 @@ impl Shared {
         self.journal.append(Shared::event(EventKind::StartContainer, container, None, 0))?;
         reach(Point::StartJournaled);
         container.happened(Happened::Started);
+        if let Err(e) = container.dir.set_started() {
+            tracing::warn!(container = %container.id, "{e}; the journal says that it has been started");
+        }
         self.metrics.start.record(begun.elapsed());
         // What was killed before it was known to run is told now, unless that is still to be watched for.
         if container.oom_watched.load(Ordering::SeqCst) {

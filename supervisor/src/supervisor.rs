@@ -69,7 +69,7 @@ impl Supervisor {
     pub fn open(config: Config) -> Result<Supervisor, Error> {
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o711).create(&config.state_dir);
         made.map_err(Error::system("create the state directory"))?;
-        runtime::claim_format(&config.state_dir)?;
+        runtime::claim_state_dir(&config.state_dir)?;
         disk::begin().map_err(Error::system("start a thread"))?;
         let shim = Shim::find(&config.shim).map_err(|e| Error::Shim(e.to_string()))?;
         let journal = Journal::open(&config.state_dir, config.retain)?;
@@ -90,6 +90,11 @@ impl Supervisor {
             trimming: AtomicBool::new(false),
             config,
         })))
+    }
+
+    /// Checks, without changing anything, that a state directory may be used: that it is not another program's.
+    pub fn check_state_dir(state_dir: &std::path::Path) -> Result<(), Error> {
+        Ok(runtime::check_state_dir(state_dir)?)
     }
 
     /// Waits until [`Supervisor::recover`] has finished.

@@ -1,52 +1,22 @@
 //! The lines of `events.log`: what one looks like, and what is read from a file that may be damaged.
 //!
-//! A line is a JSON object. Its last member, `crc`, is the CRC-32 of all that stands before it, so that a changed byte is
-//! noticed wherever it is. Older daemons pass that member over, and write lines without it: such a line is taken if it
-//! can be read.
+//! A line is a JSON object with a checksum ([`runtime::checksum`]), so that a changed byte is noticed wherever it is.
+//! Older daemons write lines without a checksum: such a line is taken if it can be read.
 
-use std::io::Write;
+use runtime::checksum;
 
 use crate::event::Event;
 
-/// What stands between an event and its checksum.
-const CHECKSUM: &[u8] = b",\"crc\":\"";
-
-/// What follows the checksum.
-const END: &[u8] = b"\"}";
-
-/// The checksum's digits.
-const DIGITS: usize = 8;
-
 /// The line of an event, with its line feed.
 pub(super) fn encode(event: &Event) -> serde_json::Result<Vec<u8>> {
-    let mut line = serde_json::to_vec(event)?;
-    // The object's closing brace.
-    line.pop();
-    let checksum = crc32fast::hash(&line);
-    line.extend_from_slice(CHECKSUM);
-    // Writing to memory cannot fail.
-    let _ = write!(line, "{checksum:08x}");
-    line.extend_from_slice(END);
+    let mut line = checksum::seal(serde_json::to_vec(event)?);
     line.push(b'\n');
     Ok(line)
 }
 
 /// The event of a line without its line feed; `None` if the line is damaged.
 pub(super) fn decode(line: &[u8]) -> Option<Event> {
-    if let Some((body, digits)) = split(line) {
-        let checksum = std::str::from_utf8(digits).ok().and_then(|digits| u32::from_str_radix(digits, 16).ok())?;
-        if checksum != crc32fast::hash(body) {
-            return None;
-        }
-    }
-    serde_json::from_slice(line).ok()
-}
-
-/// What a checksum is of, and its digits; `None` for a line without a checksum.
-fn split(line: &[u8]) -> Option<(&[u8], &[u8])> {
-    let rest = line.strip_suffix(END)?;
-    let (rest, digits) = rest.split_at_checked(rest.len().checked_sub(DIGITS)?)?;
-    Some((rest.strip_suffix(CHECKSUM)?, digits))
+    if checksum::is_intact(line) { serde_json::from_slice(line).ok() } else { None }
 }
 
 /// The events in the text of a file, in its order, and the lines that are none.

@@ -6,6 +6,7 @@ mod calls;
 mod checkpoints;
 mod concurrency;
 mod ctr;
+mod damage;
 mod errors;
 mod events;
 mod exits;

@@ -1,0 +1,89 @@
+//! A checksum inside a JSON object: its last member, `crc`, is the CRC-32 of all that stands before it.
+//!
+//! The files of the state directory and the lines of the journal carry it, so that a changed byte is noticed before
+//! anything is decided by it. Older daemons pass the member over, and what they wrote has none.
+
+use std::io::Write;
+
+/// What stands between the object's other members and the checksum.
+const NAME: &[u8] = b",\"crc\":\"";
+
+/// What follows the checksum.
+const END: &[u8] = b"\"}";
+
+/// The checksum's digits.
+const DIGITS: usize = 8;
+
+/// Adds a checksum to the text of a JSON object that has at least one member.
+pub fn seal(mut object: Vec<u8>) -> Vec<u8> {
+    // The closing brace.
+    object.pop();
+    let checksum = crc32fast::hash(&object);
+    object.extend_from_slice(NAME);
+    // Writing to memory cannot fail.
+    let _ = write!(object, "{checksum:08x}");
+    object.extend_from_slice(END);
+    object
+}
+
+/// Whether the text of a JSON object is as it was sealed. What has no checksum counts as intact: an older daemon wrote it.
+pub fn is_intact(object: &[u8]) -> bool {
+    let Some((body, digits)) = split(object) else { return true };
+    let checksum = std::str::from_utf8(digits).ok().and_then(|digits| u32::from_str_radix(digits, 16).ok());
+    checksum == Some(crc32fast::hash(body))
+}
+
+/// What a checksum is of, and its digits; `None` for an object without one.
+fn split(object: &[u8]) -> Option<(&[u8], &[u8])> {
+    let rest = object.strip_suffix(END)?;
+    let (rest, digits) = rest.split_at_checked(rest.len().checked_sub(DIGITS)?)?;
+    Some((rest.strip_suffix(NAME)?, digits))
+}
+
+/// Adds a line with a checksum to a text of lines.
+pub(crate) fn seal_lines(text: &str) -> String {
+    format!("{text}crc {:08x}\n", crc32fast::hash(text.as_bytes()))
+}
+
+/// The lines that [`seal_lines`] sealed, or that an older daemon wrote; `None` if they are damaged.
+pub(crate) fn unseal_lines(text: &str) -> Option<&str> {
+    let lines = text.strip_suffix('\n')?;
+    let (body, last) = lines.rsplit_once('\n').map_or(("", lines), |(body, last)| (&text[..=body.len()], last));
+    let Some(digits) = last.strip_prefix("crc ") else { return Some(text) };
+    let checksum = u32::from_str_radix(digits, 16).ok()?;
+    (checksum == crc32fast::hash(body.as_bytes())).then_some(body)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_flipped_bit_is_noticed_or_leaves_the_object_as_it_was() {
+        let object = br#"{"a":1,"b":"two"}"#;
+        let sealed = seal(object.to_vec());
+        assert!(is_intact(&sealed) && is_intact(object));
+        let value = |text: &[u8]| {
+            let mut value: serde_json::Value = serde_json::from_slice(text).ok()?;
+            Some((value["a"].take(), value["b"].take()))
+        };
+        for bit in 0..sealed.len() * 8 {
+            let mut flipped = sealed.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            let taken = value(&flipped).filter(|_| is_intact(&flipped));
+            assert!(taken.is_none() || taken == value(object), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn damaged_lines_are_not_taken() {
+        let text = "8:pids:/a\n0::/a\n";
+        let sealed = seal_lines(text);
+        assert_eq!(unseal_lines(&sealed), Some(text));
+        assert_eq!(unseal_lines(text), Some(text), "an older daemon wrote it");
+        assert_eq!(unseal_lines(&sealed.replace("/a\n0", "/c\n0")), None);
+        assert_eq!(unseal_lines(&sealed[..sealed.len() - 1]), None);
+        assert_eq!(unseal_lines(""), None);
+        assert_eq!(unseal_lines(&seal_lines("")), Some(""));
+    }
+}
