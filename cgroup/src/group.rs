@@ -1,5 +1,6 @@
 //! The groups of one container.
 
+use rustix::fs::{AtFlags, unlinkat};
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
@@ -82,6 +83,11 @@ impl Cgroup {
         let collected = collect(hierarchy, &group, None, &mut pids);
         pids.sort_unstable();
         collected.is_ok() && self.pids().is_ok_and(|members| members == pids)
+    }
+
+    /// Whether another container has the same groups.
+    pub fn is_same(&self, other: &Cgroup) -> bool {
+        self.places == other.places
     }
 
     /// The place in a v1 hierarchy.
@@ -235,6 +241,18 @@ impl Cgroup {
         failed
     }
 
+    /// Removes its directories with the groups below them, after all that was in them has ended. An error says that a group is
+    /// still in use.
+    pub fn remove(&self) -> io::Result<()> {
+        let mut failed = Ok(());
+        for place in &self.places {
+            let (hierarchy, group) = self.at(place);
+            // One hierarchy that cannot be cleaned does not keep the others.
+            failed = failed.and(remove_group(hierarchy, &group));
+        }
+        failed
+    }
+
     /// The number may be somebody else's by now: opened first, then looked up once more, then signalled.
     fn kill_member(&self, pid: u32) -> io::Result<()> {
         let Some(stat) = sys::procfs::stat(pid)? else { return Ok(()) };
@@ -247,6 +265,14 @@ impl Cgroup {
             _ => Ok(()),
         }
     }
+}
+
+/// Removes a group and those below it, which must all be empty.
+fn remove_group(hierarchy: BorrowedFd<'_>, group: &Path) -> io::Result<()> {
+    for below in groups_below(hierarchy, group)? {
+        remove_group(hierarchy, &below)?;
+    }
+    gone_is_done(unlinkat(hierarchy, group, AtFlags::REMOVEDIR).map_err(io::Error::from))
 }
 
 /// Adds who is in a group and in those below it; `text` is what its file says, where that is known.

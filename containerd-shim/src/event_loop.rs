@@ -33,6 +33,9 @@ use crate::stdio::{Direction, Opened, open_client, process_pipe, set_nonblocking
 /// How many seconds to wait before the status is written again, where it could not be: nothing tells when it can.
 const STATUS_PAUSE: u32 = 1;
 
+/// How long what a failed runtime has left may take to die.
+const CHILDREN_LIMIT: Duration = Duration::from_secs(5);
+
 /// Another descriptor of the same open file.
 fn copy(fd: &OwnedFd) -> io::Result<OwnedFd> {
     rustix::io::fcntl_dupfd_cloexec(fd, 3)
@@ -203,6 +206,7 @@ impl Shim {
         };
         self.attend_console();
         if status != 0 {
+            self.end_children();
             let how = if status > 128 { format!("signal {}", status - 128) } else { format!("status {status}") };
             let what = match &self.request {
                 Request { exec: true, .. } => "exec",
@@ -213,6 +217,7 @@ impl Shim {
             return Err(Failure::Runtime(format!("{} {what} ended with {how}", self.target.runtime.to_string_lossy())));
         }
         if self.request.terminal && self.terminal.is_none() {
+            self.end_children();
             return Err(Failure::Runtime(format!("{} sent no terminal", self.target.runtime.to_string_lossy())));
         }
         self.console = None;
@@ -228,6 +233,31 @@ impl Shim {
         };
         self.process = process;
         Ok(())
+    }
+
+    /// Kills and reaps what a runtime has left that failed. A zombie in the container's PID namespace would keep the container
+    /// from ending until the zombie's new parent has reaped it (pid_namespaces(7)), which PID 1 may do late or never.
+    fn end_children(&self) {
+        let begun = Instant::now();
+        loop {
+            match sys::child::try_reap_any() {
+                Ok(Some(_)) => continue,
+                Ok(None) => {}
+                // There is none any more.
+                Err(_) => return,
+            }
+            let Some(left) = CHILDREN_LIMIT.checked_sub(begun.elapsed()).filter(|left| !left.is_zero()) else {
+                return warn("what the runtime has left does not end");
+            };
+            oci::kill_children();
+            // The signal of a child that has ended since wakes this at once.
+            while self.children.take().is_ok_and(|taken| taken.is_some()) {}
+            match sys::child::try_reap_any() {
+                Ok(None) => drop(self.poller.wait(Some(left))),
+                Ok(Some(_)) => {}
+                Err(_) => return,
+            }
+        }
     }
 
     fn find_init(&self) -> ContainerInit {

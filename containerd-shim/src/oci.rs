@@ -123,6 +123,15 @@ pub(crate) fn start_kill_all(target: &Target, request: &Request) -> Result<Pid, 
     runtime.start().context(failed)
 }
 
+/// Kills all children of this process. Their numbers are their own for as long as this process has not reaped them.
+pub(crate) fn kill_children() {
+    let children = sys::small_file::read_text(CWD, "/proc/thread-self/children").unwrap_or_default();
+    for pid in children.split_ascii_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)) {
+        // One that has ended just now takes the signal without effect.
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    }
+}
+
 /// What is in front of every subcommand.
 fn add_common(runtime: &mut Spawn<'_>, request: &Request, directory: &[u8]) -> io::Result<()> {
     runtime.arguments(request.runtime_args.iter().map(String::as_str))?;

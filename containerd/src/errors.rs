@@ -17,7 +17,9 @@ pub(crate) fn status(error: Error) -> Status {
             (Code::NotFound, format!("{what}: {process} in {id} has ended"))
         }
         Error::ContainerExists { id } => (Code::AlreadyExists, format!("containerd: container {id} already exists")),
-        Error::ProcessExists { .. } => (Code::AlreadyExists, format!("containerd: {error}")),
+        Error::ProcessExists { .. } | Error::ContainerLeaving { .. } => {
+            (Code::AlreadyExists, format!("containerd: {error}"))
+        }
         Error::Name { .. } | Error::Argument { .. } | Error::Bundle(_) | Error::Stdio(_) | Error::StdioOpen(_) => {
             (Code::InvalidArgument, format!("containerd: invalid argument: {error}"))
         }

@@ -23,6 +23,8 @@ pub struct Bundle {
     pub spec: ProcessSpec,
     /// The control group that it asks for; empty if it leaves that to the runtime.
     pub cgroups_path: String,
+    /// It has a hook that the runtime runs when it deletes the container.
+    pub has_poststop: bool,
     /// The host's user id that the container's root maps to.
     pub root_uid: u32,
     /// The host's group id that the container's root maps to.
@@ -64,6 +66,15 @@ struct Config {
     process: Option<Map<String, Value>>,
     #[serde(default, deserialize_with = "null_as_default")]
     linux: Linux,
+    #[serde(default, deserialize_with = "null_as_default")]
+    hooks: Hooks,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Hooks {
+    #[serde(deserialize_with = "null_as_default")]
+    poststop: Vec<serde::de::IgnoredAny>,
 }
 
 #[derive(Deserialize, Default)]
@@ -107,7 +118,8 @@ impl Bundle {
         let root = |mappings: &[Mapping]| mappings.iter().find(|m| m.container_id == 0).map_or(0, |m| m.host_id);
         let (root_uid, root_gid) = (root(&config.linux.uid_mappings), root(&config.linux.gid_mappings));
         let cgroups_path = config.linux.cgroups_path;
-        Ok(Bundle { path, process, spec, cgroups_path, root_uid, root_gid })
+        let has_poststop = !config.hooks.poststop.is_empty();
+        Ok(Bundle { path, process, spec, cgroups_path, has_poststop, root_uid, root_gid })
     }
 }
 

@@ -83,6 +83,13 @@ impl Child {
         }
     }
 
+    /// Lets it go on that was stopped.
+    pub fn go_on(&self) {
+        if !self.reaped {
+            let _ = rustix::process::kill_process(self.pid, Signal::CONT);
+        }
+    }
+
     /// Kills it and all of its process group.
     pub fn kill(&self) {
         if !self.reaped {

@@ -73,6 +73,9 @@ pub struct ContainerRecord {
     /// The container stays after its init's exit until it is deleted.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub keep: bool,
+    /// The bundle has a hook that the runtime runs when it deletes the container.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub has_poststop: bool,
     /// While the container was being made, a marker in its directory said so. Older daemons made none.
     pub marked: bool,
 }
@@ -139,6 +142,12 @@ impl ContainerDir {
     /// Whether the container is being made, or was when its daemon ended.
     pub fn is_being_made(&self) -> bool {
         is_marked(&self.0)
+    }
+
+    /// When the creation of a container that is being made began, in ticks as [`sys::clock::ticks`] has them.
+    pub fn creation_began(&self) -> Option<u64> {
+        let text = sys::small_file::read_text(CWD, self.0.join(CREATING)).ok()?;
+        text.split_once(' ')?.1.trim_end().parse().ok()
     }
 
     /// Reads `state.json`. One that a later program wrote is an error.
@@ -254,10 +263,10 @@ impl ContainerDir {
     }
 }
 
-/// Says that what a directory is for is being made; `key` tells it from others of the same name.
+/// Says that what a directory is for is being made, and since when; `key` tells it from others of the same name.
 pub(crate) fn mark_as_creating(directory: &Path, key: &str) -> Result<(), PathError> {
     let path = directory.join(CREATING);
-    write_new(&path, key.as_bytes()).map_err(PathError::new("write", &path))
+    write_new(&path, format!("{key} {}\n", sys::clock::ticks()).as_bytes()).map_err(PathError::new("write", &path))
 }
 
 /// Says that it has been made.

@@ -19,10 +19,11 @@ const CRIU_ROOT: &str = "criu-root";
 /// runtime's `delete` must not be run.
 pub fn unmount_leftovers(oci: &Oci, id: &str) -> io::Result<()> {
     // Another supervisor's container may have the same id, under another root.
-    let root = oci.root();
-    unmount_below(&root.join(id))?;
-    if root.is_dir() {
-        return Ok(());
+    if let Some(root) = oci.root() {
+        unmount_below(&root.join(id))?;
+        if root.is_dir() {
+            return Ok(());
+        }
     }
     // A wrapper, which has its own idea of the root.
     match mount_points()?.iter().find(|point| is_root_of(point, id)) {

@@ -1,20 +1,25 @@
 //! The OCI runtime's command line, as the supervisor uses it. `create`, `exec` and `restore` are the shim's.
 
-use rustix::io::Errno;
+use rustix::process::Pid;
+use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 use sys::environment::variables_without;
+use sys::pidfd::PidFd;
 use sys::spawn::Spawn;
-use tokio::io::AsyncReadExt;
 
 use crate::checkpoint::{Checkpoint, Partial};
 use crate::child::{Child, NOT_FOR_CHILDREN};
-use crate::process_dir::last_error;
+use crate::log;
+use crate::root;
 use crate::sealed::{RuntimeCopy, Sealed};
+use crate::words::Words;
 
 /// An OCI runtime with the arguments that go in front of every subcommand. A copy is the same one: most containers have it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +31,8 @@ struct Program {
     name: String,
     binary: PathBuf,
     arguments: Vec<String>,
+    /// Where it keeps its containers, if that is known.
+    root: Option<PathBuf>,
 }
 
 /// A subcommand.
@@ -90,9 +97,6 @@ pub enum OciError {
     },
 }
 
-/// Of a runtime that writes without end, only the last bytes are kept.
-const STDERR_TAIL: usize = 16 << 10;
-
 impl Oci {
     /// Looks the runtime up: a path as it is, a name in `PATH`.
     pub fn find(name: &str, arguments: Vec<String>) -> Result<Oci, OciError> {
@@ -109,7 +113,8 @@ impl Oci {
     }
 
     fn new(name: String, binary: PathBuf, arguments: Vec<String>) -> Oci {
-        Oci(Arc::new(Program { name, binary, arguments }))
+        let root = root::of(&arguments).or_else(|| root::usual(&binary));
+        Oci(Arc::new(Program { name, binary, arguments, root }))
     }
 
     /// As it was named.
@@ -133,26 +138,20 @@ impl Oci {
         &self.0.arguments
     }
 
-    /// Where it keeps the state of its containers: the last `--root` among its arguments, or what runc and crun do
-    /// without one. Nothing is known of a program that has its own idea, as a wrapper may.
-    pub fn root(&self) -> PathBuf {
-        let mut root = None;
-        let mut arguments = self.0.arguments.iter();
-        while let Some(argument) = arguments.next() {
-            // One dash will do for runc.
-            match argument.trim_start_matches('-').split_once('=') {
-                Some(("root", value)) if argument.starts_with('-') => root = Some(value),
-                None if argument == "--root" || argument == "-root" => root = arguments.next().map(String::as_str),
-                _ => {}
-            }
-        }
-        let own = || Path::new("/run").join(self.0.binary.file_name().unwrap_or_default());
-        root.and_then(|root| std::path::absolute(root).ok()).unwrap_or_else(own)
+    /// Where it keeps the state of its containers: the last `--root` among its arguments. Without one, which only containers
+    /// of older daemons have, it is what runc and crun do; of other programs nothing is known then.
+    pub fn root(&self) -> Option<&Path> {
+        self.0.root.as_deref()
     }
 
     /// Runs `operation` on container `id` and waits for its end, `limit` at most; then it is killed with all that
     /// it has started. `log` is where the runtime writes its own log.
     pub async fn run(&self, operation: Operation<'_>, id: &str, log: &Path, limit: Duration) -> Result<(), OciError> {
+        self.start(operation, id, log)?.finish(limit).await
+    }
+
+    /// Starts `operation` on container `id`. See [`Oci::run`].
+    pub fn start(&self, operation: Operation<'_>, id: &str, log: &Path) -> Result<Call, OciError> {
         let mut command = self.command(operation.name(), log);
         match operation {
             Operation::ForceDelete => drop(command.arg("--force")),
@@ -160,7 +159,7 @@ impl Oci {
             _ => {}
         }
         command.arg(id);
-        self.finish(command, operation.name(), log, Some(limit)).await
+        self.call(operation.name(), log, |stderr| self.start_copy(&command, stderr))
     }
 
     /// Freezes container `id` to disk and, unless `exit` is wanted, lets it go on. However long that takes: a CRIU that
@@ -174,7 +173,13 @@ impl Oci {
         }
         command.args(wanted.flags()).arg(id);
         sys::child::keep_open(&mut command, to.lock().as_raw_fd());
-        self.finish(command, "checkpoint", log, None).await
+        let mut call = self.call("checkpoint", log, |stderr| {
+            // A checkpoint passes a lock on to its child. Beside what CRIU takes, a copy would be nothing.
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr.try_clone_to_owned()?);
+            Child::spawn(&mut command)
+        })?;
+        call.child.set_free();
+        call.finish(Duration::MAX).await
     }
 
     fn command(&self, operation: &str, log: &Path) -> Command {
@@ -184,152 +189,136 @@ impl Oci {
     }
 
     /// Starts what `command` says, of which there is a copy perhaps.
-    fn start_copy(&self, command: &Command, stderr: OwnedFd) -> io::Result<Child> {
+    fn start_copy(&self, command: &Command, stderr: BorrowedFd<'_>) -> io::Result<Child> {
         let null = std::fs::File::options().read(true).write(true).open("/dev/null")?;
         let (environment, copy) = (variables_without(&NOT_FOR_CHILDREN), Sealed::of(&self.0.binary));
-        let mut runtime = Spawn::new(&self.0.binary, &environment, [null.as_fd(), null.as_fd(), stderr.as_fd()])?;
+        let mut runtime = Spawn::new(&self.0.binary, &environment, [null.as_fd(), null.as_fd(), stderr])?;
         runtime.arguments(command.get_args())?;
         runtime.file = copy.as_ref().map(|copy| copy.as_fd());
         runtime.own_group = true;
         Ok(Child::started(runtime.start()?))
     }
 
-    /// Runs a command to its end. Without a limit it is not killed whatever happens to this.
-    async fn finish(
+    fn call(
         &self,
-        mut command: Command,
-        what: &'static str,
+        operation: &'static str,
         log: &Path,
-        limit: Option<Duration>,
-    ) -> Result<(), OciError> {
-        let start = std::fs::metadata(log).map_or(0, |metadata| metadata.len());
+        start: impl FnOnce(BorrowedFd<'_>) -> io::Result<Child>,
+    ) -> Result<Call, OciError> {
+        let log_start = std::fs::metadata(log).map_or(0, |metadata| metadata.len());
         let spawn_error = |source| OciError::Spawn { runtime: self.0.name.clone(), source };
-        let (reader, writer) = said_through().map_err(spawn_error)?;
-        let started = if limit.is_some() {
-            self.start_copy(&command, writer)
-        } else {
-            // A checkpoint passes a lock on to its child. Beside what CRIU takes, a copy would be nothing.
-            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(writer);
-            Child::spawn(&mut command)
-        };
-        // Its copy of the pipe's other end would keep that open.
-        drop(command);
-        let mut child = started.map_err(|e| match e.kind() {
+        let words = Words::new().map_err(spawn_error)?;
+        let child = start(words.as_fd()).map_err(|e| match e.kind() {
             io::ErrorKind::NotFound => OciError::NotInstalled(self.0.name.clone()),
             _ => spawn_error(e),
         })?;
-        if limit.is_none() {
-            child.set_free();
-        }
-        let mut said = Said::new(reader).map_err(spawn_error)?;
-        let limit = limit.unwrap_or(Duration::MAX);
-        match tokio::time::timeout(limit, said.until_the_end_of(&mut child)).await {
+        Ok(Call { oci: self.clone(), operation, child, words, log: log.to_path_buf(), log_start })
+    }
+}
+
+/// A call of the runtime that is under way. Dropped before it has ended, it is killed with all that it has started, unless
+/// it has been set free.
+#[derive(Debug)]
+pub struct Call {
+    oci: Oci,
+    operation: &'static str,
+    child: Child,
+    words: Words,
+    log: PathBuf,
+    /// Where its part of the log begins.
+    log_start: u64,
+}
+
+impl Call {
+    /// Lets it outlive this value and this program.
+    pub fn set_free(&mut self) {
+        self.child.set_free();
+    }
+
+    /// Whether it has started another program that still runs, such as a hook.
+    pub fn has_children(&self) -> bool {
+        sys::procfs::has_children(self.child.pid().as_raw_nonzero().get().unsigned_abs())
+    }
+
+    /// Kills it with all that it has started.
+    pub fn kill(&self) {
+        self.child.kill();
+    }
+
+    /// Waits for its end, `limit` at most; then it is killed.
+    pub async fn finish(mut self, limit: Duration) -> Result<(), OciError> {
+        match tokio::time::timeout(limit, self.ended()).await {
+            Ok(result) => result,
             Err(_) => {
-                // The drop of the child kills its group and reaps it.
-                Err(OciError::Timeout { runtime: self.0.name.clone(), operation: what, limit })
-            }
-            Ok(Err(source)) => Err(spawn_error(source)),
-            Ok(Ok(0)) => Ok(()),
-            Ok(Ok(status)) => {
-                if let Some(line) = last_error(log, start) {
-                    return Err(OciError::Failed(line.msg));
-                }
-                let words = said.last_words();
-                let how = if status > 128 { format!("signal {}", status - 128) } else { format!("status {status}") };
-                Err(OciError::Crashed(if words.is_empty() {
-                    format!("{} {what} ended with {how} and said nothing", self.name())
-                } else if status > 128 {
-                    format!("{} {what} ended with {how}: {words}", self.name())
-                } else {
-                    words
-                }))
+                self.kill();
+                Err(self.timed_out(limit))
             }
         }
+    }
+
+    /// The error of a call that was killed because it did not end within `limit`.
+    pub fn timed_out(&self, limit: Duration) -> OciError {
+        OciError::Timeout { runtime: self.oci.0.name.clone(), operation: self.operation, limit }
+    }
+
+    /// Waits for its end. May be given up and called again.
+    pub async fn ended(&mut self) -> Result<(), OciError> {
+        let name = &self.oci.0.name;
+        let status = self.child.wait().await.map_err(|source| OciError::Spawn { runtime: name.clone(), source })?;
+        let entries = log::read(&self.log, self.log_start);
+        for warning in entries.iter().filter(|entry| entry.is_warning()) {
+            tracing::warn!(runtime = %name, operation = self.operation, "the runtime warns: {}", warning.msg.trim());
+        }
+        if status == 0 {
+            return Ok(());
+        }
+        if let Some(reason) = log::reason(&entries) {
+            return Err(OciError::Failed(reason));
+        }
+        let (what, words) = (self.operation, self.words.reason());
+        let how = if status > 128 { format!("signal {}", status - 128) } else { format!("status {status}") };
+        Err(OciError::Crashed(if words.is_empty() {
+            format!("{name} {what} ended with {how} and said nothing")
+        } else if status > 128 {
+            format!("{name} {what} ended with {how}: {words}")
+        } else {
+            words
+        }))
     }
 }
 
-/// A pipe for what a program says: our end, which does not block, and its.
-fn said_through() -> io::Result<(OwnedFd, OwnedFd)> {
-    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-    rustix::io::ioctl_fionbio(&reader, true)?;
-    Ok((reader, writer))
-}
-
-/// What the runtime writes to stderr. Read while it runs, and not beyond: a child of its may hold it open.
-struct Said {
-    pipe: Option<tokio::net::unix::pipe::Receiver>,
-    tail: Vec<u8>,
-}
-
-impl Said {
-    fn new(pipe: OwnedFd) -> io::Result<Said> {
-        let pipe = Some(tokio::net::unix::pipe::Receiver::from_owned_fd(pipe)?);
-        Ok(Said { pipe, tail: Vec::new() })
-    }
-
-    /// Reads until the child has ended; its status.
-    async fn until_the_end_of(&mut self, child: &mut Child) -> io::Result<sys::child::ExitStatus> {
-        loop {
-            tokio::select! {
-                biased;
-                status = child.wait() => return status,
-                () = self.read() => {}
-            }
-        }
-    }
-
-    async fn read(&mut self) {
-        let Some(pipe) = &mut self.pipe else { return std::future::pending().await };
-        let mut piece = [0; 4096];
-        match pipe.read(&mut piece).await {
-            Ok(n @ 1..) => self.keep(&piece[..n]),
-            _ => self.pipe = None,
-        }
-    }
-
-    fn keep(&mut self, piece: &[u8]) {
-        self.tail.extend_from_slice(piece);
-        let excess = self.tail.len().saturating_sub(STDERR_TAIL);
-        self.tail.drain(..excess);
-    }
-
-    fn last_words(&mut self) -> String {
-        let text = self.words();
-        text.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default().to_string()
-    }
-
-    /// All that is kept, with what is in the pipe now, without waiting for more.
-    fn words(&mut self) -> String {
-        /// As much as a pipe can hold (pipe(7), `pipe-max-size`): whoever still holds it may write for ever.
-        const MOST: usize = 1 << 20;
-        let mut piece = [0; 4096];
-        let mut read = 0;
-        while let Some(pipe) = self.pipe.as_ref().filter(|_| read < MOST) {
-            match rustix::io::read(pipe, &mut piece) {
-                Ok(n @ 1..) => {
-                    self.keep(&piece[..n]);
-                    read += n;
-                }
-                Err(Errno::INTR) => {}
-                _ => break,
-            }
-        }
-        String::from_utf8_lossy(&self.tail).into_owned()
-    }
+/// The runtimes that delete a container at the moment, by the logs that they write to: those that a daemon has started which
+/// has ended since. Goes through all of `/proc`.
+pub fn deletes_under_way() -> HashMap<PathBuf, (Pid, PidFd)> {
+    let log_of = |pid: u32| {
+        let text = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let mut words = text.split(|byte| *byte == 0);
+        words.find(|word| *word == b"--log")?;
+        let log = PathBuf::from(OsStr::from_bytes(words.next()?));
+        words.any(|word| word == b"delete").then_some(log)
+    };
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let open = |pid| {
+        let log = log_of(pid)?;
+        let process = PidFd::open(pid, sys::procfs::stat(pid).ok()??.starttime).ok()??;
+        // Looked at again, now that the number cannot be another process's.
+        let is_same = log_of(pid).as_ref() == Some(&log);
+        Some((log, (Pid::from_raw(i32::try_from(pid).ok()?)?, process))).filter(|_| is_same)
+    };
+    pids.filter_map(open).collect()
 }
 
 /// Runs a program that is to answer within `limit` and is killed otherwise: its status, and the end of what it wrote to
 /// stdout and stderr.
 pub async fn ask(mut command: Command, limit: Duration) -> io::Result<(sys::child::ExitStatus, String)> {
-    let (reader, writer) = said_through()?;
-    command.stdin(Stdio::null()).stdout(Stdio::from(writer.try_clone()?)).stderr(Stdio::from(writer));
+    let words = Words::new()?;
+    let writer = || words.as_fd().try_clone_to_owned();
+    command.stdin(Stdio::null()).stdout(writer()?).stderr(writer()?);
     let mut child = Child::spawn(&mut command)?;
-    // Its copies of the pipe's other end would keep that open.
-    drop(command);
-    let mut said = Said::new(reader)?;
     let timed_out = || io::Error::new(io::ErrorKind::TimedOut, format!("it did not answer within {limit:?}"));
-    let status = tokio::time::timeout(limit, said.until_the_end_of(&mut child)).await.map_err(|_| timed_out())??;
-    Ok((status, said.words()))
+    let status = tokio::time::timeout(limit, child.wait()).await.map_err(|_| timed_out())??;
+    Ok((status, words.read()))
 }
 
 /// A program by path, or by name in `PATH`; absolute.
@@ -421,18 +410,6 @@ pub(crate) mod tests {
         let child = std::fs::read_to_string(directory.path().join("child")).expect("written");
         let child = child.trim().parse().ok().and_then(rustix::process::Pid::from_raw).expect("a pid");
         rustix::process::kill_process(child, rustix::process::Signal::KILL).expect("it holds stderr, and lives");
-    }
-
-    #[test]
-    fn the_root_is_the_last_one_that_is_named() {
-        let root = |arguments: &[&str]| {
-            let arguments = arguments.iter().map(ToString::to_string).collect();
-            Oci::at("/usr/sbin/runc".into(), arguments).root().display().to_string()
-        };
-        assert_eq!(root(&[]), "/run/runc");
-        assert_eq!(root(&["--debug", "--root", "/a", "--root=/b", "--rootless=true"]), "/b");
-        assert_eq!(root(&["-root=/c", "--log"]), "/c");
-        assert!(root(&["--root", "relative"]).ends_with("/relative"));
     }
 
     #[test]

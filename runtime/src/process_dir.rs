@@ -12,6 +12,7 @@ use crate::PathError;
 use crate::checksum::seal;
 use crate::container_dir::{is_marked, mark_as_creating, remove_all, unmark};
 use crate::json::{FORMAT, null_as_default, read_object, write_whole};
+use crate::log::{self, LogEntry};
 use crate::sealed::RuntimeCopy;
 use crate::spec::ProcessSpec;
 use crate::stdio::Stdio;
@@ -92,18 +93,6 @@ pub enum Command {
         /// Height.
         rows: u16,
     },
-}
-
-/// A line of `shim-log.json` or `log.json`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-pub struct ShimLine {
-    /// `error`, `warning`, …
-    pub level: String,
-    /// What is said.
-    pub msg: String,
-    /// What kind of failure, where the shim says so: `stdio`, `runtime`, `request`, `system`.
-    pub kind: String,
 }
 
 /// The directory of one process.
@@ -247,48 +236,30 @@ impl ProcessDir {
         [".exitStatus", "exitStatus", ".runtime-pid", "log.json"].iter().any(|name| self.0.join(name).exists())
     }
 
-    /// The last error in the runtime's log, in its own words.
+    /// Why the runtime failed, in its own words, if its log says so.
     pub fn runtime_error(&self) -> Option<String> {
-        last_error(&self.runtime_log(), 0).map(|line| line.msg)
+        log::reason(&log::read(&self.runtime_log(), 0))
+    }
+
+    /// What the runtime has warned of.
+    pub fn runtime_warnings(&self) -> Vec<LogEntry> {
+        log::read(&self.runtime_log(), 0).into_iter().filter(LogEntry::is_warning).collect()
     }
 
     /// The last error that the shim wrote down.
-    pub fn shim_error(&self) -> Option<ShimLine> {
-        last_error(&self.0.join("shim-log.json"), 0)
+    pub fn shim_error(&self) -> Option<LogEntry> {
+        self.shim_log().into_iter().rfind(|entry| entry.level == "error")
     }
 
     /// Everything that the shim wrote down.
-    pub fn shim_log(&self) -> Vec<ShimLine> {
-        read_log(&self.0.join("shim-log.json"), 0)
+    pub fn shim_log(&self) -> Vec<LogEntry> {
+        log::read(&self.0.join("shim-log.json"), 0)
     }
 
     /// Removes the directory; it not being there is no error.
     pub fn remove(&self) -> Result<(), PathError> {
         remove_all(&self.0)
     }
-}
-
-/// The last line of level `error` (or worse) in a log, from byte `start` on.
-pub(crate) fn last_error(path: &Path, start: u64) -> Option<ShimLine> {
-    read_log(path, start).into_iter().rfind(|line| matches!(line.level.as_str(), "error" | "fatal" | "panic"))
-}
-
-/// A runtime that writes without end shall not cost without end.
-const LOG_TAIL: u64 = 64 << 10;
-
-fn read_log(path: &Path, start: u64) -> Vec<ShimLine> {
-    use std::io::{Read, Seek, SeekFrom};
-    let mut text = Vec::new();
-    let read = std::fs::File::open(path).and_then(|mut file| {
-        let tail = file.metadata()?.len().saturating_sub(LOG_TAIL);
-        file.seek(SeekFrom::Start(start.max(tail)))?;
-        file.take(LOG_TAIL).read_to_end(&mut text)
-    });
-    if read.is_err() {
-        return Vec::new();
-    }
-    // Lines that are no objects are somebody else's.
-    text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect()
 }
 
 #[cfg(test)]
@@ -315,16 +286,6 @@ mod tests {
         let mut line = [0; 32];
         let n = rustix::io::read(&shim, &mut line).expect("reads");
         assert_eq!(&line[..n], b"1 80 24\n");
-    }
-
-    #[test]
-    fn the_last_error_counts_and_garbage_does_not() {
-        let (_directory, process) = made();
-        assert_eq!(process.runtime_error(), None);
-        let log = "{\"level\":\"error\",\"msg\":\"first\"}\nxx\n{\"level\":\"error\",\"msg\":\"second\",\"time\":1}\n\
-                   {\"level\":\"info\",\"msg\":\"third\"}\n[1]\n";
-        std::fs::write(process.runtime_log(), log).expect("writes");
-        assert_eq!(process.runtime_error().as_deref(), Some("second"));
     }
 
     #[test]

@@ -4,14 +4,15 @@
 //! Nothing is taken for granted of them. A process is only signalled if something tells that it is the container's and
 //! of this boot: a shim that works in its directory, a readable `state.json`, or a state directory on a tmpfs.
 
-use runtime::{INIT, Oci, Operation};
-use std::path::Path;
+use runtime::{INIT, Oci};
+use std::path::PathBuf;
 use std::sync::Arc;
 use sys::pidfd::PidFd;
 use tokio::sync::OnceCell;
 
 use crate::checkpoint::while_dumping;
 use crate::container::Origin;
+use crate::deletion::Deletion;
 use crate::error::Error;
 use crate::event::{Event, EventKind, Timestamp};
 use crate::exit::{KILLED, UNKNOWN};
@@ -90,7 +91,22 @@ impl Shared {
             let oci = known.map_or_else(|| self.runtime_for(None, &[]), Ok);
             match oci {
                 Ok(oci) => {
-                    self.run_delete(id, &oci, Path::new("/dev/null"), Operation::ForceDelete, true).await;
+                    let bundle = Some(&*aside.origin.bundle).filter(|bundle| !bundle.is_empty());
+                    let init = dir.process(INIT).process().ok().flatten();
+                    let log = PathBuf::from("/dev/null");
+                    let deletion = Deletion {
+                        id,
+                        oci: &oci,
+                        log,
+                        bundle,
+                        init,
+                        begun: dir.creation_began(),
+                        cgroup: None,
+                        by_force: true,
+                        interrupted: true,
+                        has_hook: aside.origin.has_poststop,
+                    };
+                    self.delete(deletion).await;
                 }
                 Err(e) => tracing::warn!(container = %id, "what its runtime keeps is left: {e}"),
             }
@@ -114,6 +130,7 @@ impl Shared {
         self.settle_dead(id).await;
         self.remove_directory(id, &dir).await;
         self.map().remove(id);
+        self.deletions.forget(id);
         for start in &open {
             self.journal.release_key(start.key());
         }

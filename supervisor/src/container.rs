@@ -59,6 +59,7 @@ pub(crate) struct Origin {
     pub(crate) no_pivot_root: bool,
     pub(crate) keep: bool,
     pub(crate) theirs: bool,
+    pub(crate) has_poststop: bool,
 }
 
 impl Origin {
@@ -75,6 +76,7 @@ impl Origin {
             no_pivot_root: record.no_pivot_root,
             keep: record.keep,
             theirs: record.theirs,
+            has_poststop: record.has_poststop,
         }
     }
 }

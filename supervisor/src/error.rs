@@ -50,6 +50,17 @@ pub enum Error {
         /// The container.
         id: String,
     },
+    /// A container that has ended has this id, because its runtime cannot delete it.
+    #[error(
+        "container {id} already exists: it has ended, and its runtime cannot delete it ({reason}); that is tried again, \
+         and the id is free when it has succeeded"
+    )]
+    ContainerLeaving {
+        /// The container.
+        id: String,
+        /// Why the last attempt failed.
+        reason: String,
+    },
     /// A process of the container has this name already.
     #[error("container {id} already has a process {process}")]
     ProcessExists {

@@ -1,7 +1,7 @@
 //! What follows when a process has ended: its shim's `exit` closes, its status is found, it is told.
 
 use failpoint::{Point, reach};
-use runtime::{INIT, Operation};
+use runtime::INIT;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -41,7 +41,7 @@ impl Supervisor {
                     // Its exit is told first.
                     init.over.wait().await;
                 }
-                shared.delete_by_runtime(&container, Operation::Delete).await;
+                shared.delete_by_runtime(&container, false).await;
                 shared.remove(&container).await;
             }
             Ok(())
@@ -105,8 +105,7 @@ impl Shared {
         let deleting = Instant::now();
         // If it is not there any more, that is no error.
         let is_gone = container.dumped.load(Ordering::SeqCst);
-        let operation = if is_gone { Operation::ForceDelete } else { Operation::Delete };
-        self.delete_by_runtime(&container, operation).await;
+        self.delete_by_runtime(&container, is_gone).await;
         let held = self.record_exit(Shared::event(EventKind::Exit, &container, Some(&init), status)).await;
         self.remove(&container).await;
         self.metrics.delete.record(deleting.elapsed());

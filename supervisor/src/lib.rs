@@ -15,6 +15,7 @@ mod aside;
 mod checkpoint;
 mod config;
 mod container;
+mod deletion;
 mod disk;
 mod error;
 mod event;

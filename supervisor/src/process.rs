@@ -23,6 +23,10 @@ pub(crate) const DEATH_LIMIT: Duration = Duration::from_secs(10);
 /// How long to wait before something is tried again that this machine has run out of.
 pub(crate) const PAUSE: Duration = Duration::from_secs(1);
 
+/// How long a shim may take to reap what it has started and to end, once all that has been killed.
+const REAP_LIMIT: Duration = Duration::from_secs(2);
+
+const SIGCONT: u32 = 18;
 const SIGSTOP: u32 = 19;
 
 /// A process that a client asked for.
@@ -185,6 +189,11 @@ impl Process {
 pub(crate) async fn end_shim(mut shim: Child) {
     shim.stop();
     kill_descendants(shim.pid()).await;
+    // It reaps them, and ends because its runtime has failed. Zombies that nobody reaps would keep a container from ending.
+    shim.go_on();
+    if tokio::time::timeout(REAP_LIMIT, shim.wait()).await.is_ok() {
+        return;
+    }
     shim.kill();
     if tokio::time::timeout(DEATH_LIMIT, shim.wait()).await.is_err() {
         tracing::warn!(shim = shim.pid().as_raw_nonzero(), "a killed shim does not die");
@@ -198,7 +207,17 @@ pub(crate) async fn end_shims_in(dir: &ProcessDir) -> bool {
     for (pid, shim) in shims {
         let _ = shim.send(SIGSTOP);
         kill_descendants(pid).await;
-        kill_all([(pid, shim)]).await;
+        // See `end_shim`.
+        let _ = shim.send(SIGCONT);
+        let ended = match shim.try_clone() {
+            Ok(copy) => {
+                tokio::time::timeout(REAP_LIMIT, has_ended(copy)).await.is_ok_and(|ended| ended.unwrap_or(false))
+            }
+            Err(_) => false,
+        };
+        if !ended {
+            kill_all([(pid, shim)]).await;
+        }
     }
     some
 }

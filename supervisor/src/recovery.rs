@@ -11,16 +11,17 @@
 
 use failpoint::{Point, reach};
 use runtime::{
-    Child, ContainerDir, ContainerRecord, Dump, INIT, Oci, Operation, PathError, ProcessDir, ProcessRecord,
-    ProcessSpec, Shim,
+    Child, ContainerDir, ContainerRecord, Dump, INIT, Oci, PathError, ProcessDir, ProcessRecord, ProcessSpec, Shim,
 };
+use rustix::process::Pid;
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
+use sys::pidfd::PidFd;
 use tokio::sync::{mpsc, watch};
 
 use crate::container::{Container, Origin};
@@ -45,6 +46,9 @@ struct Recovery {
     state_dir: PathBuf,
     /// Shims that are children of this process, by their directories.
     kept: Mutex<HashMap<PathBuf, Child>>,
+    /// The runtimes of an earlier daemon that still delete a container, looked for when the first container is found that may
+    /// have one.
+    deletes: OnceLock<Mutex<HashMap<PathBuf, (Pid, PidFd)>>>,
     /// Runtimes that have been looked up.
     runtimes: Mutex<HashMap<(String, Vec<String>), Oci>>,
 }
@@ -133,7 +137,13 @@ impl Supervisor {
         let state_dir = shared.config.state_dir.canonicalize().map_err(Error::system("find the state directory"))?;
         // Of another program the children are nothing to this.
         let kept = Mutex::new(if shared.config.replaces { Shim::kept_children() } else { HashMap::new() });
-        let recovery = Arc::new(Recovery { told: shared.journal.told(), state_dir, kept, runtimes: Mutex::default() });
+        let recovery = Arc::new(Recovery {
+            told: shared.journal.told(),
+            state_dir,
+            kept,
+            deletes: OnceLock::new(),
+            runtimes: Mutex::default(),
+        });
         reach(Point::RecoveryBegun);
         let (calls, mut calls_wait) = mpsc::channel(1);
         let (journal, mut journal_waits) = mpsc::channel(1);
@@ -207,6 +217,13 @@ impl Recovery {
     fn take_kept(&self, id: &str, name: &str) -> Option<Child> {
         let directory = self.state_dir.join(id).join(name);
         self.kept.lock().unwrap_or_else(PoisonError::into_inner).remove(&directory)
+    }
+
+    /// The runtime of an earlier daemon that still deletes the container in `dir`.
+    fn take_delete(&self, dir: &ContainerDir) -> Option<(Pid, PidFd)> {
+        let deletes = self.deletes.get_or_init(|| Mutex::new(runtime::deletes_under_way()));
+        let log = dir.process(INIT).runtime_log();
+        deletes.lock().unwrap_or_else(PoisonError::into_inner).remove(&log)
     }
 
     /// The runtime of a container, looked up once for all that have it.
@@ -397,6 +414,11 @@ impl Shared {
             return Ok(Found::Buried(container, due, keys));
         }
         self.find_cgroup_again(&container, &init.process);
+        if init.closed {
+            if let Some((pid, process)) = recovery.take_delete(&container.dir) {
+                self.deletions.note_running(id, pid, process);
+            }
+        }
         if !started {
             return Ok(Found::HalfMade(container, init.process));
         }
@@ -613,7 +635,7 @@ impl Shared {
         // What the runtime refused to make, since there is such a container, is somebody else's.
         let interrupted = init.dir.has_begun() && may_be_left(container, &init.dir);
         if init.identity().is_some() || interrupted {
-            self.delete_by_runtime(container, Operation::ForceDelete).await;
+            self.delete_by_runtime(container, true).await;
             container.kill_all();
             self.remove_left_groups(container).await;
         } else {

@@ -32,6 +32,10 @@ impl Supervisor {
             let reason = "is no signal: it must be from 1 to 64";
             return Err(Error::Argument { field: "signal", value: signal.to_string(), reason });
         }
+        if signal == SIGKILL {
+            // A deletion that has failed is tried again now.
+            self.0.deletions.hurry(id);
+        }
         let ended = || Error::ProcessEnded { id: id.to_string(), process: name.to_string() };
         let Some(opened) = process.open().map_err(Error::system("look up a process"))? else {
             if signal == SIGKILL && end_stopped_shim(&process)? {

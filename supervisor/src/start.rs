@@ -1,11 +1,8 @@
 //! Creating and starting: a container, and what both containers and added processes need of a shim.
 
 use failpoint::{Point, reach};
-use runtime::{
-    Ability, Bundle, ContainerDir, INIT, NameError, Oci, OciError, Operation, ProcessDir, ProcessRecord, Shim,
-};
+use runtime::{Ability, Bundle, ContainerDir, INIT, NameError, Oci, Operation, ProcessDir, ProcessRecord, Shim};
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -23,9 +20,6 @@ use crate::process::{DEATH_LIMIT, ExitFifo, PAUSE, Process, end_shim, kill_all};
 use crate::snapshot::ContainerInfo;
 use crate::supervisor::{Shared, Slot, Supervisor, check_name, new_key};
 use crate::tasks::passed_on;
-
-/// How often a runtime may crash over one `delete`.
-const CRASHES: u32 = 3;
 
 /// How long a start goes on after the container's init has ended: the runtime finds out by itself, normally.
 const AFTER_INIT: Duration = Duration::from_secs(2);
@@ -205,7 +199,8 @@ impl Shared {
             keep: request.on_exit == OnExit::Keep,
             marked: true,
             checkpoint,
-            theirs: oci.root().join(&request.id).symlink_metadata().is_ok(),
+            theirs: oci.root().is_some_and(|root| root.join(&request.id).symlink_metadata().is_ok()),
+            has_poststop: bundle.has_poststop,
         };
         if record.theirs && !record.checkpoint.is_empty() {
             // What has this id with the runtime stays when this fails.
@@ -397,7 +392,7 @@ impl Shared {
                 init.kill_runtimes().await;
             }
             if identity.is_some() || interrupted {
-                self.delete_by_runtime(container, Operation::ForceDelete).await;
+                self.delete_by_runtime(container, true).await;
             }
             container.kill_all();
             init.kill_shim().await;
@@ -430,76 +425,12 @@ impl Shared {
         tracing::warn!(container = %container.id, "somebody is in the cgroup that it was to have; it is left");
     }
 
-    /// The runtime's `delete` of a container.
-    pub(crate) async fn delete_by_runtime(&self, container: &Container, operation: Operation<'_>) {
-        let log = container.dir.process(INIT).runtime_log();
-        // A runtime was killed, by us or by others.
-        let interrupted =
-            operation == Operation::ForceDelete || container.is_restored() || container.cut_off.load(Ordering::SeqCst);
-        for _ in 0..CRASHES {
-            // What is frozen is paused to the runtime, which then refuses. On v2 it may have been killed so.
-            if let Some(Err(e)) = container.cgroup().map(cgroup::Cgroup::thaw) {
-                tracing::warn!(container = %container.id, "cannot thaw it: {e}");
-            }
-            let is_done = self.run_delete(&container.id, container.oci(), &log, operation, interrupted).await;
-            // The `pause` of a daemon that has died may still have been at work.
-            if is_done || !container.cgroup().is_some_and(|cgroup| cgroup.is_frozen().unwrap_or(false)) {
-                return;
-            }
-        }
-    }
-
-    /// Runs `delete`. What fails for want of something that this machine has run out of is tried until it has it
-    /// again; a runtime that crashed, [`CRASHES`] times; what it refuses is only logged.
-    /// Whether it has succeeded. `interrupted`: a runtime may have been killed at its work on this container, and have left something.
-    pub(crate) async fn run_delete(
-        &self,
-        id: &str,
-        oci: &Oci,
-        log: &Path,
-        mut operation: Operation<'_>,
-        mut interrupted: bool,
-    ) -> bool {
-        let _task = self.tasks.begin_runtime("runtime delete", id, "");
-        let mut crashes = 0;
-        loop {
-            if interrupted {
-                // What is mounted would keep the next one from removing anything, or have it remove what is mounted.
-                if let Err(e) = runtime::unmount_leftovers(oci, id) {
-                    tracing::error!(container = %id, "what its runtime keeps is left, with its mounts: {e}");
-                    return false;
-                }
-            }
-            let failed = match oci.run(operation, id, log, self.config.call_timeout).await {
-                Ok(()) => {
-                    reach(Point::Deleted);
-                    return true;
-                }
-                Err(e) => e,
-            };
-            tracing::warn!(container = %id, "{} {} failed: {failed}", oci.name(), operation.name());
-            let again = match &failed {
-                OciError::Spawn { source, .. } => sys::exhausted::may_pass(source),
-                OciError::Crashed(_) => {
-                    // It may have got half-way.
-                    (operation, interrupted) = (Operation::ForceDelete, true);
-                    crashes += 1;
-                    crashes < CRASHES
-                }
-                _ => false,
-            };
-            if !again {
-                return false;
-            }
-            tokio::time::sleep(PAUSE).await;
-        }
-    }
-
     /// Removes the directory and frees the id.
     pub(crate) async fn remove(self: &Arc<Self>, container: &Container) {
         container.removed.store(true, Ordering::Release);
         self.remove_directory(&container.id, &container.dir).await;
         self.map().remove(&container.id);
+        self.deletions.forget(&container.id);
         self.journal.release_key(&container.origin.instance);
     }
 
@@ -519,7 +450,7 @@ impl Shared {
 /// Whether the runtime may have left something of a container that it was making: it was killed half-way, or while it
 /// cleaned up, or it was restoring, where it cleans up less.
 pub(crate) fn may_be_left(container: &Container, init: &ProcessDir) -> bool {
-    let keeps = || container.oci().root().join(&container.id).symlink_metadata().is_ok();
+    let keeps = || container.oci().root().is_some_and(|root| root.join(&container.id).symlink_metadata().is_ok());
     // Somebody may have made one of that id just before.
     let refused = || init.runtime_error().is_some_and(|words| words.contains("exist"));
     !container.origin.theirs && (interrupted(init) || container.is_restored() || (keeps() && !refused()))

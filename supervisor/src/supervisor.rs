@@ -5,6 +5,7 @@ use failpoint::{Point, reach};
 use runtime::{Abilities, ContainerDir, Oci, ProcessDir, Shim};
 use std::collections::HashMap;
 use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -14,6 +15,7 @@ use tokio::time::Instant;
 use crate::aside::Aside;
 use crate::config::Config;
 use crate::container::Container;
+use crate::deletion::Deletions;
 use crate::disk;
 use crate::error::{Error, shorten};
 use crate::event::{Event, EventKind, Timestamp};
@@ -40,6 +42,9 @@ pub(crate) struct Shared {
     pub(crate) metrics: Metrics,
     pub(crate) tasks: Tasks,
     pub(crate) boot_id: String,
+    pub(crate) deletions: Deletions,
+    /// Where runtimes keep the containers that name no root of their own.
+    runtime_root: PathBuf,
     /// Every id that is in use.
     containers: Mutex<HashMap<String, Slot>>,
     /// All that was there has been looked at.
@@ -73,6 +78,7 @@ impl Supervisor {
         disk::begin().map_err(Error::system("start a thread"))?;
         let shim = Shim::find(&config.shim).map_err(|e| Error::Shim(e.to_string()))?;
         let journal = Journal::open(&config.state_dir, config.retain)?;
+        let runtime_root = own_root(&config.state_dir)?;
         let boot_id =
             std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(Error::system("read boot_id"))?;
         Ok(Supervisor(Arc::new(Shared {
@@ -84,6 +90,8 @@ impl Supervisor {
             metrics: Metrics::default(),
             tasks: Tasks::default(),
             boot_id: boot_id.trim().to_string(),
+            deletions: Deletions::default(),
+            runtime_root,
             containers: Mutex::default(),
             recovered: Once::default(),
             last_runtime: Mutex::default(),
@@ -160,7 +168,16 @@ impl Shared {
                 Err(e @ Error::ContainerExists { .. }) => e,
                 result => return result,
             };
-            let Some(Slot::Left(mut settled)) = self.map().get(id).cloned() else { return Err(taken) };
+            let slot = self.map().get(id).cloned();
+            let Some(Slot::Left(mut settled)) = slot else {
+                let why = tokio::time::timeout_at(deadline, self.why_taken(id));
+                match why.await {
+                    Ok(Some(why)) => return Err(why),
+                    // It was being deleted, and is gone.
+                    Ok(None) if !self.map().contains_key(id) => continue,
+                    _ => return Err(taken),
+                }
+            };
             tokio::select! {
                 // Nothing is ever sent: this is the sender's end.
                 _ = settled.changed() => {}
@@ -185,13 +202,16 @@ impl Shared {
 
     /// The runtime that a new container is to use.
     pub(crate) fn runtime_for(&self, runtime: Option<&str>, arguments: &[String]) -> Result<Oci, Error> {
-        let found = match runtime {
-            Some(runtime) => Oci::find(runtime, arguments.to_vec())?,
+        let (name, arguments) = match runtime {
+            Some(runtime) => (runtime, arguments.to_vec()),
             None => {
                 let own = self.config.runtime_args.iter().chain(arguments);
-                Oci::find(&self.config.runtime, own.cloned().collect())?
+                (self.config.runtime.as_str(), own.cloned().collect())
             }
         };
+        // Runtimes that share a root do not understand each other's containers there.
+        let directory = Path::new(name).file_name().unwrap_or_default();
+        let found = Oci::find(name, runtime::with_root(arguments, &self.runtime_root.join(directory)))?;
         // One copy for all containers that have the same.
         let mut last = self.last_runtime.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(same) = last.as_ref().filter(|last| **last == found) {
@@ -225,6 +245,18 @@ impl Shared {
             tracing::warn!(container, process, "shim: {}", line.msg);
         }
     }
+}
+
+/// Makes the directory that runtimes keep containers in that name no root: beside the state directory, where older daemons
+/// would take each directory for a container, and of this daemon alone.
+fn own_root(state_dir: &Path) -> Result<PathBuf, Error> {
+    let name = state_dir.file_name().unwrap_or_default();
+    let mut root = name.to_os_string();
+    root.push("-runtime");
+    let root = state_dir.with_file_name(root);
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&root);
+    made.map_err(Error::system("create the runtimes' root directory"))?;
+    Ok(root)
 }
 
 /// Checks a name that a client gave.

@@ -26,6 +26,14 @@ impl Instant {
     }
 }
 
+/// Now, in the ticks since the machine's start in which `/proc/<pid>/stat` has start times (proc_pid_stat(5), field 22). On
+/// all architectures that this program is built for there are 100 a second (`USER_HZ`).
+#[cfg(feature = "std")]
+pub fn ticks() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    now.tv_sec.unsigned_abs() * 100 + now.tv_nsec.unsigned_abs() / 10_000_000
+}
+
 impl Add<Duration> for Instant {
     type Output = Instant;
 
@@ -37,6 +45,16 @@ impl Add<Duration> for Instant {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ticks_are_those_of_process_start_times() {
+        let before = ticks();
+        let child = std::process::Command::new("true").spawn();
+        let mut child = child.expect("true starts");
+        let started = crate::procfs::stat(child.id()).expect("proc").expect("not reaped").starttime;
+        assert!((before..=ticks()).contains(&started));
+        child.wait().expect("reaps");
+    }
 
     #[test]
     fn it_goes_forward() {

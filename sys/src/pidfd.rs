@@ -41,6 +41,12 @@ impl PidFd {
         if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
     }
 
+    /// Another descriptor of the same process.
+    #[cfg(feature = "std")]
+    pub fn try_clone(&self) -> std::io::Result<PidFd> {
+        Ok(PidFd(self.0.try_clone()?))
+    }
+
     /// The descriptor itself: readable once the process has ended, reaped or not.
     pub fn into_fd(self) -> OwnedFd {
         self.0

@@ -114,6 +114,19 @@ fn parse_stat(text: &str) -> Option<Stat> {
     Some(Stat { state, parent, group, flags, starttime, wait_status })
 }
 
+/// Whether a process has a child that is not dead. Without the kernel's list of children (`CONFIG_PROC_CHILDREN`) it counts
+/// as having none.
+#[cfg(feature = "std")]
+pub fn has_children(pid: u32) -> bool {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let lists = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
+    let is_alive = |child: &str| {
+        let stat = child.parse().ok().and_then(|child| stat(child).ok().flatten());
+        stat.is_some_and(|stat| !stat.is_dead())
+    };
+    lists.into_iter().any(|list| list.split_ascii_whitespace().any(is_alive))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -8,6 +8,7 @@
 #   bad-pid      does it, and writes no number as the pid
 #   dead-pid     does it, and writes the pid of nobody
 #   slow         does it, two seconds later        meet-N    does it when N of them are under way
+#   late         does it, and never ends
 #
 # A file `fault` beside this script does the same for all containers, `mended` takes the annotations back. Which step
 # it was is in the file `reached`, once it has got there.
@@ -63,6 +64,7 @@ no-pid) "$RUNTIME" "$@" && rm -f "$pidfile"; exit ;;
 bad-pid) "$RUNTIME" "$@" && echo pid >"$pidfile"; exit ;;
 dead-pid) "$RUNTIME" "$@" && echo 4194303 >"$pidfile"; exit ;;
 slow) sleep 2 ;;
+late) "$RUNTIME" "$@" && sleep 100000 ;;
 meet-*)
     mkdir -p "$home/meeting"
     : >"$home/meeting/$$"

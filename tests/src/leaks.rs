@@ -31,6 +31,10 @@ pub(crate) fn find(directory: &Path, cgroup: &str) -> Vec<String> {
     }
     let kept = std::fs::read_dir(directory.join("root")).into_iter().flatten().flatten();
     found.extend(kept.map(|entry| format!("kept by the runtime: {}", entry.path().display())));
+    for runtime in std::fs::read_dir(directory.join("state-runtime")).into_iter().flatten().flatten() {
+        let kept = std::fs::read_dir(runtime.path()).into_iter().flatten().flatten();
+        found.extend(kept.map(|entry| format!("kept by the runtime: {}", entry.path().display())));
+    }
     let state = std::fs::read_dir(directory.join("state")).into_iter().flatten().flatten();
     let state = state.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
     found.extend(state.map(|entry| format!("state: {}", entry.path().display())));

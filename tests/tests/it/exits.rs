@@ -139,3 +139,36 @@ async fn an_exec_that_meets_the_containers_end_delays_it_by_nothing() {
     assert_eq!(late, 0);
     host.finish();
 }
+
+/// The processes of a PID namespace that have ended and that nobody has reaped.
+fn zombies_in_namespace_of(pid: u32) -> Vec<u32> {
+    let namespace = std::fs::read_link(format!("/proc/{pid}/ns/pid")).unwrap();
+    let pids = std::fs::read_dir("/proc").unwrap().flatten();
+    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let is_there = |pid: &u32| std::fs::read_link(format!("/proc/{pid}/ns/pid")).is_ok_and(|link| link == namespace);
+    pids.filter(is_there).filter(|pid| sys::procfs::stat(*pid).unwrap().is_some_and(|stat| stat.is_dead())).collect()
+}
+
+#[tokio::test]
+async fn failed_exec_leaves_no_zombie_that_the_end_of_its_container_would_wait_for() {
+    let host = Host::with(tests::Options {
+        fake_runtime: Some(tests::FAULTS),
+        flags: vec!["--start-timeout=2s".into()],
+        ..Default::default()
+    })
+    .await;
+    let mut client = host.client().await;
+    let init = sleeper(&host, &mut client, "c").await.processes[0].system_pid;
+    for n in 0..20 {
+        let missing = process("c", &format!("p{n}"), &["/no/such/program"]);
+        client.add_process(missing).await.expect_err("there is no such program");
+        assert!(zombies_in_namespace_of(init).is_empty(), "the shim reaps what the runtime has left");
+    }
+    // The process runs when the daemon gives up on its start.
+    std::fs::write(host.join("fault"), "exec:late").unwrap();
+    refused(client.add_process(process("c", "late", &["sleep", "1000"])).await, tonic::Code::DeadlineExceeded, &[]);
+    assert!(zombies_in_namespace_of(init).is_empty());
+    std::fs::write(host.join("fault"), "none").unwrap();
+    kill(&mut client, "c").await;
+    host.finish();
+}

@@ -7,6 +7,7 @@ mod checkpoints;
 mod concurrency;
 mod ctr;
 mod damage;
+mod deletion;
 mod errors;
 mod events;
 mod exits;

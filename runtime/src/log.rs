@@ -1,0 +1,163 @@
+//! What OCI runtimes and shims write down: JSON objects one after the other, and why something failed according to them.
+//!
+//! runc writes an object a line; crun 1.28 writes objects over several lines, and others have written empty messages and
+//! text between the objects. The last error is the runtime's summary; where it does not contain the first cause, such as
+//! the one that runc's first stage (libcontainer/nsenter) logs as fatal, the cause is added.
+
+use serde::Deserialize;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::Path;
+
+/// One object of a log.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct LogEntry {
+    /// `error`, `warning`, …
+    pub level: String,
+    /// What is said.
+    pub msg: String,
+    /// What kind of failure, where a shim says so: `stdio`, `runtime`, `request`, `system`.
+    pub kind: String,
+}
+
+impl LogEntry {
+    fn is_error(&self) -> bool {
+        matches!(self.level.as_str(), "error" | "fatal" | "panic") && !self.msg.trim().is_empty()
+    }
+
+    fn is_fatal(&self) -> bool {
+        matches!(self.level.as_str(), "fatal" | "panic")
+    }
+
+    /// Whether it warns of something that did not make the runtime fail.
+    pub fn is_warning(&self) -> bool {
+        matches!(self.level.as_str(), "warning" | "warn") && !self.msg.trim().is_empty()
+    }
+}
+
+/// A runtime that writes without end shall not cost without end.
+const TAIL: u64 = 64 << 10;
+
+/// The objects in the text of a log. What is between them and no object is passed over.
+pub(crate) fn parse(text: &[u8]) -> Vec<LogEntry> {
+    let mut entries = Vec::new();
+    let mut rest = text;
+    while let Some(start) = rest.iter().position(|byte| *byte == b'{') {
+        rest = &rest[start..];
+        let mut stream = serde_json::Deserializer::from_slice(rest).into_iter::<LogEntry>();
+        rest = match stream.next() {
+            Some(Ok(entry)) => {
+                let end = stream.byte_offset();
+                entries.push(entry);
+                &rest[end..]
+            }
+            // No object begins here.
+            _ => &rest[1..],
+        };
+    }
+    entries
+}
+
+/// The objects of a log, from byte `start` on. None if the log is not there.
+pub(crate) fn read(path: &Path, start: u64) -> Vec<LogEntry> {
+    let read = || -> io::Result<Vec<u8>> {
+        let mut file: File = sys::foreign_file::open_regular(path)?;
+        let tail = file.metadata()?.len().saturating_sub(TAIL);
+        file.seek(SeekFrom::Start(start.max(tail)))?;
+        let mut text = Vec::new();
+        file.take(TAIL).read_to_end(&mut text)?;
+        Ok(text)
+    };
+    read().map(|text| parse(&text)).unwrap_or_default()
+}
+
+/// Why a runtime failed, according to its log; `None` if the log has no error.
+pub(crate) fn reason(entries: &[LogEntry]) -> Option<String> {
+    let errors: Vec<&LogEntry> = entries.iter().filter(|entry| entry.is_error()).collect();
+    let last = unwrap(&errors.last()?.msg);
+    let first = errors.iter().find(|entry| entry.is_fatal()).or(errors.first()).map(|entry| unwrap(&entry.msg));
+    Some(match first.filter(|first| !last.contains(first.as_str())) {
+        Some(first) => format!("{last}: {first}"),
+        None => last,
+    })
+}
+
+/// A message that is itself a JSON object with a message, as crun hands on what its hooks and children have logged.
+fn unwrap(message: &str) -> String {
+    let message = message.trim();
+    if message.starts_with('{') {
+        if let Some(inner) = parse(message.as_bytes()).into_iter().find(|entry| !entry.msg.trim().is_empty()) {
+            return inner.msg.trim().to_string();
+        }
+    }
+    message.to_string()
+}
+
+/// Why a program failed, according to what it wrote to stderr: the head of a panic, or else the last line.
+pub(crate) fn reason_in_words(text: &str) -> String {
+    if let Some(reason) = reason(&parse(text.as_bytes())) {
+        return reason;
+    }
+    let lines = || text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let is_panic = |line: &&str| ["panic: ", "fatal error: ", "runtime: "].iter().any(|head| line.starts_with(head));
+    lines().find(is_panic).or_else(|| lines().next_back()).unwrap_or_default().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn reason_of(log: &str) -> Option<String> {
+        reason(&parse(log.as_bytes()))
+    }
+
+    #[test]
+    fn objects_over_several_lines_are_read() {
+        let log = "{\n  \"msg\": \"executable file `x` not found\",\n  \"level\": \"error\",\n  \"time\": \"t\"\n}\n\
+                   {\n  \"msg\": \"\",\n  \"level\": \"error\"\n}\n";
+        assert_eq!(reason_of(log).as_deref(), Some("executable file `x` not found"));
+    }
+
+    #[test]
+    fn cause_that_the_summary_lacks_is_added() {
+        let log = "{\"level\":\"fatal\",\"msg\":\"nsexec-1[7]: failed to unshare remaining namespaces: Operation not permitted\"}\n\
+                   {\"level\":\"error\",\"msg\":\"runc run failed: can't get final child's PID from pipe: EOF\"}\n";
+        let reason = reason_of(log).expect("an error");
+        assert!(reason.starts_with("runc run failed: can't get"), "{reason}");
+        assert!(reason.ends_with(": nsexec-1[7]: failed to unshare remaining namespaces: Operation not permitted"));
+        let log = "{\"level\":\"error\",\"msg\":\"no such file\"}{\"level\":\"error\",\"msg\":\"start failed: no such file\"}";
+        assert_eq!(reason_of(log).as_deref(), Some("start failed: no such file"));
+    }
+
+    #[test]
+    fn garbage_between_objects_and_cut_objects_are_passed_over() {
+        let log = "{\"level\":\"error\",\"msg\":\"first\"}\nxx {\n[1]\n{\"level\":\"error\",\"msg\":\"first: second\",\"time\":1}\n\
+                   {\"level\":\"info\",\"msg\":\"third\"}\n{\"level\":\"error\",\"msg\":\"cu";
+        assert_eq!(reason_of(log).as_deref(), Some("first: second"));
+        assert_eq!(reason_of("{\"level\":\"warning\",\"msg\":\"w\"}"), None);
+    }
+
+    #[test]
+    fn message_in_a_message_is_unwrapped() {
+        let inner = r#"{"msg":"error executing hook `/bin/false` (exit code: 1)","level":"error"}"#;
+        let log = serde_json::json!({ "level": "error", "msg": inner }).to_string();
+        assert_eq!(reason_of(&log).as_deref(), Some("error executing hook `/bin/false` (exit code: 1)"));
+    }
+
+    #[test]
+    fn head_of_a_panic_is_the_reason() {
+        let text = "panic: boom\n\ngoroutine 1 [running]:\nmain.main()\n\t/src/main.go:5 +0x1\n";
+        assert_eq!(reason_in_words(text), "panic: boom");
+        assert_eq!(reason_in_words("one\n two \n\n"), "two");
+        assert_eq!(reason_in_words("{\"level\":\"error\",\"msg\":\"in JSON\"}\n"), "in JSON");
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_read(text in prop::collection::vec(prop::sample::select(&b"{}\"msg:lev,error \n\\[]"[..]), 0..300)) {
+            reason(&parse(&text));
+        }
+    }
+}

@@ -1,0 +1,316 @@
+//! Deleting what the runtime keeps of a container.
+//!
+//! That is a duty: it is tried until it is done or proved to be needless, with growing pauses, at once when a client asks
+//! for the id again or sends SIGKILL, and by the next daemon. Until then the container keeps its id, and its exit is not
+//! told, because clients rely on a free id once they have seen it. Why it takes so long is in the log, and in the answer to
+//! a client that asks for the id.
+//!
+//! Only what is proved to be this daemon's is deleted by force. A `delete` is never cut off while it runs a hook, and it
+//! outlives this daemon: the next one waits for it.
+
+use cgroup::Cgroup;
+use failpoint::{Point, reach};
+use runtime::{Call, INIT, Oci, OciError, Operation};
+use rustix::process::Pid;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use sys::pidfd::PidFd;
+use tokio::sync::{Notify, watch};
+
+use crate::container::Container;
+use crate::error::Error;
+use crate::process::kill_all;
+use crate::supervisor::{Shared, Slot};
+
+/// The pause after the first attempt that failed. Each later one is twice as long.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+
+/// The longest pause.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// Deletions that do not succeed, and those of an earlier daemon that still run.
+#[derive(Debug, Default)]
+pub(crate) struct Deletions(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    /// By the container's id.
+    stuck: HashMap<String, Arc<Stuck>>,
+    /// The runtime that an earlier daemon has started, by the container's id.
+    running: HashMap<String, (Pid, PidFd)>,
+}
+
+/// A deletion that has failed and will be tried again.
+#[derive(Debug)]
+struct Stuck {
+    /// Try again now.
+    again: Notify,
+    /// Why the last attempt failed. Nobody sends any more once the id is free.
+    reason: watch::Sender<String>,
+}
+
+/// What is to be deleted.
+pub(crate) struct Deletion<'a> {
+    pub(crate) id: &'a str,
+    pub(crate) oci: &'a Oci,
+    /// Where the runtime writes its log.
+    pub(crate) log: PathBuf,
+    /// The bundle, where it is known.
+    pub(crate) bundle: Option<&'a str>,
+    /// Pid and start time of its init, where they are known.
+    pub(crate) init: Option<(u32, u64)>,
+    /// When its creation began, in ticks of the clock that process start times are in, while it is being made.
+    pub(crate) begun: Option<u64>,
+    /// The container's control groups, if no other container has them too.
+    pub(crate) cgroup: Option<&'a Cgroup>,
+    pub(crate) by_force: bool,
+    /// A runtime may have been killed at its work on this container, and have left something.
+    pub(crate) interrupted: bool,
+    /// The runtime runs a hook when it deletes the container, however long that takes.
+    pub(crate) has_hook: bool,
+}
+
+impl Deletions {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Held for plain look-ups only.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that an earlier daemon's runtime still deletes a container.
+    pub(crate) fn note_running(&self, id: &str, pid: Pid, process: PidFd) {
+        self.lock().running.insert(id.to_string(), (pid, process));
+    }
+
+    fn take_running(&self, id: &str) -> Option<(Pid, PidFd)> {
+        self.lock().running.remove(id)
+    }
+
+    fn stuck(&self, id: &str) -> Option<Arc<Stuck>> {
+        self.lock().stuck.get(id).cloned()
+    }
+
+    fn note_stuck(&self, id: &str, reason: &str) -> Arc<Stuck> {
+        let mut state = self.lock();
+        let new = || Arc::new(Stuck { again: Notify::new(), reason: watch::Sender::new(String::new()) });
+        let stuck = state.stuck.entry(id.to_string()).or_insert_with(new).clone();
+        drop(state);
+        stuck.reason.send_replace(reason.to_string());
+        stuck
+    }
+
+    /// The id is free.
+    pub(crate) fn forget(&self, id: &str) {
+        let mut state = self.lock();
+        if !state.stuck.is_empty() {
+            state.stuck.remove(id);
+        }
+    }
+
+    /// Has a deletion tried again now that has failed.
+    pub(crate) fn hurry(&self, id: &str) {
+        if let Some(stuck) = self.stuck(id) {
+            stuck.again.notify_one();
+        }
+    }
+
+    /// Has a deletion that has failed tried again, and waits until it has failed once more; then the reason. `None` if
+    /// nothing is stuck, or the id has become free.
+    pub(crate) async fn tried_again(&self, id: &str) -> Option<String> {
+        let mut reason = {
+            let stuck = self.stuck(id)?;
+            let reason = stuck.reason.subscribe();
+            stuck.again.notify_one();
+            reason
+        };
+        reason.changed().await.ok()?;
+        Some(reason.borrow().clone())
+    }
+}
+
+impl Shared {
+    /// Deletes what the runtime keeps of a container, however long that takes.
+    pub(crate) async fn delete_by_runtime(&self, container: &Container, by_force: bool) {
+        // A runtime was killed, by this daemon or by others.
+        let interrupted = by_force || container.is_restored() || container.cut_off.load(Ordering::SeqCst);
+        let deletion = Deletion {
+            id: &container.id,
+            oci: container.oci(),
+            log: container.dir.process(INIT).runtime_log(),
+            bundle: Some(&container.origin.bundle),
+            init: container.init().and_then(|init| init.identity()),
+            begun: container.dir.creation_began(),
+            cgroup: container.cgroup().filter(|_| !self.shares_groups(container)),
+            by_force,
+            interrupted,
+            has_hook: container.origin.has_poststop,
+        };
+        self.delete(deletion).await;
+    }
+
+    /// Whether another container has the same control groups, which must not be thawed or killed for this one.
+    fn shares_groups(&self, container: &Container) -> bool {
+        let Some(cgroup) = container.cgroup() else { return false };
+        let has_same =
+            |other: &Container| !std::ptr::eq(other, container) && other.cgroup().is_some_and(|o| o.is_same(cgroup));
+        self.map().values().any(|slot| matches!(slot, Slot::Here(other) if has_same(other)))
+    }
+
+    /// See the head of this file.
+    pub(crate) async fn delete(&self, mut deletion: Deletion<'_>) {
+        let _task = self.tasks.begin_runtime("runtime delete", deletion.id, "");
+        if let Some((pid, process)) = self.deletions.take_running(deletion.id) {
+            tracing::info!(container = %deletion.id, pid = pid.as_raw_nonzero(), "an earlier daemon's runtime deletes it; waiting");
+            self.wait_for_running(&deletion, pid, process).await;
+        }
+        let mut pause = FIRST_PAUSE;
+        let mut said = String::new();
+        while let Err(reason) = self.try_delete(&mut deletion).await {
+            let stuck = self.deletions.note_stuck(deletion.id, &reason);
+            if reason != said {
+                tracing::warn!(container = %deletion.id, "its runtime cannot delete it, which is tried again: {reason}");
+                said = reason;
+            }
+            if tokio::time::timeout(pause, stuck.again.notified()).await.is_err() {
+                pause = (2 * pause).min(LONGEST_PAUSE);
+            }
+        }
+        if !said.is_empty() {
+            tracing::info!(container = %deletion.id, "what its runtime kept is deleted");
+        }
+    }
+
+    /// One attempt. An error says why it has to be tried again.
+    async fn try_delete(&self, deletion: &mut Deletion<'_>) -> Result<(), String> {
+        let Deletion { id, oci, .. } = *deletion;
+        if deletion.by_force && is_of_others(deletion)? {
+            tracing::warn!(container = %id, "what {} keeps of this id is another program's; it is left", oci.name());
+            return Ok(());
+        }
+        // runc refuses to delete a paused container, and on cgroup v2 a container can die while frozen.
+        if let Some(cgroup) = deletion.cgroup {
+            cgroup.thaw().map_err(|e| format!("cannot thaw it: {e}"))?;
+        }
+        if deletion.interrupted {
+            // What is mounted would keep the runtime from removing anything, or have it remove what is mounted.
+            runtime::unmount_leftovers(oci, id).map_err(|e| format!("its mounts cannot be taken away: {e}"))?;
+        }
+        let operation = if deletion.by_force { Operation::ForceDelete } else { Operation::Delete };
+        let ended = match oci.start(operation, id, &deletion.log) {
+            Ok(call) => self.finish_delete(deletion, call).await,
+            Err(e) => Err(e),
+        };
+        let keeps = keeps(oci, id);
+        match ended {
+            Ok(()) if keeps == Some(true) => Err(format!("{} delete succeeded, and left {}", oci.name(), at(oci, id))),
+            Ok(()) => {
+                reach(Point::Deleted);
+                Ok(())
+            }
+            Err(e) if keeps == Some(false) || is_unknown(&e) => {
+                // An earlier attempt, an earlier daemon or the runtime itself has deleted it.
+                tracing::debug!(container = %id, "{} keeps nothing of it: {e}", oci.name());
+                if let Some(cgroup) = deletion.cgroup {
+                    let removed = cgroup.kill().and_then(|()| cgroup.remove());
+                    removed.map_err(|e| format!("its cgroup cannot be removed: {e}"))?;
+                }
+                reach(Point::Deleted);
+                Ok(())
+            }
+            Err(e) => {
+                if matches!(e, OciError::Crashed(_) | OciError::Timeout { .. }) {
+                    // It may have got half-way.
+                    (deletion.by_force, deletion.interrupted) = (true, true);
+                }
+                Err(format!("{} delete: {e}", oci.name()))
+            }
+        }
+    }
+
+    /// Waits for a `delete`. One that hangs is killed, but not while it runs a hook.
+    async fn finish_delete(&self, deletion: &Deletion<'_>, mut call: Call) -> Result<(), OciError> {
+        // If this daemon ends meanwhile, the next one waits for it.
+        call.set_free();
+        let limit = self.config.call_timeout;
+        loop {
+            if let Ok(ended) = tokio::time::timeout(limit, call.ended()).await {
+                return ended;
+            }
+            if !(deletion.has_hook && call.has_children()) {
+                call.kill();
+                let timed_out = call.timed_out(limit);
+                // Reaped, so that nothing of it is at work when it is tried again.
+                let _ = call.ended().await;
+                return Err(timed_out);
+            }
+            let reason = format!("a hook has been running for more than {limit:?}");
+            tracing::warn!(container = %deletion.id, "{reason}; its exit is told when the hook has ended");
+            self.deletions.note_stuck(deletion.id, &reason);
+        }
+    }
+
+    /// Waits for the `delete` of an earlier daemon, as for an own one.
+    async fn wait_for_running(&self, deletion: &Deletion<'_>, pid: Pid, process: PidFd) {
+        let copy = process.try_clone();
+        let Ok(ended) = copy.and_then(|copy| sys::watched::readable(copy.into_fd())) else { return };
+        let limit = self.config.call_timeout;
+        let number = pid.as_raw_nonzero().get().unsigned_abs();
+        while tokio::time::timeout(limit, ended.readable()).await.is_err() {
+            if !(deletion.has_hook && sys::procfs::has_children(number)) {
+                tracing::warn!(container = %deletion.id, "the runtime of an earlier daemon does not end; it is killed");
+                return kill_all([(pid, process)]).await;
+            }
+            tracing::warn!(container = %deletion.id, "its hook still runs; its exit is told when the hook has ended");
+        }
+    }
+
+    /// Why the id of a container that has ended is not free yet, after another attempt.
+    pub(crate) async fn why_taken(&self, id: &str) -> Option<Error> {
+        let reason = self.deletions.tried_again(id).await?;
+        Some(Error::ContainerLeaving { id: id.to_string(), reason })
+    }
+}
+
+/// Where a runtime keeps a container, for a message.
+fn at(oci: &Oci, id: &str) -> String {
+    oci.root().map_or_else(|| "something".into(), |root| root.join(id).display().to_string())
+}
+
+/// Whether the runtime keeps anything of a container; `None` if it is not known where.
+fn keeps(oci: &Oci, id: &str) -> Option<bool> {
+    match oci.root()?.join(id).symlink_metadata() {
+        Ok(_) => Some(true),
+        Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => Some(false),
+        Err(_) => None,
+    }
+}
+
+/// Whether a runtime says that it knows no such container.
+fn is_unknown(error: &OciError) -> bool {
+    matches!(error, OciError::Failed(words) if words.contains("does not exist"))
+}
+
+/// Whether what the runtime keeps of an id was made by another program. Everything that this daemon has started for the
+/// container must have been killed before.
+fn is_of_others(deletion: &Deletion<'_>) -> Result<bool, String> {
+    let Some(root) = deletion.oci.root() else { return Ok(deletion.init.is_none()) };
+    let kept = runtime::kept(root, deletion.id).map_err(|e| format!("its state cannot be read: {e}"))?;
+    if let (Some(theirs), Some(ours)) = (&kept.bundle, deletion.bundle) {
+        if !is_same_directory(Path::new(theirs), Path::new(ours)) {
+            return Ok(true);
+        }
+    }
+    let Some((pid, starttime)) = kept.init.filter(|init| Some(*init) != deletion.init) else { return Ok(false) };
+    if deletion.begun.is_some_and(|begun| begun <= starttime) {
+        // The runtime made it after it had been asked to: while it keeps a container it makes no other one of that id.
+        return Ok(false);
+    }
+    let alive = PidFd::open(pid, starttime).map_err(|e| format!("cannot look up process {pid}: {e}"))?;
+    Ok(alive.is_some())
+}
+
+fn is_same_directory(one: &Path, other: &Path) -> bool {
+    one == other || matches!((one.canonicalize(), other.canonicalize()), (Ok(one), Ok(other)) if one == other)
+}
