@@ -31,6 +31,7 @@ pub mod huge_pages;
 pub mod pidfd;
 pub mod procfs;
 mod raw;
+pub mod shown;
 pub mod signal;
 pub mod small_file;
 pub mod spawn;
