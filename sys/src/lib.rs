@@ -34,6 +34,8 @@ mod raw;
 pub mod shown;
 pub mod signal;
 pub mod small_file;
+#[cfg(feature = "std")]
+pub mod socket_path;
 pub mod spawn;
 pub mod stack;
 #[cfg(not(feature = "std"))]
