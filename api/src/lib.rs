@@ -16,11 +16,13 @@ mod server {
 }
 
 mod json;
+mod stats;
 mod writer;
 
 pub use generated::*;
 pub use prost_types::Timestamp;
 pub use server::*;
+pub use stats::EncodedStats;
 pub use writer::Writer;
 
 use prost::bytes::{Buf, BufMut};

@@ -20,8 +20,8 @@ impl Writer<'_> {
     }
 
     /// A repeated field of texts, of which none is left out.
-    pub fn texts(&mut self, field: u32, texts: &[impl AsRef<str>]) {
-        texts.iter().for_each(|text| self.bytes(field, text.as_ref().as_bytes()));
+    pub fn texts(&mut self, field: u32, texts: impl IntoIterator<Item = impl AsRef<str>>) {
+        texts.into_iter().for_each(|text| self.bytes(field, text.as_ref().as_bytes()));
     }
 
     /// A field that is a number, or true or false.
@@ -50,6 +50,34 @@ impl Writer<'_> {
         self.varint((end - start) as u64);
         let header = self.0.len() - end;
         self.0[start..].rotate_right(header);
+    }
+
+    /// An entry of a map with a number as its value. Key and value are always written, also when they are empty or zero:
+    /// decoders of 2016 refuse an entry without them.
+    pub fn map_number(&mut self, field: u32, key: &str, value: u64) {
+        self.message(field, |entry| {
+            entry.bytes(1, key.as_bytes());
+            entry.varint(u64::from(2_u32 << 3 | VARINT));
+            entry.varint(value);
+        });
+    }
+
+    /// An entry of a map with a message as its value, like [`Writer::map_number`].
+    pub fn map_message(&mut self, field: u32, key: &str, value: &impl prost::Message) {
+        self.message(field, |entry| {
+            entry.bytes(1, key.as_bytes());
+            entry.encoded(2, value);
+        });
+    }
+
+    /// A field that is a message of the generated code.
+    pub fn encoded(&mut self, field: u32, message: &impl prost::Message) {
+        self.message(field, |writer| writer.fields_of(message));
+    }
+
+    /// All fields of a message of the generated code, as fields of this one.
+    pub fn fields_of(&mut self, message: &impl prost::Message) {
+        message.encode_raw(self.0);
     }
 
     fn bytes(&mut self, field: u32, bytes: &[u8]) {

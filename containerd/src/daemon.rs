@@ -12,6 +12,7 @@ use supervisor::{Config, Supervisor};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tonic_health::ServingStatus;
+use tower::util::MapResponseLayer;
 
 use crate::dump;
 use crate::flags::{Flags, limit};
@@ -22,6 +23,7 @@ use crate::metrics;
 use crate::profile;
 use crate::replace::Replacement;
 use crate::service::Service;
+use crate::wire::with_plain_message;
 
 /// How long calls that are under way may take when the daemon is stopped.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
@@ -137,6 +139,7 @@ async fn serve(
     let mut until = stopped;
     let server = tonic::transport::Server::builder()
         .max_concurrent_streams(STREAMS_PER_CONNECTION)
+        .layer(MapResponseLayer::new(with_plain_message))
         .add_service(health_server)
         .add_service(ApiServer::new(service))
         .serve_with_incoming_shutdown(sockets.connections(&until.clone()), async move {

@@ -8,6 +8,9 @@ use tonic::Status;
 
 use crate::convert;
 
+/// How a stream ends when the daemon stops. Clients look for the first three words, which are those of the Go library.
+const STOPPING: &str = "transport is closing: containerd is stopping; subscribe again to the next daemon";
+
 /// The events of a subscription, until the daemon stops.
 pub(crate) fn stream(
     subscription: Subscription,
@@ -19,8 +22,7 @@ pub(crate) fn stream(
             biased;
             next = subscription.next() => next,
             _ = stopping.wait_for(|stop| *stop) => {
-                let status = Status::unavailable("containerd: the daemon is stopping; subscribe again to the next one");
-                return Some((Err(status), None));
+                return Some((Err(Status::unavailable(STOPPING)), None));
             }
         };
         match next {

@@ -18,6 +18,7 @@ mod profile;
 mod replace;
 mod service;
 mod tls;
+mod wire;
 
 use clap::Parser;
 use std::process::ExitCode;

@@ -285,9 +285,12 @@ impl Api for Service {
         Ok(Response::new(Box::pin(events::stream(subscription, self.stopping.clone()))))
     }
 
-    async fn stats(&self, request: Request<api::StatsRequest>) -> Answer<api::StatsResponse> {
+    async fn stats(&self, request: Request<api::StatsRequest>) -> Answer<api::EncodedStats> {
         let id = request.into_inner().id;
-        self.call("Stats", &id, "", async { self.supervisor.stats(&id).await.map(convert::stats).map_err(status) })
-            .await
+        self.call("Stats", &id, "", async {
+            let stats = self.supervisor.stats(&id).await.map_err(status)?;
+            Ok(convert::stats(stats).into())
+        })
+        .await
     }
 }

@@ -29,3 +29,4 @@ mod steps;
 mod support;
 mod terminal;
 mod upgrade;
+mod wire;

@@ -66,7 +66,7 @@ async fn a_subscriber_does_not_keep_the_daemon_from_stopping() {
     let mut watch = Watch::new(&mut host.client().await).await;
     assert!(host.stop(Signal::TERM).success());
     let status = watch.try_next().await.expect_err("the stream ends with an error");
-    assert!(status.message().contains("stopping"), "{status:?}");
+    assert!(status.message().contains("transport is closing"), "{status:?}");
     host.start().await;
     host.finish();
 }
