@@ -68,6 +68,13 @@ impl prost::Message for EncodedState {
     }
 }
 
+impl Container {
+    /// Its encoded length.
+    pub fn size(&self) -> usize {
+        prost::Message::encoded_len(self)
+    }
+}
+
 impl Process {
     /// As it is on the wire.
     pub fn encoded(&self) -> Vec<u8> {

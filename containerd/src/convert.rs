@@ -1,8 +1,10 @@
 //! Between the messages of the API and the supervisor's types.
 
+mod request;
 mod resources;
 mod stats;
 
+pub(crate) use request::{check_container, check_process};
 pub(crate) use resources::changes;
 pub(crate) use stats::stats;
 
@@ -49,37 +51,95 @@ pub(crate) fn checkpoint(checkpoint: Checkpoint) -> api::Checkpoint {
     api::Checkpoint { name, exit, tcp, unix_sockets, shell, empty_ns }
 }
 
+/// The largest encoded container. Clients take messages of 4 MB unless they are told otherwise.
+const LARGEST_CONTAINER: usize = 3 << 20;
+
+/// How many bytes of a process's arguments and of its environment are sent: all of them, or of a container that would be
+/// larger than [`LARGEST_CONTAINER`] as many as the first of these that makes it smaller.
+const KEPT_OF_TEXTS: [usize; 4] = [usize::MAX, 64 << 10, 1 << 10, 0];
+
+/// What stands in place of texts that are left out.
+const LEFT_OUT: &str = "[too long to be shown]";
+
 /// A container as it is sent.
 pub(crate) fn container(info: &ContainerInfo) -> api::Container {
-    api::Container {
-        id: info.id.clone(),
-        bundle_path: info.bundle().into(),
-        processes: info.processes.iter().map(process).collect(),
-        status: status_name(info.state).into(),
-        labels: info.labels().into(),
-        pids: info.pids.clone(),
-        runtime: info.runtime().into(),
+    let mut found = api::Container::default();
+    for kept in KEPT_OF_TEXTS {
+        found = api::Container {
+            id: info.id.clone(),
+            bundle_path: info.bundle().into(),
+            processes: info.processes.iter().map(|info| process(info, kept)).collect(),
+            status: status_name(info.state).into(),
+            labels: kept_labels(info.labels(), kept).map(Into::into).collect(),
+            pids: info.pids.clone(),
+            runtime: info.runtime().into(),
+        };
+        if found.size() <= LARGEST_CONTAINER {
+            break;
+        }
+    }
+    found
+}
+
+/// Labels as [`kept_texts`], but at least as many as a new container may have.
+fn kept_labels(labels: &[String], kept: usize) -> impl Iterator<Item = &str> {
+    kept_texts(labels, kept.max(request::LARGEST_LABELS))
+}
+
+/// The first texts, as many as `kept` bytes hold.
+fn kept_texts(texts: &[String], kept: usize) -> impl Iterator<Item = &str> {
+    let mut left = kept;
+    let fits = texts.iter().take_while(|text| match left.checked_sub(text.len()) {
+        Some(rest) => {
+            left = rest;
+            true
+        }
+        None => false,
+    });
+    let count = fits.count();
+    let rest = (count < texts.len()).then_some(LEFT_OUT);
+    texts[..count].iter().map(String::as_str).chain(rest)
+}
+
+/// Appends a container, encoded as one of the containers of a state; see [`container()`].
+pub(crate) fn encode_container(info: &ContainerInfo, state: &mut Vec<u8>) {
+    let start = state.len();
+    for kept in KEPT_OF_TEXTS {
+        state.truncate(start);
+        encode_part(info, kept, state);
+        if state.len() - start <= LARGEST_CONTAINER {
+            break;
+        }
     }
 }
 
-/// The same, encoded as one of the containers of a state.
-pub(crate) fn encode_container(info: &ContainerInfo, state: &mut Vec<u8>) {
+fn encode_part(info: &ContainerInfo, kept: usize, state: &mut Vec<u8>) {
     api::Writer(state).message(api::EncodedState::CONTAINERS, |container| {
         container.text(1, &info.id);
         container.text(2, info.bundle());
         for process in &info.processes {
             container.message(3, |writer| {
-                encode_process(process.name(), process.pid, process.spec(), process.stdio(), writer);
+                encode_process(process, kept, writer);
             });
         }
         container.text(4, status_name(info.state));
-        container.texts(5, info.labels());
+        container.texts(5, kept_labels(info.labels(), kept));
         container.numbers(6, &info.pids);
         container.text(7, info.runtime());
     });
 }
 
-fn encode_process(name: &str, pid: u32, spec: &ProcessSpec, stdio: &Stdio, process: &mut api::Writer<'_>) {
+fn encode_process(info: &ProcessInfo, kept: usize, process: &mut api::Writer<'_>) {
+    encode_process_of(info.name(), info.pid, (info.spec(), info.stdio()), kept, process);
+}
+
+fn encode_process_of(
+    name: &str,
+    pid: u32,
+    (spec, stdio): (&ProcessSpec, &Stdio),
+    kept: usize,
+    process: &mut api::Writer<'_>,
+) {
     process.text(1, name);
     process.number(2, spec.terminal);
     process.message(3, |user| {
@@ -87,8 +147,8 @@ fn encode_process(name: &str, pid: u32, spec: &ProcessSpec, stdio: &Stdio, proce
         user.number(2, spec.user.gid);
         user.numbers(3, &spec.user.additional_gids);
     });
-    process.texts(4, &spec.args);
-    process.texts(5, &spec.env);
+    process.texts(4, kept_texts(&spec.args, kept));
+    process.texts(5, kept_texts(&spec.env, kept));
     process.text(6, &spec.cwd);
     process.number(7, pid);
     process.text(8, &stdio.stdin);
@@ -116,17 +176,18 @@ fn status_name(state: State) -> &'static str {
     }
 }
 
-fn process(info: &ProcessInfo) -> api::Process {
-    process_of(info.name(), info.pid, info.spec().clone(), info.stdio().clone())
+fn process(info: &ProcessInfo, kept: usize) -> api::Process {
+    process_of(info.name(), info.pid, info.spec().clone(), info.stdio().clone(), kept)
 }
 
-fn process_of(name: &str, system_pid: u32, spec: ProcessSpec, stdio: Stdio) -> api::Process {
+fn process_of(name: &str, system_pid: u32, spec: ProcessSpec, stdio: Stdio, kept: usize) -> api::Process {
+    let texts = |texts: &[String]| kept_texts(texts, kept).map(Into::into).collect();
     api::Process {
         pid: name.into(),
         terminal: spec.terminal,
         user: Some(api::User { uid: spec.user.uid, gid: spec.user.gid, additional_gids: spec.user.additional_gids }),
-        args: spec.args,
-        env: spec.env,
+        args: texts(&spec.args),
+        env: texts(&spec.env),
         cwd: spec.cwd,
         system_pid,
         stdin: stdio.stdin,
@@ -209,9 +270,22 @@ mod tests {
             [("init", 4_000_000, full, files), ("", 0, ProcessSpec::default(), Stdio::default())]
         {
             let mut encoded = Vec::new();
-            encode_process(name, pid, &spec, &stdio, &mut api::Writer(&mut encoded));
-            assert_eq!(encoded, process_of(name, pid, spec, stdio).encoded());
+            for kept in [usize::MAX, 150, 0] {
+                encoded.clear();
+                encode_process_of(name, pid, (&spec, &stdio), kept, &mut api::Writer(&mut encoded));
+                assert_eq!(encoded, process_of(name, pid, spec.clone(), stdio.clone(), kept).encoded());
+            }
         }
+    }
+
+    #[test]
+    fn texts_beyond_the_limit_are_left_out_and_marked() {
+        let texts: Vec<String> = ["ab", "", "cde", "f"].map(String::from).into();
+        let kept = |most| kept_texts(&texts, most).collect::<Vec<_>>();
+        assert_eq!(kept(6), ["ab", "", "cde", "f"]);
+        assert_eq!(kept(5), ["ab", "", "cde", LEFT_OUT]);
+        assert_eq!(kept(1), [LEFT_OUT]);
+        assert!(kept_texts(&[], 0).next().is_none());
     }
 
     #[test]

@@ -120,6 +120,7 @@ impl Api for Service {
         let request = request.into_inner();
         let id = request.id.clone();
         self.call("CreateContainer", &id, "", async move {
+            convert::check_container(&request)?;
             let runtime = Some(request.runtime).filter(|runtime| !runtime.is_empty());
             let request = CreateContainer {
                 id: request.id,
@@ -203,6 +204,7 @@ impl Api for Service {
         let mut request = request.into_inner();
         let (id, pid) = (request.id.clone(), request.pid.clone());
         self.call("AddProcess", &id, &pid, async {
+            convert::check_process(&request)?;
             let spec = convert::process_spec(&mut request);
             let stdio = Stdio { stdin: request.stdin, stdout: request.stdout, stderr: request.stderr };
             let request = CreateProcess { id: request.id, name: request.pid, spec, stdio };

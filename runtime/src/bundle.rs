@@ -12,6 +12,9 @@ use crate::spec::ProcessSpec;
 /// A larger `config.json` is refused: it would only cost memory.
 const LARGEST: u64 = 16 << 20;
 
+/// -1 as a number of 32 bits.
+const NO_ID: u32 = u32::MAX;
+
 /// What is needed of a bundle.
 #[derive(Debug, Clone)]
 pub struct Bundle {
@@ -68,6 +71,8 @@ struct Config {
     linux: Linux,
     #[serde(default, deserialize_with = "null_as_default")]
     hooks: Hooks,
+    #[serde(default)]
+    mounts: Value,
 }
 
 #[derive(Deserialize, Default)]
@@ -86,6 +91,7 @@ struct Linux {
     uid_mappings: Vec<Mapping>,
     #[serde(deserialize_with = "null_as_default")]
     gid_mappings: Vec<Mapping>,
+    devices: Value,
 }
 
 #[derive(Deserialize)]
@@ -94,6 +100,48 @@ struct Mapping {
     container_id: u32,
     #[serde(rename = "hostID", default)]
     host_id: u32,
+}
+
+impl Config {
+    /// Finds a number of a user, a group or a device that is none, by its path and the reason. -1 means "unchanged" to the
+    /// kernel (setresuid(2), chown(2)), so that a process which asks for it would keep the runtime's id, which is root's.
+    /// The runtimes do not all refuse it, and some cut larger numbers to 32 bits.
+    fn impossible_number(&self) -> Option<String> {
+        let user = self.process.as_ref().and_then(|process| process.get("user")).unwrap_or(&Value::Null);
+        let fields = ["uid", "gid"].map(|name| (format!("process.user.{name}"), &user[name]));
+        let groups = list(&user["additionalGids"]).map(|(at, id)| (format!("process.user.additionalGids[{at}]"), id));
+        let devices = list(&self.linux.devices).flat_map(|(at, device)| {
+            ["major", "minor", "uid", "gid"].map(|name| (format!("linux.devices[{at}].{name}"), &device[name]))
+        });
+        let of_mappings = |path: String, mappings| {
+            let fields = list(mappings).flat_map(move |(at, mapping): (usize, &Value)| {
+                ["containerID", "hostID"].map(|name| (format!("{path}[{at}].{name}"), &mapping[name]))
+            });
+            fields.collect::<Vec<_>>()
+        };
+        let mounts = list(&self.mounts).flat_map(|(at, mount)| {
+            let of = |name: &str| of_mappings(format!("mounts[{at}].{name}"), &mount[name]);
+            [of("uidMappings"), of("gidMappings")].into_iter().flatten()
+        });
+        let mappings = [("uidMappings", &self.linux.uid_mappings), ("gidMappings", &self.linux.gid_mappings)];
+        let of_linux = mappings.into_iter().flat_map(|(name, mappings)| {
+            mappings.iter().enumerate().flat_map(move |(at, mapping)| {
+                let ids = [("containerID", mapping.container_id), ("hostID", mapping.host_id)];
+                ids.into_iter().filter(|(_, id)| *id == NO_ID).map(move |(id, _)| format!("linux.{name}[{at}].{id}"))
+            })
+        });
+        let values = fields.into_iter().chain(groups).chain(devices).chain(mounts);
+        let bad =
+            values.filter(|(_, value)| value.as_f64().is_some_and(|number| !(0.0..f64::from(NO_ID)).contains(&number)));
+        let bad =
+            bad.map(|(path, value)| format!("{path}: {value}")).chain(of_linux.map(|path| format!("{path}: {NO_ID}")));
+        bad.map(|what| format!("{what} is not allowed: it must be from 0 to {}", NO_ID - 1)).next()
+    }
+}
+
+/// The elements of a list with their places; none of what is no list, which is the runtime's to refuse.
+fn list(value: &Value) -> impl Iterator<Item = (usize, &Value)> {
+    value.as_array().into_iter().flatten().enumerate()
 }
 
 impl Bundle {
@@ -109,6 +157,9 @@ impl Bundle {
         let text = read_regular(&file).map_err(|source| BundleError::Unreadable { path: file.clone(), source })?;
         let malformed = |reason: String| BundleError::Malformed { path: file.clone(), reason };
         let config: Config = serde_json::from_slice(&text).map_err(|e| malformed(e.to_string()))?;
+        if let Some(number) = config.impossible_number() {
+            return Err(malformed(number));
+        }
         let process = config.process.ok_or_else(|| malformed("has no process".into()))?;
         let spec: ProcessSpec =
             serde_json::from_value(Value::Object(process.clone())).map_err(|e| malformed(format!("process: {e}")))?;
@@ -171,6 +222,35 @@ mod tests {
         assert!(load(r#"{"process":{}}"#).expect_err("no args").contains("args"));
         assert!(load(r#"{"process":{"args":"sh"}}"#).expect_err("no list").contains("process: invalid type"));
         assert!(load("[]").is_err());
+    }
+
+    #[test]
+    fn numbers_that_mean_unchanged_are_refused_by_their_path() {
+        let process = |user: &str| format!(r#"{{"process":{{"args":["a"],"user":{user}}}}}"#);
+        let rest = |rest: &str| format!(r#"{{"process":{{"args":["a"]}},{rest}}}"#);
+        let mapping = r#"[{"containerID":0,"hostID":1,"size":1},{"containerID":1,"hostID":4294967295,"size":1}]"#;
+        for (config, path) in [
+            (process(r#"{"uid":4294967295}"#), "process.user.uid: 4294967295"),
+            (process(r#"{"uid":-1}"#), "process.user.uid: -1"),
+            (process(r#"{"uid":0,"gid":4294967295}"#), "process.user.gid"),
+            (process(r#"{"gid":4294967296}"#), "process.user.gid"),
+            (process(r#"{"additionalGids":[5,4294967295]}"#), "process.user.additionalGids[1]"),
+            (rest(&format!(r#""linux":{{"uidMappings":{mapping}}}"#)), "linux.uidMappings[1].hostID"),
+            (rest(&format!(r#""linux":{{"gidMappings":{mapping}}}"#)), "linux.gidMappings[1].hostID"),
+            (rest(&format!(r#""mounts":[{{}},{{"gidMappings":{mapping}}}]"#)), "mounts[1].gidMappings[1].hostID"),
+            (rest(r#""linux":{"devices":[{"major":-1}]}"#), "linux.devices[0].major: -1"),
+            (rest(r#""linux":{"devices":[{"minor":4294967304}]}"#), "linux.devices[0].minor"),
+            (rest(r#""linux":{"devices":[{},{"uid":4294967295}]}"#), "linux.devices[1].uid"),
+            (rest(r#""linux":{"devices":[{"gid":4294967295.0}]}"#), "linux.devices[0].gid"),
+        ] {
+            let error = load(&config).expect_err("it is refused");
+            assert!(error.contains(path) && error.contains("from 0 to 4294967294"), "{error}");
+        }
+        let largest = r#"{"uid":4294967294,"gid":4294967294,"additionalGids":[4294967294]}"#;
+        load(&process(largest)).expect("the largest ids");
+        load(&process("null")).expect("no user");
+        // -1 stands for any device there (OCI runtime specification, config-linux.md).
+        load(&rest(r#""linux":{"devices":null,"resources":{"devices":[{"major":-1}]}},"mounts":null"#)).expect("valid");
     }
 
     #[test]

@@ -63,7 +63,8 @@ fn insert_devices(
     let mut devices: BTreeMap<Device, Limit> = BTreeMap::new();
     for (device, value) in named {
         let device = device.ok_or_else(|| invalid(field.name(), "", "has an entry without blkIODevice"))?;
-        let number = |number: i64| u64::try_from(number).ok();
+        // The kernel's device numbers have 32 bits, and -1 in as many stands for any device.
+        let number = |number: i64| u32::try_from(number).ok().filter(|number| *number != u32::MAX).map(u64::from);
         let (Some(major), Some(minor)) = (number(device.major), number(device.minor)) else {
             let text = format!("{}:{}", device.major, device.minor);
             return Err(invalid(field.name(), text, "is no device"));
@@ -142,7 +143,9 @@ mod tests {
 
     #[test]
     fn devices_must_be_devices() {
-        for device in [None, Some(api::BlockIoDevice { major: -1, minor: 0 })] {
+        let device = |major, minor| Some(api::BlockIoDevice { major, minor });
+        let any = i64::from(u32::MAX);
+        for device in [None, device(-1, 0), device(8, -1), device(any, 0), device(8, any), device(8, 1 << 32)] {
             let asked = api::UpdateResource {
                 blkio_throttle_write_iops_device: vec![api::ThrottleDevice { blk_io_device: device, rate: 1 }],
                 ..Default::default()

@@ -276,3 +276,72 @@ async fn a_runtime_that_misbehaves() {
         host.finish();
     }
 }
+
+#[tokio::test]
+async fn ids_and_numbers_that_no_process_can_have_are_refused() {
+    let host = Host::new().await;
+    let mut client = host.client().await;
+    let user = serde_json::json!({"uid": u32::MAX, "gid": 0});
+    let bundle = host.bundle(&["id", "-u"]).process("user", user).write();
+    let result = client.create_container(container("c", &bundle)).await;
+    refused(result, Code::InvalidArgument, &["process.user.uid: 4294967295", "config.json"]);
+    let mut bundle = host.bundle(&["true"]);
+    bundle.config["linux"]["devices"] = serde_json::json!([{"path": "/dev/x", "type": "c", "major": -1, "minor": 0}]);
+    let result = client.create_container(container("c", &bundle.write())).await;
+    refused(result, Code::InvalidArgument, &["linux.devices[0].major: -1"]);
+    sleeper(&host, &mut client, "c").await;
+    for (user, field) in [
+        (api::User { uid: u32::MAX, ..Default::default() }, "user.uid"),
+        (api::User { gid: u32::MAX, ..Default::default() }, "user.gid"),
+        (api::User { additional_gids: vec![u32::MAX], ..Default::default() }, "user.additionalGids"),
+    ] {
+        let request = api::AddProcessRequest { user: Some(user), ..process("c", "p", &["true"]) };
+        refused(client.add_process(request).await, Code::InvalidArgument, &[field, "4294967295"]);
+    }
+    let rlimits = vec![api::Rlimit { r#type: "RLIMIT_NOFILE".into(), soft: 2, hard: 1 }];
+    let request = api::AddProcessRequest { rlimits, ..process("c", "p", &["true"]) };
+    refused(client.add_process(request).await, Code::InvalidArgument, &["rlimits", "RLIMIT_NOFILE 2:1"]);
+    for number in [0, 65, u32::MAX] {
+        refused(signal(&mut client, "c", "init", number).await, Code::InvalidArgument, &["signal"]);
+    }
+    kill(&mut client, "c").await;
+    host.finish();
+}
+
+#[tokio::test]
+async fn labels_beyond_the_limit_are_refused_and_the_most_are_kept() {
+    let host = Host::new().await;
+    let mut client = host.client().await;
+    let bundle = host.bundle(&["sleep", "100000"]).write();
+    let labels = |count| vec!["x".repeat(1022); count];
+    let request = api::CreateContainerRequest { labels: labels(65), ..container("c", &bundle) };
+    refused(client.create_container(request).await, Code::InvalidArgument, &["labels", "65536"]);
+    let request = api::CreateContainerRequest { labels: labels(64), ..container("c", &bundle) };
+    let made = client.create_container(request).await.unwrap().into_inner().container.unwrap();
+    assert_eq!((&made.labels, &state(&mut client).await[0].labels), (&labels(64), &labels(64)));
+    kill(&mut client, "c").await;
+    host.finish();
+}
+
+#[tokio::test]
+async fn state_of_one_container_fits_a_clients_default_limit() {
+    let host = Host::new().await;
+    // It takes messages of 4 MB, as gRPC clients do that were not told otherwise.
+    let mut client = host.client_with_window(1 << 20).await;
+    let mut args = vec!["sh", "-c", "sleep 100000"];
+    let large = "x".repeat(100_000);
+    args.extend([large.as_str(); 12]);
+    start(&mut client, "c", &host.bundle(&args).write()).await;
+    for name in ["p", "q", "r"] {
+        client.add_process(process("c", name, &args)).await.unwrap();
+    }
+    let state = client.state(api::StateRequest { id: "c".into() }).await.unwrap().into_inner();
+    let processes = &state.containers[0].processes;
+    assert_eq!(processes.len(), 4);
+    for process in processes {
+        assert_eq!(process.args[..3], ["sh", "-c", "sleep 100000"].map(String::from));
+        assert_eq!(process.args[3..], ["[too long to be shown]"]);
+    }
+    kill(&mut client, "c").await;
+    host.finish();
+}
