@@ -1,6 +1,7 @@
 //! The command line.
 
-use clap::{Parser, ValueEnum};
+use clap::{CommandFactory, Parser, ValueEnum};
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -89,6 +90,50 @@ pub(crate) struct Flags {
     pub(crate) log_format: LogFormat,
 }
 
+impl Flags {
+    /// Reads this program's command line; ends the program if it is wrong.
+    pub(crate) fn read() -> Flags {
+        Flags::parse_from(with_two_dashes(std::env::args_os()))
+    }
+}
+
+/// Writes long flags as clap knows them where they are written as Go programs know them: `-debug`, `-state-dir DIR`,
+/// `-debug=true`. A word that is the value of the flag before it stays as it is, and so does what is no long flag.
+fn with_two_dashes(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let mut command = Flags::command();
+    command.build();
+    let takes_value = |is_meant: &dyn Fn(&clap::Arg) -> bool| {
+        command.get_arguments().find(|flag| is_meant(flag)).map(|flag| flag.get_action().takes_values())
+    };
+    let mut written = Vec::new();
+    let (mut is_value, mut is_flag_still) = (true, true);
+    for argument in arguments {
+        let text = argument.to_str().filter(|_| is_flag_still && !is_value).unwrap_or_default();
+        is_value = false;
+        if text == "--" {
+            is_flag_still = false;
+        }
+        let word = text.strip_prefix("--").or_else(|| text.strip_prefix('-')).unwrap_or_default();
+        let (name, value) = word.split_once('=').map_or((word, None), |(name, value)| (name, Some(value)));
+        let takes = takes_value(&|flag| flag.get_long() == Some(name)).filter(|_| name.len() > 1);
+        match (takes, value) {
+            (Some(false), Some("false")) => continue,
+            (Some(false), Some("true")) => written.push(format!("--{name}").into()),
+            (Some(takes), _) => {
+                is_value = takes && value.is_none();
+                written.push(format!("--{word}").into());
+            }
+            (None, _) => {
+                let short = text.strip_prefix('-').filter(|letter| letter.len() == 1);
+                let letter = short.and_then(|letter| letter.chars().next());
+                is_value = letter.is_some() && takes_value(&|flag| flag.get_short() == letter) == Some(true);
+                written.push(argument);
+            }
+        }
+    }
+    written
+}
+
 /// The least important messages that are logged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LogLevel {
@@ -123,7 +168,6 @@ pub(crate) fn limit(given: Duration) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_definition_is_consistent() {
@@ -155,5 +199,34 @@ mod tests {
         let flags = Flags::parse_from(["containerd", "--runtime-args=--root=/r", "--runtime-args", "--debug"]);
         assert_eq!(flags.runtime_args, ["--root=/r", "--debug"]);
         assert!(!flags.debug);
+    }
+
+    fn parsed(words: &str) -> Flags {
+        let words = words.split(' ').map(OsString::from);
+        Flags::try_parse_from(with_two_dashes(words)).expect("valid flags")
+    }
+
+    #[test]
+    fn long_flags_with_one_dash_are_accepted() {
+        let flags = parsed("containerd -debug -state-dir /s -listen=unix:///x -runtime crun -start-timeout 5s");
+        assert!(flags.debug);
+        assert_eq!((flags.state_dir.to_str(), flags.listen.as_str()), (Some("/s"), "unix:///x"));
+        assert_eq!((flags.runtime.as_str(), flags.start_timeout), ("crun", Duration::from_secs(5)));
+        assert!(parsed("containerd -debug=true").debug && parsed("containerd --debug=true").debug);
+        assert!(!parsed("containerd -debug=false").debug);
+    }
+
+    #[test]
+    fn values_and_short_flags_with_one_dash_stay_as_they_are() {
+        let flags = parsed("containerd --runtime-args -debug -runtime-args=-debug -l unix:///y -r crun");
+        assert_eq!(flags.runtime_args, ["-debug", "-debug"]);
+        assert_eq!((flags.listen.as_str(), flags.runtime.as_str()), ("unix:///y", "crun"));
+        assert!(!flags.debug);
+        // The value is written at the flag's letter.
+        assert_eq!(parsed("containerd -lunix:///x").listen, "unix:///x");
+        let value = with_two_dashes(["containerd", "-l", "-debug"].map(OsString::from));
+        assert_eq!(value, ["containerd", "-l", "-debug"]);
+        let unknown = with_two_dashes(["containerd", "-unknown", "--", "-debug"].map(OsString::from));
+        assert_eq!(unknown, ["containerd", "-unknown", "--", "-debug"]);
     }
 }

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use sys::activation::Passed;
+use sys::socket_path::SocketPath;
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_rustls::TlsAcceptor;
@@ -127,7 +128,7 @@ fn listen_at(path: &Path, group: Option<&str>) -> Result<(UnixListener, SocketFi
     remove_stale(path)?;
     // The file is born with its mode: there is no moment at which others could connect.
     let before = umask(Mode::from_raw_mode(0o117));
-    let bound = std::os::unix::net::UnixListener::bind(path);
+    let bound = SocketPath::to_bind(path).and_then(std::os::unix::net::UnixListener::bind);
     umask(before);
     let listener = bound?;
     listener.set_nonblocking(true)?;
@@ -145,7 +146,7 @@ fn remove_stale(path: &Path) -> Result<()> {
     if !metadata.file_type().is_socket() {
         bail!("there is something that is no socket");
     }
-    match std::os::unix::net::UnixStream::connect(path) {
+    match SocketPath::to_connect(path).and_then(std::os::unix::net::UnixStream::connect) {
         Ok(socket) if is_orphan(&socket) => {}
         Ok(_) => bail!("another process listens there"),
         Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {}

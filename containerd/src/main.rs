@@ -20,11 +20,10 @@ mod service;
 mod tls;
 mod wire;
 
-use clap::Parser;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let flags = flags::Flags::parse();
+    let flags = flags::Flags::read();
     let level = match logging::init(&flags) {
         Ok(level) => level,
         Err(e) => {

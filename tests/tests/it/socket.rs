@@ -3,7 +3,7 @@
 use crate::support::*;
 use rustix::process::Signal;
 use std::os::unix::fs::PermissionsExt;
-use tests::{Host, Options};
+use tests::{Host, Options, eventually};
 
 fn mode(path: &std::path::Path) -> u32 {
     std::fs::metadata(path).unwrap().permissions().mode() & 0o7777
@@ -82,8 +82,43 @@ async fn addresses_that_cannot_be_listened_at() {
     };
     assert!(listen(&host.address()).contains("no socket"));
     assert!(listen("nonsense").contains("unix:///path"));
-    assert!(listen(&format!("unix://{}", host.join(&"x".repeat(200)))).contains("cannot listen at"));
+    assert!(listen(&format!("unix://{}", host.join(&"x".repeat(300)))).contains("cannot listen at"));
     assert_eq!(std::fs::read(host.path().join("socket")).unwrap(), b"a file");
+}
+
+#[test]
+fn socket_in_a_deep_directory_is_served_and_replaced() {
+    use std::io::{Read, Write};
+    let host = Host::prepare(Options::default());
+    let deep = host.path().join("d".repeat(120)).join("e".repeat(120));
+    std::fs::create_dir_all(&deep).unwrap();
+    for (address, signal) in [
+        ("unix://socket".to_string(), Signal::KILL),
+        ("unix://./socket".to_string(), Signal::KILL),
+        (format!("unix://{}", deep.join("socket").display()), Signal::TERM),
+    ] {
+        let mut daemon = host.command().args(["--listen", &address]).current_dir(&deep).spawn().unwrap();
+        // It may still be the socket of the daemon before.
+        let connect = || {
+            let path = sys::socket_path::SocketPath::to_connect(&deep.join("socket"))?;
+            std::os::unix::net::UnixStream::connect(path)
+        };
+        let mut socket = None;
+        eventually("the daemon listens", || {
+            socket = connect().ok();
+            socket.is_some()
+        });
+        let mut socket = socket.unwrap();
+        socket.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").unwrap();
+        // The type of the first frame is that of the server's settings.
+        let mut header = [0; 9];
+        socket.read_exact(&mut header).unwrap();
+        assert_eq!(header[3], 4);
+        assert_eq!(mode(&deep.join("socket")), 0o660);
+        rustix::process::kill_process(rustix::process::Pid::from_child(&daemon), signal).unwrap();
+        daemon.wait().unwrap();
+        assert_eq!(deep.join("socket").exists(), signal == Signal::KILL);
+    }
 }
 
 #[tokio::test]
