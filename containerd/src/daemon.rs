@@ -18,7 +18,7 @@ use crate::dump;
 use crate::flags::{Flags, limit};
 use crate::http;
 use crate::listen::{self, Inherited};
-use crate::logging::Level;
+use crate::logging::{Level, Log};
 use crate::metrics;
 use crate::profile;
 use crate::replace::Replacement;
@@ -51,7 +51,7 @@ const FIRST_DESCRIPTORS: u64 = 1024;
 const DESCRIPTORS_OF_ONE: u64 = 5;
 
 /// Runs until a signal says to stop.
-pub(crate) fn run(flags: Flags, level: Level) -> Result<()> {
+pub(crate) fn run(flags: Flags, log: &Log, level: Level) -> Result<()> {
     sys::allocator::limit_heaps(2);
     // Whoever started this process may have blocked some; threads and children would inherit that.
     sys::signal::unblock_all().context("unblock signals")?;
@@ -83,7 +83,7 @@ pub(crate) fn run(flags: Flags, level: Level) -> Result<()> {
         .enable_all()
         .build()
         .context("start the threads")?;
-    let result = runtime.block_on(serve(&flags, level, state_dir, inherited, &replacement));
+    let result = runtime.block_on(serve(&flags, (log, level), state_dir, inherited, &replacement));
     // What is still under way is taken up by the next daemon.
     runtime.shutdown_background();
     result
@@ -109,7 +109,7 @@ fn lock(state_dir: &Path) -> Result<OwnedFd> {
 
 async fn serve(
     flags: &Flags,
-    level: Level,
+    (log, level): (&Log, Level),
     state_dir: PathBuf,
     inherited: Inherited,
     replacement: &Replacement,
@@ -247,7 +247,9 @@ async fn serve(
             sys::signal::ignore(signal).context("ignore a signal")?;
         }
         // Clients wait in the sockets.
-        bail!(replacement.take_over(sockets.hand_over().context("hand the sockets over")?));
+        let sockets = sockets.hand_over().context("hand the sockets over")?;
+        log.flush();
+        bail!(replacement.take_over([Some(sockets), log.hand_over()].into_iter().flatten().collect()));
     }
     Ok(())
 }

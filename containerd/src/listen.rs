@@ -11,7 +11,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use sys::activation::Passed;
+use sys::activation::{Passed, SOCKETS};
 use sys::socket_path::SocketPath;
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -69,7 +69,7 @@ pub(crate) struct Inherited {
 impl Inherited {
     /// Takes them; gives none the second time.
     pub(crate) fn take() -> Inherited {
-        Inherited { passed: sys::activation::take(), handed_over: sys::activation::take_handed_over() }
+        Inherited { passed: sys::activation::take(), handed_over: sys::activation::take_handed_over(SOCKETS) }
     }
 
     /// Whether this program has replaced another one of its kind.
@@ -264,7 +264,7 @@ impl Drop for SocketFile {
 impl Sockets {
     /// Leaves the sockets to the program that takes this one's place: what is to be added to its environment.
     pub(crate) fn hand_over(&self) -> io::Result<(&'static str, String)> {
-        sys::activation::hand_over(&self.kept)
+        sys::activation::hand_over(SOCKETS, &self.kept)
     }
 
     /// Nobody is to wait for an answer any more.

@@ -1,17 +1,30 @@
 //! Logs go to stderr, or to the journal when systemd has connected stderr with it. Their level can be changed.
+//!
+//! Logging never waits for a reader: see [`sink`]. Foreign text (labels, paths, what a runtime says) is escaped where fields
+//! are written as text, in [`write_field`], so that it can neither begin a line of its own nor control a terminal. JSON
+//! escapes it anyway, and the journal takes fields of any bytes.
+
+mod journal;
+mod sink;
 
 use anyhow::{Context, Result};
 use std::fmt;
 use std::io::IsTerminal;
 use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+use tracing::field::Field;
 use tracing::level_filters::LevelFilter;
+use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::filter::Targets;
+use tracing_subscriber::fmt::format;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::reload::Handle;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, fmt as form, reload};
 
 use crate::flags::{Flags, LogFormat, LogLevel};
+use sink::{Output, Sink};
 
 /// The crates whose messages are of interest at any level.
 const OURS: [&str; 4] = ["containerd", "supervisor", "runtime", "cgroup"];
@@ -46,8 +59,28 @@ fn filter(level: LevelFilter) -> Targets {
     Targets::new().with_default(others).with_targets(OURS.map(|name| (name, level)))
 }
 
+/// How long a reader may take for what has been logged when this program ends.
+const FLUSH_LIMIT: Duration = Duration::from_millis(500);
+
+/// Where the log goes.
+#[derive(Debug, Clone)]
+pub(crate) struct Log(Arc<Sink>);
+
+impl Log {
+    /// Writes what has been logged, as far as it is read within a short time.
+    pub(crate) fn flush(&self) {
+        self.0.flush(FLUSH_LIMIT);
+    }
+
+    /// Leaves what has been logged and not been read to the program that takes this one's place: a variable for its
+    /// environment. Nothing that is logged later is written.
+    pub(crate) fn hand_over(&self) -> Option<(&'static str, String)> {
+        self.0.hand_over()
+    }
+}
+
 /// Begins to log as the flags say.
-pub(crate) fn init(flags: &Flags) -> Result<Level> {
+pub(crate) fn init(flags: &Flags) -> Result<(Log, Level)> {
     let level = match flags.log_level {
         _ if flags.debug => LevelFilter::DEBUG,
         LogLevel::Error => LevelFilter::ERROR,
@@ -57,22 +90,47 @@ pub(crate) fn init(flags: &Flags) -> Result<Level> {
         LogLevel::Trace => LevelFilter::TRACE,
     };
     let (filter, handle) = reload::Layer::new(filter(level));
+    let is_journal = flags.log_format == LogFormat::Text && is_connected_to_journal();
+    let output = if is_journal { Output::journal().context("connect to the journal")? } else { Output::stderr()? };
+    let sink = Sink::new(output);
+    let lines = {
+        let sink = sink.clone();
+        move || sink::Line(sink.clone())
+    };
     let layer = match flags.log_format {
-        LogFormat::Text if is_connected_to_journal() => {
-            let journal = tracing_journald::layer().context("connect to the journal")?;
-            journal.with_field_prefix(None).with_syslog_identifier("containerd".into()).with_filter(filter).boxed()
-        }
+        LogFormat::Text if is_journal => journal::Journal::new(sink.clone()).with_filter(filter).boxed(),
         LogFormat::Text => {
             let ansi = std::io::stderr().is_terminal();
-            form::layer().with_writer(std::io::stderr).with_ansi(ansi).with_filter(filter).boxed()
+            let fields = format::debug_fn(write_field).delimited(" ");
+            form::layer().fmt_fields(fields).with_writer(lines).with_ansi(ansi).with_filter(filter).boxed()
         }
         LogFormat::Json => {
             let json = form::layer().json().flatten_event(true).with_span_list(false);
-            json.with_writer(std::io::stderr).with_filter(filter).boxed()
+            json.with_writer(lines).with_filter(filter).boxed()
         }
     };
     tracing_subscriber::registry().with(layer).init();
-    Ok(Level(handle))
+    // It would write to stderr, and wait for a reader.
+    std::panic::set_hook(Box::new(|panic| {
+        let backtrace = std::backtrace::Backtrace::capture();
+        match backtrace.status() {
+            std::backtrace::BacktraceStatus::Captured => tracing::error!(%backtrace, "{panic}"),
+            _ => tracing::error!("{panic}"),
+        }
+    }));
+    Ok((Log(sink), Level(handle)))
+}
+
+/// Writes a field of a text line: the message as it is, others as `name=value`.
+fn write_field(writer: &mut format::Writer<'_>, field: &Field, value: &dyn fmt::Debug) -> fmt::Result {
+    let text = format!("{value:?}");
+    let shown = sys::shown::escape(&text);
+    match field.name() {
+        "message" => write!(writer, "{shown}"),
+        // In italics, and the sign pale (console_codes(4)).
+        name if writer.has_ansi_escapes() => write!(writer, "\x1b[3m{name}\x1b[0m\x1b[2m=\x1b[0m{shown}"),
+        name => write!(writer, "{name}={shown}"),
+    }
 }
 
 /// Whether stderr goes to the journal: `JOURNAL_STREAM` has its device and inode (systemd.exec(5)).
@@ -94,5 +152,37 @@ mod tests {
         assert!(targets.would_enable("h2::codec", &tracing::Level::WARN));
         assert!(filter(LevelFilter::TRACE).would_enable("h2::codec", &tracing::Level::TRACE));
         assert!(!filter(LevelFilter::ERROR).would_enable("h2::codec", &tracing::Level::WARN));
+    }
+
+    #[test]
+    fn foreign_text_stays_in_its_line() {
+        #[derive(Clone, Default)]
+        struct Lines(Arc<std::sync::Mutex<Vec<u8>>>);
+        impl std::io::Write for Lines {
+            fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+                self.0.lock().expect("lock").extend_from_slice(bytes);
+                Ok(bytes.len())
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let fields = format::debug_fn(write_field).delimited(" ");
+        let layer = form::layer().fmt_fields(fields).with_writer(move || writer.clone()).with_ansi(false);
+        let foreign = "a\n2026-01-01 ERROR forged\x1b[2J\u{202e}b\r\u{9b}";
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
+            let span = tracing::info_span!("call", id = foreign, path = %foreign);
+            let error = std::io::Error::other(foreign);
+            span.in_scope(
+                || tracing::warn!(plain = %foreign, quoted = foreign, debug = ?foreign, %error, "said: {foreign}"),
+            );
+        });
+        let text = String::from_utf8(lines.0.lock().expect("lock").clone()).expect("text");
+        assert_eq!(text.matches('\n').count(), 1, "{text}");
+        assert!(text.ends_with('\n') && text.trim_end().chars().all(|c| !c.is_control() && c != '\u{202e}'), "{text}");
+        assert_eq!(text.matches("forged").count(), 7, "{text}");
+        assert!(text.contains(r"said: a\n2026-01-01 ERROR forged\u{1b}[2J\u{202e}b\r\u{9b} plain=a\n"), "{text}");
     }
 }

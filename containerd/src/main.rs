@@ -24,18 +24,20 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let flags = flags::Flags::read();
-    let level = match logging::init(&flags) {
-        Ok(level) => level,
+    let (log, level) = match logging::init(&flags) {
+        Ok(both) => both,
         Err(e) => {
             eprintln!("containerd: cannot log: {e:#}");
             return ExitCode::FAILURE;
         }
     };
-    match daemon::run(flags, level) {
+    let code = match daemon::run(flags, &log, level) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             tracing::error!("{e:#}");
             ExitCode::FAILURE
         }
-    }
+    };
+    log.flush();
+    code
 }

@@ -40,15 +40,15 @@ impl Replacement {
     }
 
     /// Puts the program in this one's place. Only returns if neither it nor this one itself can be started.
-    pub(crate) fn take_over(&self, sockets: (&str, String)) -> anyhow::Error {
-        let (name, value) = sockets;
+    /// `left` are variables that tell it what this one leaves to it.
+    pub(crate) fn take_over(&self, left: Vec<(&'static str, String)>) -> anyhow::Error {
         let exec = |program: &std::path::Path| {
             let mut command = Command::new(program);
             if let Some((own, arguments)) = self.arguments.split_first() {
                 command.arg0(own).args(arguments);
             }
             command
-                .env(name, &value)
+                .envs(left.iter().map(|(name, value)| (name, value)))
                 .env_remove("LISTEN_FDS")
                 .env_remove("LISTEN_PID")
                 .env_remove("LISTEN_FDNAMES")

@@ -6,14 +6,14 @@ use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::Duration;
-use sys::activation::HANDED_OVER;
+use sys::activation::{LOG, RESERVE, SOCKETS};
 use sys::child::ExitStatus;
 use sys::exhausted::is_exhausted;
 use tokio::io::unix::AsyncFd;
 
 /// What systemd means for the daemon alone, and what the daemon means for its successor.
-pub(crate) const NOT_FOR_CHILDREN: [&str; 5] =
-    ["NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", HANDED_OVER];
+pub(crate) const NOT_FOR_CHILDREN: [&str; 7] =
+    ["NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", SOCKETS, LOG, RESERVE];
 
 /// How long to wait before a child is looked at again, when there is no descriptor to wait for it with.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);

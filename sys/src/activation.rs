@@ -4,6 +4,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// The first descriptor that is passed.
 const FIRST: RawFd = 3;
@@ -43,35 +44,45 @@ pub fn take() -> Vec<Passed> {
         .collect()
 }
 
-/// The variable that tells a program which sockets the one before it, in the same process, has left to it.
-pub const HANDED_OVER: &str = "CONTAINERD_SOCKETS";
+/// The variable that names the listening sockets which the program before this one, in the same process, has left to it.
+pub const SOCKETS: &str = "CONTAINERD_SOCKETS";
 
-/// Says which sockets the program that takes this one's place is to have: the variable and its value. They stay open
-/// over execve(2).
-pub fn hand_over(sockets: &[OwnedFd]) -> io::Result<(&'static str, String)> {
+/// The variable that names a file with what that program had not logged yet.
+pub const LOG: &str = "CONTAINERD_LOG";
+
+/// The variable that names what that program kept for this one, so that nothing else could take it.
+pub const RESERVE: &str = "CONTAINERD_RESERVE";
+
+/// Says which descriptors the program that takes this one's place is to have under a name of the three: the variable and
+/// its value. They stay open over execve(2).
+pub fn hand_over(variable: &'static str, descriptors: &[OwnedFd]) -> io::Result<(&'static str, String)> {
     let mut numbers = Vec::new();
-    for socket in sockets {
-        rustix::io::fcntl_setfd(socket, rustix::io::FdFlags::empty())?;
-        numbers.push(socket.as_raw_fd().to_string());
+    for descriptor in descriptors {
+        rustix::io::fcntl_setfd(descriptor, rustix::io::FdFlags::empty())?;
+        numbers.push(descriptor.as_raw_fd().to_string());
     }
-    Ok((HANDED_OVER, format!("{}:{}", std::process::id(), numbers.join(","))))
+    Ok((variable, format!("{}:{}", std::process::id(), numbers.join(","))))
 }
 
-/// Takes what [`hand_over`] has left. Only the first call gives any.
-pub fn take_handed_over() -> Vec<OwnedFd> {
-    static TAKEN: AtomicBool = AtomicBool::new(false);
-    let variable = std::env::var(HANDED_OVER).unwrap_or_default();
-    let Some((pid, numbers)) = variable.split_once(':') else { return Vec::new() };
-    if pid.parse() != Ok(std::process::id()) || TAKEN.swap(true, Ordering::SeqCst) {
+/// Takes what [`hand_over`] has left under this name. Only the first call gives any.
+pub fn take_handed_over(variable: &str) -> Vec<OwnedFd> {
+    static TAKEN: Mutex<Vec<RawFd>> = Mutex::new(Vec::new());
+    let value = std::env::var(variable).unwrap_or_default();
+    let Some((pid, numbers)) = value.split_once(':') else { return Vec::new() };
+    if pid.parse() != Ok(std::process::id()) {
         return Vec::new();
     }
-    let mut numbers: Vec<RawFd> = numbers.split(',').filter_map(|number| number.parse().ok()).collect();
-    numbers.sort_unstable();
-    numbers.dedup();
-    let is_meant = |number: &RawFd| *number >= FIRST && is_open(*number);
-    // SAFETY: it is open, as was looked at; the program before this one left it to this process to own, and this is
-    // done once and for each number once, so that nobody else owns it.
-    numbers.into_iter().filter(is_meant).map(|number| unsafe { OwnedFd::from_raw_fd(number) }).collect()
+    let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut found = Vec::new();
+    for number in numbers.split(',').filter_map(|number| number.parse().ok()) {
+        if number >= FIRST && !taken.contains(&number) && is_open(number) {
+            taken.push(number);
+            // SAFETY: it is open, as was looked at; the program before this one left it to this process to own. Each
+            // number is taken once, as the list says, so that nobody else owns it.
+            found.push(unsafe { OwnedFd::from_raw_fd(number) });
+        }
+    }
+    found
 }
 
 fn is_open(number: RawFd) -> bool {
@@ -86,7 +97,7 @@ mod tests {
     #[test]
     fn nothing_is_taken_that_was_meant_for_another_process() {
         // Whoever runs the tests passes none to them.
-        assert!(take().is_empty() && take_handed_over().is_empty());
+        assert!(take().is_empty() && take_handed_over(SOCKETS).is_empty());
         assert!(is_open(0) && !is_open(-1) && !is_open(1 << 20));
     }
 }

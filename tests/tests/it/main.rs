@@ -18,6 +18,7 @@ mod insight;
 mod kills;
 mod limits;
 mod listen;
+mod logging;
 mod oom;
 mod output;
 mod restart;
