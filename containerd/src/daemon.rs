@@ -50,14 +50,13 @@ const FIRST_DESCRIPTORS: u64 = 1024;
 /// A container takes so many: its `exit`, what tells of an out-of-memory, and three that `State` holds.
 const DESCRIPTORS_OF_ONE: u64 = 5;
 
+/// What nobody but root may do with any file of the daemon's: write to it.
+const UMASK: Mode = Mode::from_raw_mode(0o022);
+
 /// Runs until a signal says to stop.
 pub(crate) fn run(flags: Flags, log: &Log, level: Level) -> Result<()> {
     sys::allocator::limit_heaps(2);
-    // Whoever started this process may have blocked some; threads and children would inherit that.
-    sys::signal::unblock_all().context("unblock signals")?;
-    // The program before this one, in the same process, may have been profiled.
-    sys::signal::stop_profile_timer();
-    sys::signal::restore_default(sys::signal::PROF).context("give a signal back")?;
+    clean_state().context("begin with a clean state")?;
     let inherited = Inherited::take();
     let replacement = Replacement::new()?;
     // What this process was started with is not the containers' business.
@@ -87,6 +86,21 @@ pub(crate) fn run(flags: Flags, log: &Log, level: Level) -> Result<()> {
     // What is still under way is taken up by the next daemon.
     runtime.shutdown_background();
     result
+}
+
+/// Leaves behind what this process's starter gave it, and what threads and children would inherit: blocked and ignored
+/// signals, limits that would end a daemon, and a umask, on which the modes of files would depend.
+fn clean_state() -> std::io::Result<()> {
+    sys::signal::unblock_all()?;
+    // The program before this one, in the same process, may have been profiled.
+    sys::signal::stop_profile_timer();
+    // SIGHUP stays ignored until it is listened to: the program before this one left it so, lest it end this one. Rust ignores
+    // SIGPIPE, and gives children the default.
+    sys::signal::restore_ignored(&[SignalKind::hangup().as_raw_value(), SignalKind::pipe().as_raw_value()]);
+    sys::signal::survive_file_size_limit()?;
+    sys::limits::lift()?;
+    rustix::process::umask(UMASK);
+    Ok(())
 }
 
 /// Takes the state directory for this process alone, as long as the result is held.
@@ -249,7 +263,8 @@ async fn serve(
         // Clients wait in the sockets.
         let sockets = sockets.hand_over().context("hand the sockets over")?;
         log.flush();
-        bail!(replacement.take_over([Some(sockets), log.hand_over()].into_iter().flatten().collect()));
+        let left = [Some(sockets), log.hand_over()];
+        bail!(replacement.take_over(left.into_iter().flatten().collect()));
     }
     Ok(())
 }

@@ -28,6 +28,8 @@ pub mod foreign_file;
 mod heap;
 #[cfg(feature = "std")]
 pub mod huge_pages;
+#[cfg(feature = "std")]
+pub mod limits;
 pub mod pidfd;
 pub mod procfs;
 mod raw;

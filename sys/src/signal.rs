@@ -109,6 +109,37 @@ mod hosted {
         if before == libc::SIG_ERR { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
+    /// Gives each signal that this process's starter ignored its default action back, but for `kept`. Handlers stay.
+    pub fn restore_ignored(kept: &[i32]) {
+        for signal in (1..=super::MAX as i32).filter(|signal| !kept.contains(signal)) {
+            let mut now = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
+            // SAFETY: no action is set, and the present one is written to a structure of its own, which is valid when all
+            // of it is zero. A signal that cannot be asked for is refused.
+            let now = unsafe {
+                libc::sigaction(signal, std::ptr::null(), now.as_mut_ptr());
+                now.assume_init()
+            };
+            if now.sa_sigaction == libc::SIG_IGN {
+                let _ = restore_default(signal);
+            }
+        }
+    }
+
+    /// Lets a write beyond the limit of file sizes fail with `EFBIG` and do nothing else (setrlimit(2)). The signal is
+    /// handled rather than ignored, as children would inherit the latter.
+    pub fn survive_file_size_limit() -> io::Result<()> {
+        extern "C" fn nothing(_: libc::c_int) {}
+        let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
+        // SAFETY: a structure that is all zero is valid: no flags and an empty mask. The handler does nothing, which is
+        // async-signal-safe, and no other handler of ours goes away.
+        let result = unsafe {
+            (*action.as_mut_ptr()).sa_sigaction = nothing as extern "C" fn(libc::c_int) as usize;
+            (*action.as_mut_ptr()).sa_flags = libc::SA_RESTART;
+            libc::sigaction(libc::SIGXFSZ, action.as_ptr(), std::ptr::null_mut())
+        };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
     /// The signals that end a process unless it handles them, and that can be handled (signal(7)). Those that tell of a
     /// fault of the process's own are not among them.
     pub fn deadly() -> Vec<i32> {

@@ -191,8 +191,8 @@ fn become_program(prepared: &Prepared<'_>) -> io::Result<core::convert::Infallib
     if let Some(directory) = prepared.directory {
         rustix::process::chdir(directory)?;
     }
-    // Rust programs ignore it, which an exec would keep.
-    raw::restore_sigpipe();
+    // What is ignored stays so over an exec: SIGPIPE, which Rust programs ignore, and what this program's starter ignored.
+    raw::restore_default_actions();
     if !prepared.blocks_signals {
         crate::signal::unblock_all()?;
     }
@@ -255,6 +255,16 @@ mod tests {
             });
         let mut lines = said.lines().map(str::trim);
         assert_eq!(lines.next(), lines.next());
+    }
+
+    #[test]
+    fn child_begins_with_every_signal_at_its_default() {
+        // SAFETY: no handler goes away by this, and SIG_IGN needs none. The signals are none that a test depends on.
+        let ignore = |signal: i32| unsafe { libc::signal(signal, libc::SIG_IGN) };
+        for signal in [libc::SIGQUIT, libc::SIGUSR2, libc::SIGRTMIN() + 1] {
+            ignore(signal);
+        }
+        assert_eq!(run("grep SigIgn /proc/self/status", |_| {}).0, "SigIgn:\t0000000000000000");
     }
 
     #[test]

@@ -82,13 +82,16 @@ pub(crate) fn monotonic() -> Timespec {
     now
 }
 
-/// Gives SIGPIPE its default action back.
-pub(crate) fn restore_sigpipe() {
+/// Gives every signal its default action back.
+pub(crate) fn restore_default_actions() {
     // The kernel's sigaction, of which all is zero for the default: action, flags, restorer, mask.
     let default = [0_usize; 4];
     let action = (&raw const default) as usize;
-    // SAFETY: the structure is as large as the kernel's, the old one is not asked for, and no handler of ours goes away.
-    unsafe { call(linux::__NR_rt_sigaction, [linux::SIGPIPE as usize, action, 0, size_of::<Mask>()]) };
+    for signal in 1..=crate::signal::MAX {
+        // SAFETY: the structure is as large as the kernel's, the old one is not asked for, and the default needs no handler.
+        // SIGKILL and SIGSTOP are refused.
+        unsafe { call(linux::__NR_rt_sigaction, [signal as usize, action, 0, size_of::<Mask>()]) };
+    }
 }
 
 /// Runs `child` in a new process, in this one's memory, on the stack that ends at `end`; returns when it has begun another

@@ -64,10 +64,23 @@ pub(crate) fn monotonic() -> Timespec {
     rustix::time::clock_gettime(rustix::time::ClockId::Monotonic)
 }
 
-/// Gives SIGPIPE its default action back.
-pub(crate) fn restore_sigpipe() {
-    // SAFETY: no handler of ours goes away by this, and SIG_DFL needs none.
-    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+/// Gives every signal its default action back.
+pub(crate) fn restore_default_actions() {
+    // The kernel's sigaction, of which all is zero for the default. It has no more than these words on any architecture.
+    let default = [0_usize; 8];
+    for signal in 1..=crate::signal::MAX {
+        // SAFETY: the structure is as large as the kernel's, the old one is not asked for, and SIG_DFL needs no handler.
+        // By the system call, as the C library keeps two signals for itself. SIGKILL and SIGSTOP are refused.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                default.as_ptr(),
+                std::ptr::null_mut::<usize>(),
+                crate::signal::MAX as usize / 8,
+            )
+        };
+    }
 }
 
 /// Runs `child` in a new process, in this one's memory, on the stack that ends at `end`; returns when it has begun another

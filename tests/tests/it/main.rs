@@ -14,6 +14,7 @@ mod exits;
 mod failpoints;
 mod faults;
 mod hostile;
+mod inherited;
 mod insight;
 mod kills;
 mod limits;
