@@ -21,7 +21,7 @@ use crate::listen::{self, Inherited};
 use crate::logging::{Level, Log};
 use crate::metrics;
 use crate::profile;
-use crate::replace::Replacement;
+use crate::replace::{self, Previous, Replacement};
 use crate::service::Service;
 use crate::wire::with_plain_message;
 
@@ -59,6 +59,7 @@ pub(crate) fn run(flags: Flags, log: &Log, level: Level) -> Result<()> {
     clean_state().context("begin with a clean state")?;
     let inherited = Inherited::take();
     let replacement = Replacement::new()?;
+    let mut previous = inherited.previous();
     // What this process was started with is not the containers' business.
     sys::descriptors::close_on_exec_from(3).context("set close-on-exec")?;
     if let Err(e) = sys::descriptors::raise_limit() {
@@ -66,8 +67,11 @@ pub(crate) fn run(flags: Flags, log: &Log, level: Level) -> Result<()> {
     }
     let state_dir = std::path::absolute(&flags.state_dir).context("find the state directory")?;
     // Before anything is written there: another program may use it.
-    Supervisor::check_state_dir(&state_dir)?;
-    let _lock = lock(&state_dir)?;
+    let checked = Supervisor::check_state_dir(&state_dir).map_err(anyhow::Error::from);
+    let _lock = match checked.and_then(|()| lock(&state_dir)) {
+        Ok(lock) => lock,
+        failed => return go_back(failed.map(drop), previous, log),
+    };
     // Of as many containers as there are, and of some that come.
     let containers = std::fs::read_dir(&state_dir).map_or(0, Iterator::count) as u64;
     if let Err(e) = sys::descriptors::make_room(FIRST_DESCRIPTORS + DESCRIPTORS_OF_ONE * containers) {
@@ -82,10 +86,20 @@ pub(crate) fn run(flags: Flags, log: &Log, level: Level) -> Result<()> {
         .enable_all()
         .build()
         .context("start the threads")?;
-    let result = runtime.block_on(serve(&flags, (log, level), state_dir, inherited, &replacement));
+    let serving = serve(&flags, (log, level), state_dir, inherited, (&replacement, &mut previous));
+    let result = runtime.block_on(serving);
     // What is still under way is taken up by the next daemon.
     runtime.shutdown_background();
-    result
+    go_back(result, previous, log)
+}
+
+/// Goes back to the program before this one if this one could not serve.
+fn go_back(result: Result<()>, previous: Option<Previous>, log: &Log) -> Result<()> {
+    let (Err(e), Some(previous)) = (&result, previous) else { return result };
+    tracing::error!("cannot serve, going back to the program before: {e:#}");
+    log.flush();
+    sys::child::start_no_more();
+    Err(previous.take_over(log.hand_over()))
 }
 
 /// Leaves behind what this process's starter gave it, and what threads and children would inherit: blocked and ignored
@@ -126,17 +140,20 @@ async fn serve(
     (log, level): (&Log, Level),
     state_dir: PathBuf,
     inherited: Inherited,
-    replacement: &Replacement,
+    (replacement, previous): (&Replacement, &mut Option<Previous>),
 ) -> Result<()> {
     let mut stop = Stop::new()?;
     let mut replace = signal(SignalKind::hangup()).context("listen for signals")?;
     let mut dump = signal(SignalKind::user_defined1()).context("listen for signals")?;
     let replaces = inherited.is_handed_over();
     let mut sockets = listen::listen(flags, inherited)?;
+    sockets.leave_file(previous.is_some());
     let metrics_listener = http_listener("--metrics-address", flags.metrics_address.as_deref()).await?;
     let profile_listener = http_listener("--pprof-address", flags.pprof_address.as_deref()).await?;
+    // What the program before this one has kept is free now.
+    drop(sys::activation::take_handed_over(sys::activation::RESERVE));
     let supervisor = Supervisor::open(Config {
-        state_dir,
+        state_dir: state_dir.clone(),
         runtime: flags.runtime.clone(),
         runtime_args: flags.runtime_args.clone(),
         shim: flags.shim.clone(),
@@ -192,12 +209,15 @@ async fn serve(
     tokio::pin!(recovery);
     // Calls that are not waited for any more.
     let mut hanging = 0;
+    let mut reserve = Vec::new();
     let mut ready = false;
     let replaced = loop {
         tokio::select! {
             result = &mut recovery, if !ready => {
                 result?;
                 ready = true;
+                *previous = None;
+                sockets.leave_file(false);
             }
             result = &mut server => {
                 result.context("serve")?.context("serve")?;
@@ -211,6 +231,7 @@ async fn serve(
             _ = replace.recv(), if ready => {
                 let make_way = async {
                     let version = replacement.check().await?;
+                    replacement.rehearse(flags, &state_dir).await?;
                     tracing::info!(version, "making way for the program that is installed now");
                     // All is served meanwhile.
                     anyhow::Ok(calls_of_before(&supervisor, under_way.clone()).await)
@@ -219,6 +240,7 @@ async fn serve(
                     result = make_way => match result {
                         Ok(left) => {
                             hanging = left;
+                            reserve = replace::reserve();
                             break true;
                         }
                         Err(e) => tracing::error!("not replaced, going on: {e:#}"),
@@ -264,7 +286,7 @@ async fn serve(
         let sockets = sockets.hand_over().context("hand the sockets over")?;
         log.flush();
         let left = [Some(sockets), log.hand_over()];
-        bail!(replacement.take_over(left.into_iter().flatten().collect()));
+        bail!(replacement.take_over(left.into_iter().flatten().collect(), &reserve));
     }
     Ok(())
 }

@@ -19,6 +19,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::authority::Connection;
 use crate::flags::Flags;
+use crate::replace::Previous;
 use crate::tls;
 
 /// How long to wait when no connection can be taken, for want of descriptors for example.
@@ -55,6 +56,8 @@ struct SocketFile {
     path: PathBuf,
     /// Device and inode, to tell the file from a successor's.
     file: (u64, u64),
+    /// It is another program's as long as this one may go back to that.
+    stays: bool,
 }
 
 /// Sockets that this process was started with.
@@ -70,6 +73,11 @@ impl Inherited {
     /// Takes them; gives none the second time.
     pub(crate) fn take() -> Inherited {
         Inherited { passed: sys::activation::take(), handed_over: sys::activation::take_handed_over(SOCKETS) }
+    }
+
+    /// The program that this one has replaced, to go back to.
+    pub(crate) fn previous(&self) -> Option<Previous> {
+        Previous::take(self.handed_over.iter())
     }
 
     /// Whether this program has replaced another one of its kind.
@@ -249,13 +257,13 @@ impl Listener {
 impl SocketFile {
     fn at(path: &Path) -> io::Result<SocketFile> {
         let metadata = std::fs::symlink_metadata(path)?;
-        Ok(SocketFile { path: path.to_path_buf(), file: (metadata.dev(), metadata.ino()) })
+        Ok(SocketFile { path: path.to_path_buf(), file: (metadata.dev(), metadata.ino()), stays: false })
     }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if std::fs::symlink_metadata(&self.path).is_ok_and(|m| (m.dev(), m.ino()) == self.file) {
+        if !self.stays && std::fs::symlink_metadata(&self.path).is_ok_and(|m| (m.dev(), m.ino()) == self.file) {
             let _ = std::fs::remove_file(&self.path);
         }
     }
@@ -265,6 +273,13 @@ impl Sockets {
     /// Leaves the sockets to the program that takes this one's place: what is to be added to its environment.
     pub(crate) fn hand_over(&self) -> io::Result<(&'static str, String)> {
         sys::activation::hand_over(SOCKETS, &self.kept)
+    }
+
+    /// Whether the socket's file is left alone when this program ends.
+    pub(crate) fn leave_file(&mut self, stays: bool) {
+        if let Some(file) = &mut self.file {
+            file.stays = stays;
+        }
     }
 
     /// Nobody is to wait for an answer any more.

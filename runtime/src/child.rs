@@ -6,14 +6,14 @@ use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::Duration;
-use sys::activation::{LOG, RESERVE, SOCKETS};
+use sys::activation::{LOG, PREVIOUS, RESERVE, SOCKETS};
 use sys::child::ExitStatus;
 use sys::exhausted::is_exhausted;
 use tokio::io::unix::AsyncFd;
 
 /// What systemd means for the daemon alone, and what the daemon means for its successor.
-pub(crate) const NOT_FOR_CHILDREN: [&str; 7] =
-    ["NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", SOCKETS, LOG, RESERVE];
+pub(crate) const NOT_FOR_CHILDREN: [&str; 8] =
+    ["NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", SOCKETS, LOG, RESERVE, PREVIOUS];
 
 /// How long to wait before a child is looked at again, when there is no descriptor to wait for it with.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
@@ -29,11 +29,14 @@ pub struct Child {
 }
 
 impl Child {
-    /// Starts `command`. What systemd means for the daemon alone is taken out of its environment.
+    /// Starts `command`. What systemd means for the daemon alone is taken out of its environment, unless the command sets
+    /// it.
     pub fn spawn(command: &mut Command) -> io::Result<Child> {
         command.process_group(0);
         for name in NOT_FOR_CHILDREN {
-            command.env_remove(name);
+            if !command.get_envs().any(|(set, value)| set == name && value.is_some()) {
+                command.env_remove(name);
+            }
         }
         let child = sys::child::spawn(command)?;
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidData)?;

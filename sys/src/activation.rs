@@ -53,7 +53,10 @@ pub const LOG: &str = "CONTAINERD_LOG";
 /// The variable that names what that program kept for this one, so that nothing else could take it.
 pub const RESERVE: &str = "CONTAINERD_RESERVE";
 
-/// Says which descriptors the program that takes this one's place is to have under a name of the three: the variable and
+/// The variable that names that program's own file, to go back to if this one cannot serve.
+pub const PREVIOUS: &str = "CONTAINERD_PREVIOUS";
+
+/// Says which descriptors the program that takes this one's place is to have under one of these names: the variable and
 /// its value. They stay open over execve(2).
 pub fn hand_over(variable: &'static str, descriptors: &[OwnedFd]) -> io::Result<(&'static str, String)> {
     let mut numbers = Vec::new();

@@ -145,6 +145,76 @@ async fn what_does_not_run_replaces_nothing() {
     host.finish();
 }
 
+/// Installs a script as the daemon's program.
+fn install_script(host: &Host, script: &str) {
+    let new = host.path().join(".script");
+    tests::write_program(&new, &format!("#!/bin/sh\nHOST={}\n{script}\n", host.path().display()));
+    std::fs::rename(new, host.join("containerd")).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn program_that_does_not_serve_replaces_nothing() {
+    let host = installed(None).await;
+    let mut client = host.client().await;
+    sleeper(&host, &mut client, "c").await;
+    let (pid, program) = (host.pid(), program_of(host.pid()));
+    for (n, (script, reason)) in [
+        ("echo cannot begin >&2; exit 1", "ended with status 1: cannot begin"),
+        ("exit 0", "ended with status 0"),
+        ("kill -9 $$", "ended with status 137"),
+        ("exec sleep 100000", "does not serve after"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        install_script(&host, &format!(r#"[ "$1" = --version ] && exec echo 9.9; {script}"#));
+        kill_process(Pid::from_raw(pid as i32).unwrap(), Signal::HUP).unwrap();
+        // It serves all the while.
+        eventually("it says so", || host.log().matches("not replaced, going on").count() == n + 1);
+        assert!(host.log().contains(reason), "{reason} in {}", host.log());
+        assert_eq!((host.pid(), program_of(pid)), (pid, program));
+        assert_eq!(state(&mut client).await.len(), 1);
+        assert!(!host.state_dir().join(".rehearsal").exists());
+    }
+    let [_shim] = children_of(pid)[..] else { panic!("one shim, and nothing of what was tried") };
+    // A good one still does.
+    install(&host, "containerd");
+    kill_process(Pid::from_raw(pid as i32).unwrap(), Signal::HUP).unwrap();
+    eventually("it is another program", || program_of(pid) != program);
+    kill(&mut host.client().await, "c").await;
+    host.finish();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn program_that_fails_at_its_real_start_gives_way_to_the_one_before() {
+    let host = installed(None).await;
+    let mut client = host.client().await;
+    sleeper(&host, &mut client, "c").await;
+    let (pid, program) = (host.pid(), program_of(host.pid()));
+    // One that finds no shim: there is none beside it.
+    for directory in ["good", "bad"] {
+        std::fs::create_dir(host.path().join(directory)).unwrap();
+        let copied = std::process::Command::new("cp").arg(bin("containerd")).arg(host.path().join(directory)).status();
+        assert!(copied.unwrap().success());
+    }
+    std::os::unix::fs::symlink(host.join("containerd-shim"), host.join("good/containerd-shim")).unwrap();
+    let script = r#"case "$*" in --version|*.rehearsal*) exec $HOST/good/containerd "$@";; esac; exec $HOST/bad/containerd "$@""#;
+    install_script(&host, script);
+    kill_process(Pid::from_raw(pid as i32).unwrap(), Signal::HUP).unwrap();
+    eventually("it says so", || host.log().contains("going back to the program before"));
+    eventually("it serves again", || host.log().matches(" serving ").count() >= 2);
+    let mut client = host.client().await;
+    assert_eq!(state(&mut client).await.len(), 1);
+    assert_eq!((host.pid(), program_of(pid)), (pid, program));
+    kill(&mut client, "c").await;
+    // It can be replaced as before.
+    install(&host, "containerd");
+    kill_process(Pid::from_raw(pid as i32).unwrap(), Signal::HUP).unwrap();
+    eventually("it is another program", || program_of(pid) != program);
+    state(&mut host.client().await).await;
+    host.finish();
+}
+
 #[tokio::test]
 async fn the_service_manager_is_told() {
     let mut host = Host::prepare(Options { own_programs: true, ..Options::default() });
