@@ -45,5 +45,6 @@ pub(crate) async fn lines(supervisor: &Supervisor) -> Vec<String> {
         metrics.global_queue_depth(),
         metrics.num_workers(),
     ));
-    lines
+    // Ids are as clients sent them, until they have been looked at.
+    lines.iter().map(|line| sys::shown::escape(line).into_owned()).collect()
 }

@@ -14,6 +14,7 @@ mod http;
 mod listen;
 mod logging;
 mod metrics;
+mod places;
 mod profile;
 mod replace;
 mod service;

@@ -44,7 +44,12 @@ pub(crate) async fn serve(listener: TcpListener, supervisor: Supervisor, level: 
 
 async fn answer(asked: &Asked, supervisor: &Supervisor, level: &Level, profiler: &Semaphore) -> Answer {
     let reads = matches!(asked.method, Method::GET | Method::HEAD);
+    // A profile changes nothing, but keeps the daemon busy.
+    let is_harmless = reads && asked.path != "/debug/pprof/profile";
     match asked.path.as_str() {
+        _ if asked.is_of_another_origin && !is_harmless => {
+            Answer::text(StatusCode::FORBIDDEN, "a web page of another origin may not do this\n")
+        }
         "/debug/log-level" if reads => Answer::text(StatusCode::OK, format!("{level}\n")),
         "/debug/log-level" => match level.set(asked.body.trim()) {
             Ok(()) => {

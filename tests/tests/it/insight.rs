@@ -232,6 +232,64 @@ async fn the_log_level_can_be_seen_and_changed() {
     host.finish();
 }
 
+#[tokio::test]
+async fn clients_that_never_read_block_no_scrape() {
+    let host = Host::with(flags(&["--metrics-address", "127.0.0.1:0"])).await;
+    let port = port(&host, "--metrics-address");
+    let request = "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n".repeat(2000);
+    for round in 0..3 {
+        let stalled: Vec<_> = (0..40 + round)
+            .map(|_| {
+                let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+                stream.set_nonblocking(true).unwrap();
+                let _ = stream.write(request.as_bytes());
+                stream
+            })
+            .collect();
+        assert!(text(port, "/metrics").contains("containerd_fds"));
+        drop(stalled);
+    }
+    // Random bytes, and requests that are cut off anywhere.
+    for n in 0..200_usize {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let noise: Vec<u8> = (0..n).map(|at| (at * 31 + n * 7) as u8).collect();
+        let _ = stream.write_all(if n % 2 == 0 { &request.as_bytes()[..n] } else { &noise });
+    }
+    assert!(text(port, "/metrics").contains("containerd_fds"));
+    host.finish();
+}
+
+#[tokio::test]
+async fn web_pages_of_other_origins_change_nothing() {
+    let host = Host::with(flags(&["--pprof-address", "127.0.0.1:0"])).await;
+    let port = port(&host, "--pprof-address");
+    let put = |head: &str| {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let text = format!("PUT /debug/log-level HTTP/1.1\r\n{head}Connection: close\r\nContent-Length: 4\r\n\r\ninfo");
+        stream.write_all(text.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer.split(' ').nth(1).unwrap().to_string()
+    };
+    let own = format!("127.0.0.1:{port}");
+    assert_eq!(put(&format!("Host: {own}\r\nOrigin: http://evil.example\r\n")), "403");
+    assert_eq!(put(&format!("Host: {own}\r\nSec-Fetch-Site: cross-site\r\n")), "403");
+    assert_eq!(put("Host: evil.example\r\nOrigin: http://evil.example\r\n"), "403");
+    assert_eq!(text(port, "/debug/log-level"), "debug\n");
+    assert_eq!(put(&format!("Host: {own}\r\nOrigin: http://{own}\r\nSec-Fetch-Site: same-origin\r\n")), "200");
+    assert_eq!(text(port, "/debug/log-level"), "info\n");
+    host.finish();
+}
+
+#[tokio::test]
+async fn address_that_is_not_loopback_is_warned_of() {
+    let host = Host::with(flags(&["--metrics-address", "0.0.0.0:0", "--pprof-address", "127.0.0.1:0"])).await;
+    let log = host.log();
+    assert!(log.contains("--metrics-address is not on loopback"), "{log}");
+    assert!(!log.contains("--pprof-address is not on loopback"), "{log}");
+    host.finish();
+}
+
 /// Containers whose id has `slow` in it hang in the runtime's `run`.
 const HANGING: &str = r#"case " $* " in *" run "*slow*) exec sleep 100000;; esac; exec $RUNTIME "$@""#;
 
