@@ -13,6 +13,8 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tonic::transport::server::Connected;
 
+use crate::load::Open;
+
 /// The client's connection preface (RFC 9113, section 3.4).
 const PREFACE: usize = 24;
 /// A frame's header: length, type, flags, stream.
@@ -39,14 +41,16 @@ pub(crate) struct Connection {
     filter: Option<Filter>,
     /// Filtered, to be read before anything else.
     out: Vec<u8>,
+    _open: Open,
 }
 
 impl Connection {
-    pub(crate) fn new(stream: impl Io + 'static) -> Connection {
+    pub(crate) fn new(stream: impl Io + 'static, open: Open) -> Connection {
         Connection {
             stream: Box::pin(stream),
             filter: Some(Filter { pending: Vec::new(), passing: PREFACE }),
             out: Vec::new(),
+            _open: open,
         }
     }
 }

@@ -12,12 +12,14 @@ use supervisor::{Config, Supervisor};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tonic_health::ServingStatus;
+use tower::layer::layer_fn;
 use tower::util::MapResponseLayer;
 
 use crate::dump;
 use crate::flags::{Flags, limit};
 use crate::http;
 use crate::listen::{self, Inherited};
+use crate::load::{Gate, Load};
 use crate::logging::{Level, Log};
 use crate::metrics;
 use crate::profile;
@@ -39,7 +41,7 @@ const SIGNAL_LIMIT: Duration = Duration::from_millis(5);
 const FLUSH_LIMIT: Duration = Duration::from_millis(200);
 
 /// Requests that one connection may have under way. Each subscriber to events is one for as long as it is there.
-const STREAMS_PER_CONNECTION: u32 = 4096;
+const STREAMS_PER_CONNECTION: u32 = 512;
 
 /// The name under which the health service tells of the API.
 const SERVICE: &str = "types.API";
@@ -168,12 +170,15 @@ async fn serve(
     let (calls, mut under_way) = watch::channel(0);
     let service = Service::new(supervisor.clone(), limit(flags.start_timeout), stopped.clone(), calls);
     let mut until = stopped;
+    let load = Load::default();
+    let requests = load.clone();
     let server = tonic::transport::Server::builder()
         .max_concurrent_streams(STREAMS_PER_CONNECTION)
         .layer(MapResponseLayer::new(with_plain_message))
+        .layer(layer_fn(move |inner| Gate { inner, load: requests.clone() }))
         .add_service(health_server)
         .add_service(ApiServer::new(service))
-        .serve_with_incoming_shutdown(sockets.connections(&until.clone()), async move {
+        .serve_with_incoming_shutdown(sockets.connections(&load, &until.clone()), async move {
             let _ = until.wait_for(|stop| *stop).await;
         });
     let mut server = tokio::spawn(server);

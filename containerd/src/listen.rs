@@ -5,20 +5,20 @@ use futures_util::Stream;
 use rustix::fs::{Gid, Mode, chown};
 use rustix::process::umask;
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 use sys::activation::{Passed, SOCKETS};
 use sys::socket_path::SocketPath;
 use tokio::net::{TcpListener, TcpStream, UnixListener};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio_rustls::TlsAcceptor;
 
-use crate::authority::Connection;
+use crate::authority::{Connection, Io};
 use crate::flags::Flags;
+use crate::load::Load;
+use crate::places::{Place, Places};
 use crate::replace::Previous;
 use crate::tls;
 
@@ -26,7 +26,10 @@ use crate::tls;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long a client may take until it has shown its certificate.
-const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
+
+/// TLS handshakes that are under way at a time.
+const HANDSHAKES: usize = 128;
 
 /// After how long a silent client is asked whether it is still there.
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
@@ -291,11 +294,12 @@ impl Sockets {
     /// The connections that come until this program stops: one that cannot be taken is not the end of the others.
     pub(crate) fn connections(
         &mut self,
+        load: &Load,
         stopping: &watch::Receiver<bool>,
     ) -> impl Stream<Item = io::Result<Connection>> + use<> {
         let (sender, receiver) = mpsc::channel(BACKLOG);
         for listener in self.listeners.drain(..) {
-            tokio::spawn(accept_all(listener, sender.clone(), stopping.clone()));
+            tokio::spawn(accept_all(listener, load.clone(), sender.clone(), stopping.clone()));
         }
         futures_util::stream::unfold(receiver, |mut receiver| async {
             let connection = receiver.recv().await?;
@@ -304,27 +308,33 @@ impl Sockets {
     }
 }
 
-/// TLS handshakes that are under way at a time: whoever is refused in the end must not take all descriptors before.
-const HANDSHAKES: usize = 128;
-
 /// Takes connections until nobody wants them any more. Those that come later wait for the next program.
-async fn accept_all(listener: Listener, connections: mpsc::Sender<Connection>, mut stopping: watch::Receiver<bool>) {
-    let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
+async fn accept_all(
+    listener: Listener,
+    load: Load,
+    connections: mpsc::Sender<Connection>,
+    mut stopping: watch::Receiver<bool>,
+) {
+    let handshakes = Places::new(HANDSHAKES);
     let accept = async || match &listener {
-        Listener::Unix(unix) => unix.accept().await.map(|(stream, _)| Some(Connection::new(stream))),
+        Listener::Unix(unix) => unix.accept().await.map(|(stream, _)| connection(&load, stream)),
         Listener::Insecure(tcp) => tcp.accept().await.map(|(stream, _)| {
             prepare(&stream);
-            Some(Connection::new(stream))
+            connection(&load, stream)
         }),
         Listener::Tls(tcp, acceptor) => {
-            // The semaphore is never closed.
-            let permit = handshakes.clone().acquire_owned().await.map_err(io::Error::other)?;
             let (stream, peer) = tcp.accept().await?;
-            let (acceptor, connections) = (acceptor.clone(), connections.clone());
+            let place = handshakes.begin(peer);
+            let (acceptor, load, connections) = (acceptor.clone(), load.clone(), connections.clone());
+            let handshakes = handshakes.clone();
             // Aside, so that nobody waits for one that is slow.
             tokio::spawn(async move {
-                shake_hands(acceptor, stream, peer, connections).await;
-                drop(permit);
+                match shake_hands(acceptor, stream, place).await {
+                    // Nobody is there any more if it cannot be sent.
+                    Ok(stream) => drop(connections.send(connection(&load, stream)?).await),
+                    Err(reason) => handshakes.refused(peer, reason),
+                }
+                Some(())
             });
             Ok(None)
         }
@@ -346,17 +356,27 @@ async fn accept_all(listener: Listener, connections: mpsc::Sender<Connection>, m
     }
 }
 
+/// A connection, if there are not too many.
+fn connection(load: &Load, stream: impl Io + 'static) -> Option<Connection> {
+    let open = load.connection();
+    if open.is_none() {
+        tracing::debug!("refused a connection: there are too many");
+    }
+    Some(Connection::new(stream, open?))
+}
+
 async fn shake_hands(
     acceptor: TlsAcceptor,
     stream: TcpStream,
-    peer: SocketAddr,
-    connections: mpsc::Sender<Connection>,
-) {
+    mut place: Place,
+) -> Result<tokio_rustls::server::TlsStream<TcpStream>, String> {
     prepare(&stream);
-    match tokio::time::timeout(HANDSHAKE_LIMIT, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => drop(connections.send(Connection::new(stream)).await),
-        Ok(Err(e)) => tracing::warn!(%peer, "refused a client: {e}"),
-        Err(_) => tracing::warn!(%peer, "refused a client: its TLS handshake took longer than {HANDSHAKE_LIMIT:?}"),
+    tokio::select! {
+        result = tokio::time::timeout(HANDSHAKE_LIMIT, acceptor.accept(stream)) => match result {
+            Ok(result) => result.map_err(|e| e.to_string()),
+            Err(_) => Err(format!("its TLS handshake took longer than {HANDSHAKE_LIMIT:?}")),
+        },
+        () = place.lost() => Err("its TLS handshake was not finished, and newer clients needed its place".into()),
     }
 }
 

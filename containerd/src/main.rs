@@ -12,6 +12,7 @@ mod events;
 mod flags;
 mod http;
 mod listen;
+mod load;
 mod logging;
 mod metrics;
 mod places;

@@ -132,3 +132,46 @@ async fn fifty_hung_subscribers() {
     goes_on(&host).await;
     host.finish();
 }
+
+/// A connection with so many requests whose messages never come.
+fn half_open(host: &Host, streams: u32) -> UnixStream {
+    let field = |name: &[u8], value: &[u8]| [&[0, name.len() as u8][..], name, &[value.len() as u8], value].concat();
+    let path = b"/types.API/GetServerVersion";
+    let block = [
+        &[0x83, 0x86, 0x04, path.len() as u8][..],
+        path,
+        b"\x01\x04unix",
+        &field(b"content-type", b"application/grpc"),
+        &field(b"te", b"trailers"),
+    ]
+    .concat();
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec();
+    for stream in 0..streams {
+        bytes.extend([0, 0, block.len() as u8, 1, 4]);
+        bytes.extend((2 * stream + 1).to_be_bytes());
+        bytes.extend(&block);
+    }
+    let mut socket = UnixStream::connect(host.path().join("socket")).unwrap();
+    // The daemon may have had enough before.
+    socket.set_write_timeout(Some(std::time::Duration::from_secs(5))).unwrap();
+    let _ = socket.write_all(&bytes);
+    socket
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn burst_of_half_open_requests_locks_out_nobody_and_its_memory_is_given_back() {
+    let host = Host::new().await;
+    goes_on(&host).await;
+    let before = tests::usage(host.pid()).anonymous;
+    for _ in 0..2 {
+        let connections: Vec<_> = (0..50).map(|_| half_open(&host, 1000)).collect();
+        goes_on(&host).await;
+        let during = tests::usage(host.pid()).anonymous;
+        println!("anonymous memory: {before} kB before, {during} kB during");
+        assert!(during < before + (200 << 10), "{before} kB before, {during} kB during");
+        drop(connections);
+        tests::eventually("memory is given back", || tests::usage(host.pid()).anonymous < before + (4 << 10));
+    }
+    goes_on(&host).await;
+    host.finish();
+}

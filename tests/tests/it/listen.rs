@@ -126,6 +126,36 @@ fn over_tcp_only_clients_with_a_certificate_of_the_authority_are_served() {
 }
 
 #[test]
+fn clients_that_stall_in_the_handshake_lock_out_nobody() {
+    let host = Host::prepare(Options::default());
+    let certificates = Certificates::new();
+    let mut command = host.command();
+    certificates.flags(&mut command, Some("ours.daemon"), "ours");
+    let (_daemon, port) = listen_on_tcp(&host, &mut command);
+    let address = format!("tcp://localhost:{port}");
+    for _ in 0..3 {
+        // Some say nothing, others begin with a client's hello that is never finished.
+        let stalled: Vec<_> = (0..300)
+            .map(|n| {
+                let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+                if n % 2 == 0 {
+                    let _ = stream.write_all(&[22, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3]);
+                }
+                stream
+            })
+            .collect();
+        let (code, said) = ctr(&address, |command| {
+            certificates.flags(command, Some("ours.client"), "ours");
+            command.args(["--conn-timeout", "4s"]);
+        });
+        assert_eq!(code, Some(0), "{said}");
+        drop(stalled);
+    }
+    let logged = host.log().matches("refused a client: ").count();
+    assert!((1..=20).contains(&logged), "{logged} lines for 900 clients");
+}
+
+#[test]
 fn tcp_without_tls_is_for_loopback_and_must_be_asked_for() {
     let host = Host::prepare(Options::default());
     let certificates = Certificates::new();
