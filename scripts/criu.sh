@@ -6,6 +6,7 @@
 set -eu
 
 prefix=$1
+here=$(cd "$(dirname "$0")" && pwd)
 
 at_least() { # WANTED VERSION
     [ "$(printf '%s\n' "$1" "$2" | sort -V | head -n 1)" = "$1" ]
@@ -35,20 +36,17 @@ mirror=$(apt-get indextargets --format '$(REPO_URI) $(CODENAME)' 'Created-By: Pa
     sed -n "s/ $VERSION_CODENAME\$//p" | head -n 1)
 [ -n "$mirror" ] || { echo "criu: no mirror of Debian's packages is configured" >&2; exit 1; }
 
-command -v patchelf >/dev/null 2>&1 || {
-    apt-get install -y -q --no-install-recommends patchelf >/dev/null 2>&1 || {
-        apt-get update -q
-        apt-get install -y -q --no-install-recommends patchelf
-    }
-}
+command -v patchelf >/dev/null 2>&1 ||
+    "$here/apt.sh" install -y -q --no-install-recommends patchelf >/dev/null
 
 work=$prefix.new
 rm -rf "$work"
 mkdir -p "$work/apt/lists/partial" "$work/apt/archives/partial" "$work/root" "$work/bin"
 : >"$work/apt/status"
 echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $suite main" >"$work/apt/sources.list"
+# Its locks are in this directory.
 own_apt() {
-    apt-get -q -o Dir::Etc::SourceList="$work/apt/sources.list" -o Dir::Etc::SourceParts=- \
+    "$here/apt.sh" -q -o Dir::Etc::SourceList="$work/apt/sources.list" -o Dir::Etc::SourceParts=- \
         -o Dir::State::Lists="$work/apt/lists" -o Dir::State::status="$work/apt/status" \
         -o Dir::Cache="$work/apt" -o Dir::Cache::archives="$work/apt/archives" -o APT::Sandbox::User=root \
         -o Dir::Log="$work/apt" -o Debug::NoLocking=1 "$@"

@@ -6,6 +6,7 @@
 set -eu
 
 what=${1:-}
+here=$(cd "$(dirname "$0")" && pwd)
 missing=
 
 need() { # PROGRAM PACKAGE
@@ -43,12 +44,8 @@ if [ -n "$missing" ]; then
         exit 1
     fi
     echo "setup: installing$missing"
-    export DEBIAN_FRONTEND=noninteractive
     # shellcheck disable=SC2086 # a list of packages
-    apt-get install -y -q --no-install-recommends $missing >/dev/null 2>&1 || {
-        apt-get update -q
-        apt-get install -y -q --no-install-recommends $missing
-    }
+    "$here/apt.sh" install -y -q --no-install-recommends $missing >/dev/null
 fi
 
 if [ "$(id -u)" != 0 ]; then
@@ -81,7 +78,7 @@ if [ "$what" != --demo ] && [ ! -x "$tools/promtool" ]; then
     if (
         cd "$tools"
         rm -f prometheus_*.deb
-        apt-get download -q prometheus >/dev/null 2>&1 || { apt-get update -q && apt-get download -q prometheus; }
+        "$here/apt.sh" download -q prometheus >/dev/null
         dpkg-deb --fsys-tarfile prometheus_*.deb | tar -xO ./usr/bin/promtool >promtool.new
         rm -f prometheus_*.deb
         chmod +x promtool.new

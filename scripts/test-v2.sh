@@ -23,11 +23,7 @@ fi
 
 install() { # PROGRAM PACKAGE
     command -v "$1" >/dev/null 2>&1 && return
-    export DEBIAN_FRONTEND=noninteractive
-    apt-get install -y -q --no-install-recommends "$2" >/dev/null 2>&1 || {
-        apt-get update -q
-        apt-get install -y -q --no-install-recommends "$2"
-    }
+    "$root/scripts/apt.sh" install -y -q --no-install-recommends "$2" >/dev/null
 }
 install qemu-system-x86_64 qemu-system-x86
 install cpio cpio
@@ -40,9 +36,9 @@ if [ ! -e "$vm/kernel/done" ]; then
     (
         cd "$vm"
         rm -f linux-image-*.deb
-        apt-cache show linux-image-cloud-amd64 >/dev/null 2>&1 || apt-get update -q
+        apt-cache show linux-image-cloud-amd64 >/dev/null 2>&1 || "$root/scripts/apt.sh" update -q
         package=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/.*Depends: \(linux-image-[0-9][^ ]*\).*/\1/p' | head -n 1)
-        apt-get download -q "$package" >/dev/null 2>&1 || { apt-get update -q && apt-get download -q "$package"; }
+        "$root/scripts/apt.sh" download -q "$package" >/dev/null
         dpkg-deb -x linux-image-*.deb kernel
         rm -f linux-image-*.deb
         touch kernel/done

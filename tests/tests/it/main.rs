@@ -23,6 +23,7 @@ mod logging;
 mod oom;
 mod output;
 mod restart;
+mod scripts;
 mod shim;
 mod socket;
 mod stats;
