@@ -27,8 +27,8 @@ pub fn escape(text: &str) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
-/// Whether `character` does something other than stand in its place.
-fn is_obeyed(character: char) -> bool {
+/// Whether a terminal obeys `character` in place of showing it: those that [`escape`] replaces.
+pub fn is_obeyed(character: char) -> bool {
     character.is_control()
         || matches!(
             character,

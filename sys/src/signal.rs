@@ -102,6 +102,16 @@ mod hosted {
         if before == libc::SIG_ERR { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
+    /// Whether this process ignores `signal`, as nohup(1) has a program ignore SIGHUP.
+    pub fn is_ignored(signal: i32) -> bool {
+        let mut now = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
+        // SAFETY: nothing is set, and there is room for the answer, of which all zeros is a valid value too.
+        unsafe {
+            libc::sigaction(signal, std::ptr::null(), now.as_mut_ptr()) == 0
+                && now.assume_init().sa_sigaction == libc::SIG_IGN
+        }
+    }
+
     /// Gives a signal its default action back. What is ignored is inherited by children, what is handled is not.
     pub fn restore_default(signal: i32) -> io::Result<()> {
         // SAFETY: no handler of ours goes away by this, and SIG_DFL needs none.

@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 /// The bytes of `sun_path`, with the zero that ends it.
 const SUN_PATH: usize = 108;
 
-/// A path that fits into a socket address. It is valid in this process, for as long as this value lives.
+/// A path that fits into a socket address. It is valid in this process, for as long as this value lives: pass it by
+/// reference to functions that may drop it before they use it, as tokio's do.
 #[derive(Debug)]
 pub struct SocketPath {
     path: PathBuf,
@@ -91,7 +92,8 @@ mod tests {
     fn socket_with_a_long_name_is_connected_to() {
         let (top, deep) = deep("name");
         let path = deep.join("s".repeat(150));
-        assert_eq!(SocketPath::to_bind(&path).expect_err("is refused").kind(), io::ErrorKind::InvalidFilename);
+        let error = SocketPath::to_bind(&path).expect_err("is refused");
+        assert_eq!(error.raw_os_error(), Some(Errno::NAMETOOLONG.raw_os_error()));
         let listener = UnixListener::bind(SocketPath::to_bind(&deep.join("s")).expect("a path")).expect("binds");
         std::fs::rename(deep.join("s"), &path).expect("renames");
         let _client = UnixStream::connect(SocketPath::to_connect(&path).expect("a path")).expect("connects");
