@@ -1,18 +1,13 @@
 //! How fields are written as JSON where the derived form is not the contract's.
 
 use prost_types::Timestamp;
-use serde::ser::{SerializeStruct, Serializer};
+use serde::ser::Serializer;
 
-/// Whether a field holds its proto3 default, which JSON leaves out.
-pub(crate) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
-    *value == T::default()
-}
-
-/// A timestamp as `{"seconds": …, "nanos": …}`.
+/// A timestamp as RFC 3339 has it, with nanoseconds. One that no calendar has is written as seconds since 1970.
 pub(crate) fn timestamp<S: Serializer>(value: &Option<Timestamp>, serializer: S) -> Result<S::Ok, S::Error> {
-    let Some(value) = value else { return serializer.serialize_none() };
-    let mut fields = serializer.serialize_struct("Timestamp", 2)?;
-    fields.serialize_field("seconds", &value.seconds)?;
-    fields.serialize_field("nanos", &value.nanos)?;
-    fields.end()
+    let Some(Timestamp { seconds, nanos }) = *value else { return serializer.serialize_none() };
+    match jiff::Timestamp::new(seconds, nanos) {
+        Ok(time) => serializer.collect_str(&format_args!("{time:.9}")),
+        Err(_) => serializer.collect_str(&format_args!("@{seconds}.{nanos:09}")),
+    }
 }

@@ -355,7 +355,8 @@ async fn ctr_changes_limits_and_shows_them() {
     assert!(groups["cpu_stats"]["system_usage"].as_u64().unwrap() > 0);
     assert!(!groups["memory_stats"]["stats"].as_object().unwrap().is_empty());
     assert_eq!(stats["network_stats"][0]["name"], "lo");
-    assert!(stats["timestamp"]["seconds"].as_u64().unwrap() > 1_700_000_000);
+    let time = stats["timestamp"].as_str().unwrap();
+    assert!(time.starts_with("20") && time.ends_with('Z'), "{time}");
     let (code, _, said) = ctr(&["containers", "update", "c"]);
     assert_eq!(code, Some(1));
     assert!(said.starts_with("[ctr] nothing to change"), "{said}");
