@@ -6,6 +6,7 @@ mod attach;
 mod checkpoints;
 mod client;
 mod containers;
+mod dashes;
 mod events;
 mod failure;
 mod session;
@@ -21,7 +22,8 @@ use args::{Args, Command};
 use failure::Failure;
 
 fn main() -> ExitCode {
-    let args = match Args::try_parse() {
+    let words = dashes::doubled(Args::command(), std::env::args_os());
+    let args = match Args::try_parse_from(words) {
         Ok(args) => args,
         Err(e) if e.use_stderr() => {
             let text = e.render().to_string();
