@@ -4,6 +4,8 @@ use clap::{Args as Group, Parser, Subcommand};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::user::Wanted;
+
 /// Starts, watches and enters containers that containerd supervises.
 #[derive(Debug, Parser)]
 #[command(name = "ctr", version, max_term_width = 100, args_override_self = true)]
@@ -12,7 +14,7 @@ pub(crate) struct Args {
     #[arg(long, global = true, value_name = "ADDRESS", default_value = "unix:///run/containerd/containerd.sock")]
     pub(crate) address: String,
 
-    /// How long to wait for the connection
+    /// How long to wait for the daemon's first answer; 0 for no limit
     #[arg(long, global = true, value_name = "DURATION", default_value = "1s", value_parser = duration)]
     pub(crate) conn_timeout: Duration,
 
@@ -47,8 +49,11 @@ pub(crate) enum Command {
     Checkpoints(Checkpoints),
     /// Show events, those that come or all since a moment
     Events(EventOptions),
-    /// Show all containers, their processes and the machine, as JSON
-    State,
+    /// Show all containers, or one, their processes and the machine, as JSON
+    State {
+        /// The container
+        id: Option<String>,
+    },
     /// Show the daemon's version and revision
     Version(TableOptions),
     /// Write a completion script for a shell
@@ -218,8 +223,11 @@ pub(crate) enum Containers {
         #[command(flatten)]
         options: TableOptions,
     },
-    /// Show all containers, their processes and the machine, as JSON
-    State,
+    /// Show all containers, or one, their processes and the machine, as JSON
+    State {
+        /// The container
+        id: Option<String>,
+    },
 }
 
 impl Default for Containers {
@@ -304,24 +312,29 @@ pub(crate) struct Exec {
     #[arg(long, short)]
     pub(crate) tty: bool,
 
-    /// Its working directory
-    #[arg(long, value_name = "DIR", default_value = "/")]
-    pub(crate) cwd: String,
+    /// Its working directory; the container's own if not given
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cwd: Option<String>,
 
     /// NAME=VALUE, beside the environment of the container; repeatable
     #[arg(long, short, value_name = "VARIABLE")]
     pub(crate) env: Vec<String>,
 
+    /// User to run as, with the user's groups or with GROUP only: names of the container's /etc/passwd and /etc/group, or
+    /// numbers; the container's own if not given
+    #[arg(long, value_name = "NAME[:GROUP]", value_parser = Wanted::parse, conflicts_with_all = ["uid", "gid"])]
+    pub(crate) user: Option<Wanted>,
+
     /// User id to run as
-    #[arg(long, short, default_value_t = 0)]
-    pub(crate) uid: u32,
+    #[arg(long, short)]
+    pub(crate) uid: Option<u32>,
 
     /// Group id to run as
-    #[arg(long, short, default_value_t = 0)]
-    pub(crate) gid: u32,
+    #[arg(long, short)]
+    pub(crate) gid: Option<u32>,
 
     /// The program and its arguments
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
+    #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
     pub(crate) command: Vec<String>,
 }
 
@@ -426,6 +439,9 @@ fn size(text: &str) -> Result<u64, String> {
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
     humantime::parse_duration(text).map_err(|e| format!("{e}; durations are written as 300ms, 15s or 1m30s"))
 }
 
@@ -453,6 +469,17 @@ mod tests {
         assert!(!exec.tty);
         let line = "ctr containers exec --id a --pid b -- -x";
         assert!(Args::try_parse_from(line.split(' ')).is_ok());
+    }
+
+    #[test]
+    fn unknown_flag_before_a_command_is_an_error() {
+        for flag in ["--detach", "-x", "--usr=root", "-5"] {
+            for rest in ["-- sh", "sh", "sh -c true"] {
+                let line = format!("ctr containers exec --id a --pid b {flag} {rest}");
+                let said = Args::try_parse_from(line.split(' ')).expect_err("is an error").to_string();
+                assert!(said.contains("unexpected argument"), "{line}: {said}");
+            }
+        }
     }
 
     #[test]

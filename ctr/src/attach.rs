@@ -1,64 +1,127 @@
 //! Attached sessions: `start --attach` and `exec --attach`.
 //!
 //! The exit event decides when a session is over. The session outlives its connection: when the daemon goes away, it
-//! is looked for again, and the events are taken up where they were left.
+//! is looked for again, and the events are taken up where they were left. Signals are watched for in every phase, from
+//! before the connection until the last byte of output has been written.
 
 use anyhow::Context;
-use std::os::fd::OwnedFd;
+use std::cell::Cell;
+use std::io::ErrorKind;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
-use sys::signal::SignalFd;
-use tokio::io::unix::AsyncFd;
+use tonic::Status;
 
 use crate::client::{Client, Target};
 use crate::failure::Failure;
-use crate::session::{Done, Session};
+use crate::foreign;
+use crate::out;
+use crate::session::{Done, Paths, Session};
+use crate::signals::{SIGWINCH, Signals};
+use crate::subscription::{self, Subscription};
 use crate::terminal::{self, RawMode};
 
-const SIGWINCH: i32 = rustix::process::Signal::WINCH.as_raw();
 const SIGPIPE: i32 = rustix::process::Signal::PIPE.as_raw();
 
 /// How long to wait before the daemon is looked for again.
-const RETRY: Duration = Duration::from_millis(200);
+const RETRY_DELAY: Duration = Duration::from_millis(200);
+
+/// How long the events of a process that has ended already may take to come.
+const EVENT_DELAY: Duration = Duration::from_secs(1);
 
 /// The status of a process of which nothing is known.
 const UNKNOWN: u32 = 255;
 
+/// A process, as the API names it.
+#[derive(Debug, Clone)]
+struct Name {
+    id: String,
+    process: String,
+}
+
+impl Name {
+    /// What this program says when it ends before the process does.
+    fn goes_on(&self) -> String {
+        let Name { id, process } = self;
+        let which = if process == "init" { String::new() } else { format!(" --pid {process}") };
+        format!("process {process} of container {id} goes on running; `ctr containers kill{which} {id}` ends it")
+    }
+}
+
 /// Starts a container with this program's stdio.
 pub(crate) async fn start(target: &Target, mut request: api::CreateContainerRequest) -> Result<ExitCode, Failure> {
+    let name = Name { id: request.id.clone(), process: "init".into() };
     let terminal = bundle_has_terminal(&request.bundle_path);
-    let mut attached = Attached::new(target, &request.id, "init", terminal).await?;
-    let paths = attached.session.paths.clone();
-    (request.stdin, request.stdout, request.stderr) = (paths.stdin, paths.stdout, paths.stderr);
-    attached.client.create_container(request).await?;
-    attached.run().await
+    (request.width, request.height) = terminal_size(terminal);
+    let signals = Signals::take()?;
+    attach(target, signals, name, terminal, async move |client: &mut Client, paths: Paths| {
+        (request.stdin, request.stdout, request.stderr) = (paths.stdin, paths.stdout, paths.stderr);
+        client.create_container(request).await.map(drop)
+    })
+    .await
 }
 
 /// Adds a process with this program's stdio.
-pub(crate) async fn exec(target: &Target, mut request: api::AddProcessRequest) -> Result<ExitCode, Failure> {
-    let mut attached = Attached::new(target, &request.id, &request.pid, request.terminal).await?;
-    let paths = attached.session.paths.clone();
-    (request.stdin, request.stdout, request.stderr) = (paths.stdin, paths.stdout, paths.stderr);
-    attached.client.add_process(request).await?;
-    attached.run().await
+pub(crate) async fn exec(
+    target: &Target,
+    signals: Signals,
+    mut request: api::AddProcessRequest,
+) -> Result<ExitCode, Failure> {
+    let name = Name { id: request.id.clone(), process: request.pid.clone() };
+    let terminal = request.terminal;
+    (request.width, request.height) = terminal_size(terminal);
+    attach(target, signals, name, terminal, async move |client: &mut Client, paths: Paths| {
+        (request.stdin, request.stdout, request.stderr) = (paths.stdin, paths.stdout, paths.stderr);
+        client.add_process(request).await.map(drop)
+    })
+    .await
 }
 
-/// Whether the bundle asks for a terminal. What is wrong with a bundle the daemon says.
+/// Whether the bundle asks for a terminal. The daemon reports what is wrong with a bundle.
 fn bundle_has_terminal(bundle: &str) -> bool {
-    let text = std::fs::read(format!("{bundle}/config.json")).unwrap_or_default();
+    let text = foreign::read(&Path::new(bundle).join("config.json"), foreign::CONFIG_LIMIT).unwrap_or_default();
     let config: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
     config["process"]["terminal"].as_bool().unwrap_or_default()
+}
+
+/// The size that the process's terminal begins with: that of ours, or zeros for none.
+fn terminal_size(terminal: bool) -> (u32, u32) {
+    terminal::size().filter(|_| terminal).unwrap_or_default()
+}
+
+/// Subscribes, opens the FIFOs, has the daemon start the process by `ask`, and stays with it.
+async fn attach(
+    target: &Target,
+    signals: Signals,
+    name: Name,
+    terminal: bool,
+    ask: impl AsyncFnOnce(&mut Client, Paths) -> Result<(), Status>,
+) -> Result<ExitCode, Failure> {
+    let asked = Cell::new(false);
+    let goes_on = || match asked.get() {
+        false => "nothing was started".to_string(),
+        true => format!("the daemon may still start it: `ctr containers state {}` tells", name.id),
+    };
+    let start = async {
+        let mut attached = Attached::new(target, &name, terminal).await?;
+        asked.set(true);
+        let paths = attached.session.paths.clone();
+        ask(&mut attached.client, paths).await.map_err(|status| target.explain(status))?;
+        Ok(attached)
+    };
+    let attached = signals.end(goes_on, start).await?;
+    attached.run(&signals).await
 }
 
 struct Attached {
     target: Target,
     client: Client,
-    id: String,
-    process: String,
+    name: Name,
     terminal: bool,
     session: Session,
-    signals: AsyncFd<OwnedFd>,
-    events: tonic::Streaming<api::Event>,
+    events: Subscription,
+    /// The subscription was open before the process was asked for, so that its start is among the events.
+    sees_start: bool,
     /// All up to here has been seen.
     seen: api::Timestamp,
     /// Its start has been seen: an exit before that is an earlier one's of the same name.
@@ -67,33 +130,34 @@ struct Attached {
     stdin_ended: bool,
 }
 
+/// Why a session is over.
+enum End {
+    Exit(u32),
+    /// The reader of our output has gone.
+    Unread,
+    /// The output could not be written, or not all of it.
+    Unwritten(&'static str, std::io::Error),
+}
+
 impl Attached {
-    /// Everything that must be there before the process is: FIFOs, signals, and a subscription that sees its exit.
-    async fn new(target: &Target, id: &str, process: &str, terminal: bool) -> Result<Attached, Failure> {
-        let mut client = target.connect().await?;
-        let mut signals = sys::signal::deadly();
-        signals.push(SIGWINCH);
-        sys::signal::block(&signals)?;
-        let signals = sys::watched::readable(SignalFd::new(&signals).map_err(std::io::Error::from)?.into())?;
-        // Threads are started from here on, with the signals blocked.
-        let session = Session::new(terminal)?;
+    /// Everything that must be there before the process is: the FIFOs, and a subscription that sees its exit.
+    async fn new(target: &Target, name: &Name, terminal: bool) -> Result<Attached, Failure> {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         let seen = api::Timestamp {
             seconds: i64::try_from(now.as_secs()).unwrap_or_default(),
             // Less than a thousand million.
             nanos: now.subsec_nanos() as i32,
         };
-        let request = api::EventsRequest { id: id.into(), ..Default::default() };
-        let events = client.events(request).await?.into_inner();
-        let (target, id, process) = (target.clone(), id.to_string(), process.to_string());
+        let request = api::EventsRequest { id: name.id.clone(), ..Default::default() };
+        let (client, events) = subscription::subscribe(target, request).await?;
+        let session = Session::new(terminal)?;
         Ok(Attached {
-            target,
+            target: target.clone(),
             client,
-            id,
-            process,
+            name: name.clone(),
             terminal,
             session,
-            signals,
+            sees_start: events.is_open(),
             events,
             seen,
             started: false,
@@ -101,135 +165,200 @@ impl Attached {
         })
     }
 
-    /// Goes on until the process is over and all that it wrote has been passed on.
-    async fn run(mut self) -> Result<ExitCode, Failure> {
-        let raw = if self.terminal { RawMode::enter().context("put the terminal into raw mode")? } else { None };
-        self.resize().await;
-        self.session.begin();
-        let ended = self.until_exit().await;
-        let status = match ended {
-            Ok(End::Exit(status)) => status,
-            Ok(End::Signal(signal)) => {
-                drop(raw);
-                self.session.remove();
-                sys::signal::die_by(signal);
+    /// Goes on until the process is over and all that it wrote has been passed on, or until a signal comes.
+    async fn run(mut self, signals: &Signals) -> Result<ExitCode, Failure> {
+        let raw = if self.terminal { RawMode::enter().context("put the terminal into raw mode") } else { Ok(None) };
+        let raw = raw.inspect_err(|_| out::say(self.name.goes_on()))?;
+        let resized = tokio::sync::Notify::new();
+        let deadly = async {
+            loop {
+                match signals.next().await? {
+                    SIGWINCH => resized.notify_one(),
+                    signal => return Ok::<i32, Failure>(signal),
+                }
             }
-            Err(failure) => return Err(failure),
         };
-        for output in std::mem::take(&mut self.session.outputs) {
-            // A failed output has been dealt with, or is the end of whoever reads it.
-            let _ = output.await;
-        }
+        let mut exited = false;
+        let end = tokio::select! {
+            biased;
+            signal = deadly => Err(signal?),
+            end = self.until_over(&resized, &mut exited) => Ok(end),
+        };
+        // The terminal first: what is said next belongs on it as it was.
         drop(raw);
-        self.session.remove();
-        Ok(ExitCode::from(u8::try_from(status).unwrap_or(u8::MAX)))
+        let name = self.name.clone();
+        drop(self.session);
+        let goes_on = || if exited { String::new() } else { format!("; {}", name.goes_on()) };
+        match end {
+            Ok(Ok(End::Exit(status))) => Ok(ExitCode::from(u8::try_from(status).unwrap_or(u8::MAX))),
+            Ok(Ok(End::Unread)) => sys::signal::die_by(SIGPIPE),
+            Ok(Ok(End::Unwritten(stream, error))) => {
+                Err(anyhow::anyhow!("write to {stream}: {error}{}", goes_on()).into())
+            }
+            Ok(Err(failure)) => {
+                if !exited {
+                    out::say(name.goes_on());
+                }
+                Err(failure)
+            }
+            Err(signal) => {
+                if !exited {
+                    out::say(name.goes_on());
+                }
+                sys::signal::die_by(signal)
+            }
+        }
     }
 
-    async fn until_exit(&mut self) -> Result<End, Failure> {
+    async fn until_over(&mut self, resized: &tokio::sync::Notify, exited: &mut bool) -> Result<End, Failure> {
+        self.session.begin()?;
+        // A daemon that does not know the size in the request gets to know it here.
+        self.resize().await;
+        let mut end = self.until_exit(resized).await?;
+        if let End::Exit(_) = end {
+            *exited = true;
+            self.session.finish();
+            for Done { name, result } in std::mem::take(&mut self.session.outputs) {
+                // A thread that is gone without a result has panicked, which it has reported.
+                if let Ok(Err(e)) = result.await {
+                    end = unwritten(name, e);
+                }
+            }
+        }
+        Ok(end)
+    }
+
+    async fn until_exit(&mut self, resized: &tokio::sync::Notify) -> Result<End, Failure> {
+        if !self.sees_start {
+            if let Some(status) = self.find_early_exit().await? {
+                return Ok(End::Exit(status));
+            }
+        }
         loop {
-            tokio::select! {
-                event = self.events.message() => match event {
-                    Ok(Some(event)) => {
-                        if let Some(status) = self.exit_status(&event) {
-                            return Ok(End::Exit(status));
-                        }
-                    }
-                    Ok(None) => {
-                        if let Some(end) = self.reconnect().await? {
-                            return Ok(end);
-                        }
-                    }
-                    Err(status) => {
-                        let failure = Failure::from(status);
-                        if !failure.is_passing() {
-                            return Err(failure);
-                        }
-                        if let Some(end) = self.reconnect().await? {
-                            return Ok(end);
-                        }
-                    }
+            let failure = tokio::select! {
+                event = self.events.next() => match event {
+                    Ok(Some(event)) => match self.exit_status(&event).await {
+                        Ok(Some(status)) => return Ok(End::Exit(status)),
+                        Ok(None) => continue,
+                        Err(failure) => Some(failure),
+                    },
+                    Ok(None) => None,
+                    Err(status) => Some(Failure::from(status)),
                 },
-                signal = next_signal(&self.signals) => match signal? {
-                    SIGWINCH => self.resize().await,
-                    signal => return Ok(End::Signal(signal)),
-                },
+                () = resized.notified() => {
+                    self.resize().await;
+                    continue;
+                }
                 Some(()) = self.session.stdin_ended.recv() => {
                     self.stdin_ended = true;
                     self.close_stdin().await;
+                    continue;
                 }
-                Some(end) = broken_output(&mut self.session.outputs) => return Ok(end),
+                Some(end) = failed_output(&mut self.session.outputs) => return Ok(end),
+            };
+            if let Some(failure) = failure.filter(|failure| !failure.is_passing()) {
+                return Err(failure);
+            }
+            if let Some(status) = self.reconnect().await? {
+                return Ok(End::Exit(status));
             }
         }
     }
 
-    fn exit_status(&mut self, event: &api::Event) -> Option<u32> {
-        self.seen = event.timestamp.unwrap_or(self.seen);
-        let name = if event.r#type == "start-container" { "init" } else { event.pid.as_str() };
-        if event.id != self.id || name != self.process {
-            return None;
+    /// A subscription that was not known to be open may have missed the start of the process, and its exit with it.
+    async fn find_early_exit(&mut self) -> Result<Option<u32>, Failure> {
+        match self.is_known().await {
+            Ok(true) => return Ok(None),
+            Ok(false) => {}
+            Err(failure) if failure.is_passing() => return self.reconnect().await,
+            Err(failure) => return Err(failure),
         }
-        self.started |= event.r#type.starts_with("start-");
-        (event.r#type == "exit" && self.started).then_some(event.status)
+        let in_time = tokio::time::timeout(EVENT_DELAY, async {
+            while let Some(event) = self.events.next().await? {
+                if let Some(status) = self.exit_status(&event).await? {
+                    return Ok(Some(status));
+                }
+            }
+            Ok::<_, Failure>(None)
+        });
+        match in_time.await {
+            Ok(Ok(Some(status))) => Ok(Some(status)),
+            // Then it is among the stored events, if anywhere.
+            Ok(Ok(None) | Err(_)) | Err(_) => self.reconnect().await,
+        }
     }
 
-    /// Looks for the daemon until it is there, and takes up the events where they were left.
-    async fn reconnect(&mut self) -> Result<Option<End>, Failure> {
+    /// The status of the process, if that is its exit.
+    async fn exit_status(&mut self, event: &api::Event) -> Result<Option<u32>, Failure> {
+        let name = if event.r#type == "start-container" { "init" } else { event.pid.as_str() };
+        let mut status = None;
+        if event.id == self.name.id && name == self.name.process {
+            self.started |= event.r#type.starts_with("start-");
+            if event.r#type == "exit" && (self.started || (!self.sees_start && !self.is_known().await?)) {
+                status = Some(event.status);
+            }
+        }
+        self.seen = event.timestamp.unwrap_or(self.seen);
+        Ok(status)
+    }
+
+    /// Looks for the daemon until it is there, and takes up the events where they were left. Returns the status of the
+    /// process if it has exited.
+    async fn reconnect(&mut self) -> Result<Option<u32>, Failure> {
         loop {
             match self.resume().await {
-                Ok(end) => return Ok(end),
-                Err(failure) if !failure.is_passing() => return Err(failure),
-                Err(_) => {}
-            }
-            tokio::select! {
-                () = tokio::time::sleep(RETRY) => {}
-                signal = next_signal(&self.signals) => match signal? {
-                    SIGWINCH => {}
-                    signal => return Ok(Some(End::Signal(signal))),
-                },
+                Err(failure) if failure.is_passing() => tokio::time::sleep(RETRY_DELAY).await,
+                result => return result,
             }
         }
     }
 
-    async fn resume(&mut self) -> Result<Option<End>, Failure> {
-        self.client = self.target.connect().await?;
-        let request = api::EventsRequest { timestamp: Some(self.seen), stored_only: true, id: self.id.clone() };
-        let mut stored = self.client.events(request).await?.into_inner();
+    async fn resume(&mut self) -> Result<Option<u32>, Failure> {
+        let id = self.name.id.clone();
+        let request = api::EventsRequest { timestamp: Some(self.seen), stored_only: true, id: id.clone() };
+        let mut stored = self.target.connect().await?.events(request).await?.into_inner();
         while let Some(event) = stored.message().await? {
-            if let Some(status) = self.exit_status(&event) {
-                return Ok(Some(End::Exit(status)));
+            if let Some(status) = self.exit_status(&event).await? {
+                return Ok(Some(status));
             }
         }
         // The call has returned, so that it has been started, seen or not.
         self.started = true;
-        let request = api::EventsRequest { timestamp: Some(self.seen), stored_only: false, id: self.id.clone() };
-        self.events = self.client.events(request).await?.into_inner();
-        let known = match self.client.state(api::StateRequest { id: self.id.clone() }).await {
-            Ok(state) => {
-                let containers = state.into_inner().containers;
-                containers.iter().flat_map(|c| &c.processes).any(|process| process.pid == self.process)
-            }
-            Err(status) if status.code() == tonic::Code::NotFound => false,
-            Err(status) => return Err(status.into()),
-        };
-        if known {
+        let request = api::EventsRequest { timestamp: Some(self.seen), stored_only: false, id };
+        (self.client, self.events) = subscription::subscribe(&self.target, request).await?;
+        if self.is_known().await? {
             self.resize().await;
             self.close_stdin().await;
             return Ok(None);
         }
         // It may have ended since the stored events were read; then its exit is in the live ones already.
-        while let Ok(Ok(Some(event))) = tokio::time::timeout(RETRY, self.events.message()).await {
-            if let Some(status) = self.exit_status(&event) {
-                return Ok(Some(End::Exit(status)));
+        while let Ok(Ok(Some(event))) = tokio::time::timeout(RETRY_DELAY, self.events.next()).await {
+            if let Some(status) = self.exit_status(&event).await? {
+                return Ok(Some(status));
             }
         }
-        eprintln!("[ctr] {} in {} has ended, and how is no longer known", self.process, self.id);
-        Ok(Some(End::Exit(UNKNOWN)))
+        out::say(format_args!("{} in {} has ended, and how is no longer known", self.name.process, self.name.id));
+        Ok(Some(UNKNOWN))
+    }
+
+    /// Whether the daemon has the process.
+    async fn is_known(&mut self) -> Result<bool, Failure> {
+        match self.client.state(api::StateRequest { id: self.name.id.clone() }).await {
+            Ok(state) => {
+                let containers = state.into_inner().containers;
+                let mut processes =
+                    containers.iter().filter(|container| container.id == self.name.id).flat_map(|c| &c.processes);
+                Ok(processes.any(|process| process.pid == self.name.process))
+            }
+            Err(status) if status.code() == tonic::Code::NotFound => Ok(false),
+            Err(status) => Err(status.into()),
+        }
     }
 
     /// Gives the process's terminal the size of ours. A process that has just ended needs none.
     async fn resize(&mut self) {
         if let Some((width, height)) = terminal::size().filter(|_| self.terminal) {
-            let (id, pid) = (self.id.clone(), self.process.clone());
+            let (id, pid) = (self.name.id.clone(), self.name.process.clone());
             let request = api::UpdateProcessRequest { id, pid, width, height, close_stdin: false };
             let _ = self.client.update_process(request).await;
         }
@@ -241,7 +370,7 @@ impl Attached {
         if !self.stdin_ended {
             return;
         }
-        let (id, pid) = (self.id.clone(), self.process.clone());
+        let (id, pid) = (self.name.id.clone(), self.name.process.clone());
         let request = api::UpdateProcessRequest { id, pid, close_stdin: true, ..Default::default() };
         match self.client.update_process(request).await {
             Err(status) if Failure::from(status.clone()).is_passing() => {}
@@ -250,33 +379,24 @@ impl Attached {
     }
 }
 
-enum End {
-    Exit(u32),
-    Signal(i32),
+fn unwritten(name: &'static str, error: std::io::Error) -> End {
+    if error.kind() == ErrorKind::BrokenPipe { End::Unread } else { End::Unwritten(name, error) }
 }
 
-async fn next_signal(signals: &AsyncFd<OwnedFd>) -> Result<i32, Failure> {
-    loop {
-        let mut ready = signals.readable().await?;
-        if let Some(signal) = sys::signal::take_from(signals).map_err(std::io::Error::from)? {
-            return Ok(signal as i32);
-        }
-        ready.clear_ready();
-    }
-}
-
-/// Whoever reads our output has gone: then this program ends as others do. Outputs that are done are taken out.
-async fn broken_output(outputs: &mut Vec<Done>) -> Option<End> {
+/// Waits for an output that cannot be written. Outputs that are done are taken out.
+async fn failed_output(outputs: &mut Vec<Done>) -> Option<End> {
     std::future::poll_fn(|context| {
-        let mut broken = false;
-        outputs.retain_mut(|output| match Future::poll(std::pin::Pin::new(output), context) {
+        let mut failed = None;
+        outputs.retain_mut(|Done { name, result }| match Future::poll(std::pin::Pin::new(result), context) {
             std::task::Poll::Pending => true,
             std::task::Poll::Ready(result) => {
-                broken |= matches!(result, Ok(Err(e)) if e.kind() == std::io::ErrorKind::BrokenPipe);
+                if let Ok(Err(e)) = result {
+                    failed = Some(unwritten(name, e));
+                }
                 false
             }
         });
-        if broken { std::task::Poll::Ready(Some(End::Signal(SIGPIPE))) } else { std::task::Poll::Pending }
+        if failed.is_some() { std::task::Poll::Ready(failed) } else { std::task::Poll::Pending }
     })
     .await
 }

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use crate::archive;
 use crate::args::{CheckpointCommand, Checkpoints, CreateCheckpoint, DeleteCheckpoint, ListCheckpoints};
 use crate::client::{Client, Target};
-use crate::containers::print_json;
+use crate::containers;
 use crate::failure::Failure;
+use crate::out;
 use crate::table;
 
 /// How often progress is shown.
@@ -40,33 +41,35 @@ async fn list(target: &Target, list: ListCheckpoints) -> Result<ExitCode, Failur
         return Err(anyhow::anyhow!("name the container whose checkpoints are to be listed").into());
     };
     let request = api::ListCheckpointRequest { id, checkpoint_dir: absolute(list.checkpoint_dir.as_deref())? };
-    let checkpoints = target.connect().await?.list_checkpoint(request).await?.into_inner().checkpoints;
+    let ask = async |mut client: Client| Ok(client.list_checkpoint(request.clone()).await?.into_inner().checkpoints);
+    let checkpoints = target.ask(ask).await?;
     if list.options.json {
-        return print_json(&checkpoints);
+        return out::write_json(&checkpoints);
     }
     let row = |checkpoint: &api::Checkpoint| {
         let api::Checkpoint { name, tcp, unix_sockets, shell, .. } = checkpoint;
         vec![name.clone(), tcp.to_string(), unix_sockets.to_string(), shell.to_string()]
     };
     let rows: Vec<Vec<String>> = checkpoints.iter().map(row).collect();
-    table::write(&mut std::io::stdout().lock(), &["NAME", "TCP", "UNIX SOCKETS", "SHELL"], &rows)?;
+    out::write(table::text(&["NAME", "TCP", "UNIX SOCKETS", "SHELL"], &rows))?;
     Ok(ExitCode::SUCCESS)
 }
 
 async fn delete(target: &Target, delete: DeleteCheckpoint) -> Result<ExitCode, Failure> {
     let checkpoint_dir = absolute(delete.checkpoint_dir.as_deref())?;
     let request = api::DeleteCheckpointRequest { id: delete.id, name: delete.name, checkpoint_dir };
-    target.connect().await?.delete_checkpoint(request).await?;
+    let goes_on = "the daemon goes on, and may still remove the checkpoint";
+    target.change(goes_on, async |mut client| Ok(client.delete_checkpoint(request).await.map(drop)?)).await?;
     Ok(ExitCode::SUCCESS)
 }
 
 async fn create(target: &Target, create: CreateCheckpoint) -> Result<ExitCode, Failure> {
-    let mut client = target.connect().await?;
-    let container = find(&mut client, &create.id).await?;
+    let container = containers::container_of(target, &create.id).await?;
     let others: Vec<&str> = container.processes.iter().map(|p| p.pid.as_str()).filter(|pid| *pid != "init").collect();
     if !others.is_empty() {
         let what = if create.exit { "and end with the container" } else { "and go on beside it" };
-        eprintln!("[ctr] added processes are not part of the checkpoint, {what}: {}", others.join(", "));
+        let others = others.join(", ");
+        out::say(format_args!("added processes are not part of the checkpoint, {what}: {others}"));
     }
     let checkpoint_dir = absolute(create.checkpoint_dir.as_deref())?;
     let directory = match &create.checkpoint_dir {
@@ -84,29 +87,28 @@ async fn create(target: &Target, create: CreateCheckpoint) -> Result<ExitCode, F
     let request = api::CreateCheckpointRequest { id: create.id, checkpoint: Some(checkpoint), checkpoint_dir };
     let begun = Instant::now();
     let mut progress = Progress::new(&directory, &create.name);
-    let call = client.create_checkpoint(request);
-    tokio::pin!(call);
-    let answer = loop {
-        tokio::select! {
-            answer = &mut call => break answer,
-            () = tokio::time::sleep(TICK) => progress.show(begun.elapsed()),
-        }
-    };
+    let made = target
+        .change(
+            "the daemon goes on with the checkpoint: `ctr checkpoints` lists it when it is made",
+            async |mut client| {
+                let mut call = std::pin::pin!(client.create_checkpoint(request));
+                loop {
+                    tokio::select! {
+                        answer = &mut call => return Ok(answer.map(drop)?),
+                        () = tokio::time::sleep(TICK) => progress.show(begun.elapsed()),
+                    }
+                }
+            },
+        )
+        .await;
     progress.clear();
-    answer?;
+    made?;
     let result = Made::look(&directory.join(&create.name), begun.elapsed());
     if create.json {
-        return print_json(&result);
+        return out::write_json(&result);
     }
-    writeln!(std::io::stdout(), "{}", result.sentence(&create.name))?;
+    out::write(result.sentence(&create.name) + "\n")?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// The container, or the daemon's own words that there is none.
-pub(crate) async fn find(client: &mut Client, id: &str) -> Result<api::Container, Failure> {
-    let containers = client.state(api::StateRequest { id: id.to_string() }).await?.into_inner().containers;
-    let found = containers.into_iter().next();
-    Ok(found.with_context(|| format!("container {id} is gone"))?)
 }
 
 /// How far a checkpoint has got that takes long, where somebody may be looking.
@@ -126,14 +128,15 @@ impl Progress {
     fn show(&mut self, elapsed: Duration) {
         if self.is_seen {
             let size = in_words(size_of(&self.partial));
-            eprint!("\r\x1b[K{size} written, {:.1} s", elapsed.as_secs_f64());
+            // Progress that cannot be shown is no failure.
+            let _ = write!(std::io::stderr(), "\r\x1b[K{size} written, {:.1} s", elapsed.as_secs_f64());
             self.is_shown = true;
         }
     }
 
     fn clear(&self) {
         if self.is_shown {
-            eprint!("\r\x1b[K");
+            let _ = write!(std::io::stderr(), "\r\x1b[K");
         }
     }
 }
@@ -217,7 +220,7 @@ fn check(runtime: &str) -> Result<ExitCode, Failure> {
         works &= what == "yes";
         rows.push(vec![format!("{runtime} {command}"), what, String::new()]);
     }
-    table::write(&mut std::io::stdout().lock(), &["WHAT", "WORKS HERE", "FOR"], &rows)?;
+    out::write(table::text(&["WHAT", "WORKS HERE", "FOR"], &rows))?;
     Ok(if works { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

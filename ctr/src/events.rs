@@ -1,12 +1,13 @@
 //! `events` and `watch`: one line an event, as it comes.
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use crate::args::EventOptions;
 use crate::client::Target;
 use crate::failure::Failure;
-use crate::table::write_row;
+use crate::out;
+use crate::subscription;
+use crate::table;
 
 const HEAD: [&str; 5] = ["TIME", "TYPE", "ID", "PID", "STATUS"];
 /// A line is written before the next one is known: what is longer pushes the rest of its line to the right.
@@ -16,19 +17,16 @@ pub(crate) async fn execute(target: &Target, id: Option<String>, options: EventO
     let timestamp =
         options.timestamp.map(|time| api::Timestamp { seconds: time.as_second(), nanos: time.subsec_nanosecond() });
     let request = api::EventsRequest { timestamp, stored_only: options.stored_only, id: id.unwrap_or_default() };
-    let mut events = target.connect().await?.events(request).await?.into_inner();
-    let mut out = std::io::stdout().lock();
+    let (_client, mut events) = subscription::subscribe(target, request).await?;
     if !options.options.json {
-        write_row(&mut out, &WIDTHS, &HEAD)?;
+        out::write(table::row(&WIDTHS, &HEAD))?;
     }
-    while let Some(event) = events.message().await? {
+    while let Some(event) = events.next().await? {
         if options.options.json {
-            let line = serde_json::to_string(&event).map_err(anyhow::Error::from)?;
-            writeln!(out, "{line}")?;
+            out::write_json_line(&event)?;
         } else {
-            write_row(&mut out, &WIDTHS, &row(&event))?;
+            out::write(table::row(&WIDTHS, &row(&event)))?;
         }
-        out.flush()?;
     }
     Ok(ExitCode::SUCCESS)
 }

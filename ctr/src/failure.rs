@@ -22,11 +22,18 @@ impl Failure {
         }
     }
 
-    /// The connection broke, or the daemon is about to stop: another one may come.
+    /// The connection broke, or the daemon is about to stop: another one may come. What the daemon answers to a session's
+    /// own calls with these codes passes too.
     pub(crate) fn is_passing(&self) -> bool {
         let Failure::Call(status) = self else { return true };
         matches!(status.code(), Code::Unavailable | Code::Cancelled | Code::Unknown | Code::Internal | Code::DataLoss)
     }
+}
+
+/// Whether a call failed because its connection broke or its daemon is about to stop, and not by the daemon's answer.
+pub(crate) fn is_cut_off(status: &Status) -> bool {
+    // An error of the transport is the source of its status; a status that the daemon sent has none.
+    status.code() == Code::Unavailable || std::error::Error::source(status).is_some()
 }
 
 impl fmt::Display for Failure {

@@ -1,59 +1,78 @@
 //! `stats`: one reading as JSON, or a line of figures that is refreshed.
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::args::Stats;
 use crate::client::{Client, Target};
-use crate::containers::print_json;
-use crate::failure::Failure;
+use crate::failure::{Failure, is_cut_off};
+use crate::out;
 use crate::table;
 
 const HEAD: [&str; 8] = ["ID", "CPU", "MEMORY", "LIMIT", "PIDS", "NET RX / TX", "BLOCK R / W", "THROTTLED"];
 
 pub(crate) async fn execute(target: &Target, options: Stats) -> Result<ExitCode, Failure> {
-    let mut client = target.connect().await?;
-    let stats = client.stats(api::StatsRequest { id: options.id.clone() }).await?.into_inner();
+    let first = reading(target, &options.id).await?;
     if !options.watch {
-        return print_json(&stats);
+        return out::write_json(&first.1);
     }
     let mut interrupt = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?;
     // Whatever it is doing when Ctrl-C comes.
     tokio::select! {
-        result = refresh(&mut client, &options, stats) => result,
+        result = refresh(target, &options, first) => result,
         _ = interrupt.recv() => Ok(ExitCode::SUCCESS),
     }
 }
 
-async fn refresh(client: &mut Client, options: &Stats, mut stats: api::StatsResponse) -> Result<ExitCode, Failure> {
+/// A reading, and the connection that it came by.
+async fn reading(target: &Target, id: &str) -> Result<(Client, api::StatsResponse), Failure> {
+    let request = api::StatsRequest { id: id.into() };
+    let ask = async |mut client: Client| {
+        let stats = client.stats(request.clone()).await?.into_inner();
+        Ok((client, stats))
+    };
+    target.ask(ask).await
+}
+
+async fn refresh(
+    target: &Target,
+    options: &Stats,
+    (mut client, mut stats): (Client, api::StatsResponse),
+) -> Result<ExitCode, Failure> {
     let mut ticks = tokio::time::interval(options.interval.max(Duration::from_millis(100)));
     // The first is at once.
     ticks.tick().await;
     let mut before = None;
     loop {
         let row = row(&options.id, &stats, before.as_ref());
-        let mut text = Vec::new();
-        table::write(&mut text, &HEAD, &[row])?;
-        show(&String::from_utf8_lossy(&text), before.is_none())?;
+        show(&table::text(&HEAD, &[row]), before.is_none())?;
         before = Some(stats);
         ticks.tick().await;
-        stats = client.stats(api::StatsRequest { id: options.id.clone() }).await?.into_inner();
+        stats = match client.stats(api::StatsRequest { id: options.id.clone() }).await {
+            Ok(stats) => stats.into_inner(),
+            Err(status) if is_cut_off(&status) => {
+                let (next, stats) = reading(target, &options.id).await?;
+                client = next;
+                stats
+            }
+            Err(status) => return Err(status.into()),
+        };
     }
 }
 
 /// On a terminal the table is written over the one before; elsewhere a line follows the other.
-fn show(table: &str, first: bool) -> std::io::Result<()> {
-    let mut out = std::io::stdout().lock();
+fn show(table: &str, first: bool) -> Result<(), Failure> {
     if first {
-        write!(out, "{table}")?;
-    } else if out.is_terminal() {
+        out::write(table)
+    } else if std::io::stdout().is_terminal() {
         // Up by two lines, and everything below cleared (ECMA-48: CPL, ED).
-        write!(out, "\x1b[2F\x1b[J{table}")?;
+        out::write(format!("\x1b[2F\x1b[J{table}"))
     } else if let Some((_, row)) = table.split_once('\n') {
-        write!(out, "{row}")?;
+        out::write(row)
+    } else {
+        Ok(())
     }
-    out.flush()
 }
 
 fn row(id: &str, now: &api::StatsResponse, before: Option<&api::StatsResponse>) -> Vec<String> {

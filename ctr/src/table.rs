@@ -1,25 +1,28 @@
 //! Tables for people.
 
-use std::io::{self, Write};
+use std::borrow::Cow;
 
-/// Writes rows with their columns aligned, each as wide as its widest cell.
-pub(crate) fn write(out: &mut impl Write, head: &[&str], rows: &[Vec<String>]) -> io::Result<()> {
+/// Rows with their columns aligned, each as wide as its widest cell.
+pub(crate) fn text(head: &[&str], rows: &[Vec<String>]) -> String {
+    let rows: Vec<Vec<Cow<'_, str>>> =
+        rows.iter().map(|row| row.iter().map(|cell| sys::shown::escape(cell)).collect()).collect();
     let width = |column: usize| {
         let cells = rows.iter().map(|row| row[column].chars().count());
         cells.chain([head[column].len()]).max().unwrap_or_default()
     };
     let widths: Vec<usize> = (0..head.len()).map(width).collect();
-    write_row(out, &widths, head)?;
-    rows.iter().try_for_each(|row| write_row(out, &widths, row))
+    let rows = rows.iter().map(|row| self::row(&widths, row));
+    std::iter::once(row(&widths, head)).chain(rows).collect()
 }
 
-/// Writes one row with columns of at least the given widths.
-pub(crate) fn write_row<S: AsRef<str>>(out: &mut impl Write, widths: &[usize], row: &[S]) -> io::Result<()> {
+/// One row with columns of at least the given widths. What a terminal would obey is escaped.
+pub(crate) fn row<S: AsRef<str>>(widths: &[usize], cells: &[S]) -> String {
     let mut line = String::new();
-    for (cell, width) in row.iter().zip(widths) {
-        line.push_str(&format!("{:<width$}   ", cell.as_ref()));
+    for (cell, width) in cells.iter().zip(widths) {
+        line.push_str(&format!("{:<width$}   ", sys::shown::escape(cell.as_ref())));
     }
-    writeln!(out, "{}", line.trim_end())
+    line.truncate(line.trim_end_matches(' ').len());
+    line + "\n"
 }
 
 #[cfg(test)]
@@ -28,9 +31,17 @@ mod tests {
 
     #[test]
     fn columns_are_aligned() {
-        let mut out = Vec::new();
         let rows = [vec!["a".to_string(), "bb".to_string()], vec!["long name".to_string(), String::new()]];
-        write(&mut out, &["ID", "PATH"], &rows).expect("writes");
-        assert_eq!(String::from_utf8(out).expect("utf-8"), "ID          PATH\na           bb\nlong name\n");
+        assert_eq!(text(&["ID", "PATH"], &rows), "ID          PATH\na           bb\nlong name\n");
+    }
+
+    #[test]
+    fn cells_with_newlines_and_escape_sequences_make_no_row_and_stay_aligned() {
+        let rows = [vec!["a\nforged   /etc".to_string(), "\x1b[2J".to_string()], vec!["b".into(), "c\u{202e}".into()]];
+        let shown = text(&["ID", "PATH"], &rows);
+        let wanted = "ID                 PATH\n\
+            a\\nforged   /etc   \\u{1b}[2J\n\
+            b                  c\\u{202e}\n";
+        assert_eq!(shown, wanted);
     }
 }

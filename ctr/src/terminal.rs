@@ -25,8 +25,10 @@ impl RawMode {
 
 impl Drop for RawMode {
     fn drop(&mut self) {
-        // After what the process wrote has gone out. A terminal that is gone needs nothing.
-        let _ = tcsetattr(std::io::stdin(), OptionalActions::Drain, &self.before);
+        // At once: a terminal that is stopped would never have sent all that the process wrote. In the background, too, the
+        // kernel would stop this program for that (tcsetattr(3), SIGTTOU). A terminal that is gone needs nothing.
+        let _ = sys::signal::block(&[rustix::process::Signal::TTOU.as_raw()]);
+        let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, &self.before);
     }
 }
 

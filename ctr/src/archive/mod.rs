@@ -17,14 +17,17 @@ mod write;
 use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use sys::shown::{escape, is_obeyed};
 
 use crate::args::{ExportCheckpoint, ImportCheckpoint};
 use crate::checkpoints::in_words;
 use crate::client::Target;
+use crate::containers;
 use crate::failure::Failure;
+use crate::foreign;
+use crate::out;
 use read::Reader;
 use write::Writer;
 
@@ -82,22 +85,21 @@ pub(crate) async fn export(target: &Target, export: ExportCheckpoint) -> Result<
     let bundle = match &export.bundle {
         Some(bundle) => bundle.clone(),
         None => {
-            let state = target.connect().await?.state(api::StateRequest { id: export.id.clone() }).await;
-            let state = state.map_err(|status| match status.code() {
-                tonic::Code::NotFound => {
+            let container = containers::container_of(target, &export.id).await.map_err(|failure| match failure {
+                Failure::Call(status) if status.code() == tonic::Code::NotFound => {
                     anyhow!("there is no container {} any more: name its bundle with --bundle", export.id).into()
                 }
-                _ => Failure::from(status),
+                failure => failure,
             })?;
-            let container = state.into_inner().containers.into_iter().next().context("the daemon told of none")?;
             if container.status == "running" {
-                eprintln!("[ctr] {} goes on: its files are taken as they are now, not as at the checkpoint", export.id);
+                let id = &export.id;
+                out::say(format_args!("{id} goes on: its files are taken as they are now, not as at the checkpoint"));
             }
             PathBuf::from(container.bundle_path)
         }
     };
     let bytes = write_archive(&export, &bundle)?;
-    writeln!(std::io::stdout(), "{}: {}", export.file.display(), in_words(bytes))?;
+    out::write(format!("{}: {}\n", escape(&export.file.display().to_string()), in_words(bytes)))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -115,7 +117,7 @@ fn write_archive(export: &ExportCheckpoint, bundle: &Path) -> Result<u64> {
         _ if export.rootfs => Root::Whole,
         Some(overlay) => Root::Overlay { lower: overlay.lower.clone() },
         None => {
-            eprintln!("[ctr] {} is no overlay and stays here; --rootfs takes it along", rootfs.display());
+            out::say(format_args!("{} is no overlay and stays here; --rootfs takes it along", rootfs.display()));
             Root::Elsewhere
         }
     };
@@ -147,13 +149,15 @@ fn write_archive(export: &ExportCheckpoint, bundle: &Path) -> Result<u64> {
 /// Unpacks a checkpoint that [`export`] has written, into a bundle.
 pub(crate) fn import(import: &ImportCheckpoint) -> Result<ExitCode, Failure> {
     let imported = read_archive(import)?;
-    let mut out = std::io::stdout().lock();
     let Imported { bundle, id, name, mount } = &imported;
-    writeln!(out, "checkpoint {name} of {id} is in {}", bundle.display())?;
+    let bundle = bundle.display().to_string();
+    let (bundle, id, name) = (escape(&bundle), escape(id), escape(name));
+    let mut text = format!("checkpoint {name} of {id} is in {bundle}\n");
     if let Some(mount) = mount {
-        writeln!(out, "its root file system has to be mounted first:\n  {mount}")?;
+        text += &format!("its root file system has to be mounted first:\n  {}\n", escape(mount));
     }
-    writeln!(out, "it goes on with:\n  ctr containers start --checkpoint {name} {id} {}", bundle.display())?;
+    text += &format!("it goes on with:\n  ctr containers start --checkpoint {name} {id} {bundle}\n");
+    out::write(text)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -197,8 +201,9 @@ fn place(import: &ImportCheckpoint, manifest: Manifest, staged: &Path) -> Result
     let bundle = import.bundle.clone().unwrap_or_else(|| PathBuf::from(&id));
     let bundle = std::path::absolute(&bundle).with_context(|| format!("find {}", bundle.display()))?;
     std::fs::create_dir_all(&bundle).with_context(|| format!("create {}", bundle.display()))?;
-    let config = std::fs::read(staged.join(BUNDLE).join("config.json"))?;
-    let has_config = match std::fs::read(bundle.join("config.json")) {
+    let config = foreign::read(&staged.join(BUNDLE).join("config.json"), foreign::CONFIG_LIMIT)
+        .context("read the config.json in it")?;
+    let has_config = match foreign::read(&bundle.join("config.json"), foreign::CONFIG_LIMIT) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => false,
         Ok(there) if there == config => true,
         Err(e) => return Err(e).with_context(|| format!("read the config.json of {}", bundle.display())),
@@ -277,9 +282,9 @@ impl Moves {
 
 /// Where a bundle has its root file system.
 fn rootfs_of(config: &Path) -> Result<PathBuf> {
-    let text = std::fs::read(config).with_context(|| format!("read {}", config.display()))?;
-    let value: serde_json::Value =
-        serde_json::from_slice(&text).with_context(|| format!("read {}", config.display()))?;
+    let failed = || format!("read {}", config.display());
+    let text = foreign::read(config, foreign::CONFIG_LIMIT).with_context(failed)?;
+    let value: serde_json::Value = serde_json::from_slice(&text).with_context(failed)?;
     let path = value["root"]["path"].as_str().unwrap_or("rootfs");
     Ok(config.parent().unwrap_or(Path::new(".")).join(path))
 }
@@ -320,7 +325,7 @@ impl Overlay {
 
     /// Checks before anything is moved that this can be mounted: what says so may be anybody's.
     fn check(&self, bundle: &Path, rootfs: &Path, now: bool) -> Result<()> {
-        let has_meaning = |character: char| matches!(character, ',' | ':' | '\\' | '\'') || character.is_control();
+        let has_meaning = |character: char| matches!(character, ',' | ':' | '\\' | '\'') || is_obeyed(character);
         for path in self.lower.iter().map(PathBuf::as_path).chain([bundle]) {
             let text = path.to_str().filter(|text| !text.contains(has_meaning) && path.is_absolute());
             text.with_context(|| format!("{:?} cannot be a directory of an overlay", path.display()))?;

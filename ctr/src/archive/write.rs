@@ -11,6 +11,7 @@ use std::path::Path;
 use tar::{EntryType, Header};
 
 use super::{ATTRIBUTE, Digest, MANIFEST, Manifest, OPAQUE, OPAQUE_ATTRIBUTE, WHITEOUT};
+use crate::out;
 
 /// CRIU's images compress well and fast at this level.
 const LEVEL: i32 = 3;
@@ -79,7 +80,7 @@ impl<'a> Writer<'a> {
             return self.add_empty(metadata, EntryType::Regular, &format!("{parent}/{WHITEOUT}{name}"));
         }
         if kind.is_block_device() || kind.is_char_device() || kind.is_socket() {
-            eprintln!("[ctr] {} is left out: it is a device or a socket", path.display());
+            out::say(format_args!("{} is left out: it is a device or a socket", path.display()));
             return Ok(());
         }
         if metadata.nlink() > 1 {

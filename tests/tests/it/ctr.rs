@@ -198,20 +198,26 @@ fn try_line(child: &mut Child) -> Option<String> {
 }
 
 /// A terminal of our own, with `ctr` on it.
-struct Session {
+pub(crate) struct Session {
     master: File,
     slave: File,
-    child: Child,
+    pub(crate) child: Child,
 }
 
 impl Session {
-    fn start(mut command: Command) -> Session {
+    fn start(command: Command) -> Session {
+        Session::sized(command, 0, 0)
+    }
+
+    /// As [`Session::start`], on a terminal that has a size.
+    pub(crate) fn sized(mut command: Command, columns: u16, rows: u16) -> Session {
         use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
         grantpt(&master).unwrap();
         unlockpt(&master).unwrap();
         let name = ptsname(&master, Vec::new()).unwrap();
         let slave = File::options().read(true).write(true).open(name.to_str().unwrap()).unwrap();
+        tcsetwinsize(&master, Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 }).unwrap();
         let clone = || Stdio::from(slave.try_clone().unwrap());
         let child = command.stdin(clone()).stdout(clone()).stderr(clone()).spawn().unwrap();
         Session { master: master.into(), slave, child }

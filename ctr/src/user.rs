@@ -1,0 +1,202 @@
+//! `--user NAME[:GROUP]`: names of a container's users and groups, as its own `/etc/passwd` and `/etc/group` have them.
+//!
+//! The files are the container's, so that they can hold anything: they are read with a limit, and no link leads out of
+//! the container's root.
+
+use anyhow::{Context, Result, anyhow, bail};
+use rustix::fs::{Mode, OFlags, open};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use crate::foreign;
+
+/// The size of a file of users or groups that is read.
+const LIMIT: u64 = 4 << 20;
+
+/// The number that the kernel takes as "no change" (setuid(2)).
+const NO_ID: u32 = u32::MAX;
+
+/// What `--user` says: a user, and a group if one is given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    user: String,
+    group: Option<String>,
+}
+
+impl Wanted {
+    /// Reads `NAME`, `NAME:GROUP`, or the same with numbers.
+    pub(crate) fn parse(text: &str) -> Result<Wanted, String> {
+        let (user, group) = match text.split_once(':') {
+            Some((user, group)) => (user, Some(group)),
+            None => (text, None),
+        };
+        let is_name = |name: &str| !name.is_empty() && !name.contains([':', ',', '\n']);
+        if !is_name(user) || !group.is_none_or(is_name) {
+            return Err("a user is written as NAME, NAME:GROUP or as numbers, such as www-data or 33:33".into());
+        }
+        Ok(Wanted { user: user.into(), group: group.map(str::to_string) })
+    }
+
+    /// Whether both are numbers: then no file is needed.
+    pub(crate) fn numbers(&self) -> Option<api::User> {
+        let group = self.group.as_deref()?;
+        Some(api::User { uid: number(&self.user)?, gid: number(group)?, additional_gids: Vec::new() })
+    }
+
+    /// The numbers of these names. A number is taken as it is where no name says more.
+    pub(crate) fn resolve(&self, files: &Files) -> Result<api::User> {
+        let id = number(&self.user);
+        let passwd = match (&files.passwd, id) {
+            (Ok(text), _) => text.as_str(),
+            (Err(_), Some(_)) => "",
+            (Err(e), None) => bail!("user {:?}: {e:#}; a number needs no file", self.user),
+        };
+        let entry = entries(passwd).find(|fields| {
+            fields[0] == self.user || id.is_some_and(|id| fields.get(2).copied().and_then(number) == Some(id))
+        });
+        let (uid, primary, name) = match (entry, id) {
+            (Some(fields), _) => {
+                let field = |n: usize| fields.get(n).copied().and_then(number);
+                let broken = || anyhow!("user {:?}: its line in the container's /etc/passwd has no numbers", self.user);
+                (field(2).with_context(broken)?, field(3).with_context(broken)?, Some(fields[0]))
+            }
+            // As `docker exec` and `su` have it for a number that has no name.
+            (None, Some(id)) => (id, 0, None),
+            (None, None) => bail!("there is no user {:?} in the container's /etc/passwd", self.user),
+        };
+        let Some(group) = &self.group else {
+            // Groups of a user whose name is not known, or of a file that is not there: none.
+            let group = files.group.as_deref().unwrap_or_default();
+            let additional_gids = name.map(|name| groups_of(group, name)).unwrap_or_default();
+            return Ok(api::User { uid, gid: primary, additional_gids });
+        };
+        let gid = match (&files.group, number(group)) {
+            (_, Some(gid)) => gid,
+            (Err(e), None) => bail!("group {group:?}: {e:#}; a number needs no file"),
+            (Ok(text), None) => {
+                let entry = entries(text).find(|fields| fields[0] == group);
+                let fields =
+                    entry.with_context(|| format!("there is no group {group:?} in the container's /etc/group"))?;
+                let gid = fields.get(2).copied().and_then(number);
+                gid.with_context(|| format!("group {group:?}: its line in the container's /etc/group has no number"))?
+            }
+        };
+        Ok(api::User { uid, gid, additional_gids: Vec::new() })
+    }
+}
+
+/// What is in a container's files of users and groups, or why they cannot be read.
+pub(crate) struct Files {
+    passwd: Result<String>,
+    group: Result<String>,
+}
+
+impl Files {
+    /// Those of the root directory at `root`.
+    pub(crate) fn of(root: &OwnedFd) -> Files {
+        let read = |path: &str| {
+            let bytes = foreign::read_in_root(root.as_fd(), path, LIMIT);
+            let bytes = bytes.with_context(|| format!("read /{path} of the container"))?;
+            Ok(String::from_utf8_lossy(&bytes).into_owned())
+        };
+        Files { passwd: read("etc/passwd"), group: read("etc/group") }
+    }
+}
+
+/// Opens the root directory of a process.
+pub(crate) fn root_of(pid: u32) -> std::io::Result<OwnedFd> {
+    open_directory(Path::new(&format!("/proc/{pid}/root")))
+}
+
+/// Opens the root directory that a bundle names.
+pub(crate) fn root_of_bundle(bundle: &Path) -> Result<OwnedFd> {
+    let config = bundle.join("config.json");
+    let text = foreign::read(&config, foreign::CONFIG_LIMIT).with_context(|| format!("read {}", config.display()))?;
+    let value: serde_json::Value =
+        serde_json::from_slice(&text).with_context(|| format!("read {}", config.display()))?;
+    let root = bundle.join(value["root"]["path"].as_str().unwrap_or("rootfs"));
+    open_directory(&root).with_context(|| format!("open {}", root.display()))
+}
+
+fn open_directory(path: &Path) -> std::io::Result<OwnedFd> {
+    Ok(open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+fn number(text: &str) -> Option<u32> {
+    // What str::parse takes besides, such as "+1", is a name.
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|number| digits && *number != NO_ID)
+}
+
+/// The lines of passwd(5) or group(5), in fields. There is always a first one.
+fn entries(text: &str) -> impl Iterator<Item = Vec<&str>> {
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    lines.map(|line| line.split(':').map(str::trim).collect())
+}
+
+/// The numbers of the groups that name a user as a member.
+fn groups_of(group: &str, name: &str) -> Vec<u32> {
+    let has = |fields: &Vec<&str>| fields.get(3).is_some_and(|members| members.split(',').any(|member| member == name));
+    entries(group).filter(has).filter_map(|fields| fields.get(2).copied().and_then(number)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn files() -> Files {
+        let passwd = "# users\nroot:x:0:0:root:/root:/bin/sh\n\nwww-data:x:33:33::/:\n1000:x:7:8::/:\nbroken:x\n\
+            max:x:4294967295:1::/:\n";
+        let group =
+            "root:x:0:\nwww-data:x:33:\nadm:x:4:syslog,www-data\nssl:x:110:www-data,\nhuge:x:4294967295:www-data\n";
+        Files { passwd: Ok(passwd.into()), group: Ok(group.into()) }
+    }
+
+    fn missing() -> Files {
+        Files { passwd: Err(anyhow!("no /etc/passwd")), group: Err(anyhow!("no /etc/group")) }
+    }
+
+    fn resolve(text: &str, files: &Files) -> Result<(u32, u32, Vec<u32>), String> {
+        let user = Wanted::parse(text)?.resolve(files).map_err(|e| format!("{e:#}"))?;
+        Ok((user.uid, user.gid, user.additional_gids))
+    }
+
+    #[test]
+    fn names_and_numbers_are_resolved() {
+        let all = [
+            ("root", (0, 0, vec![])),
+            ("www-data", (33, 33, vec![4, 110])),
+            ("33", (33, 33, vec![4, 110])),
+            ("www-data:adm", (33, 4, vec![])),
+            ("www-data:9", (33, 9, vec![])),
+            ("1234", (1234, 0, vec![])),
+            ("1234:adm", (1234, 4, vec![])),
+            ("0:0", (0, 0, vec![])),
+            // A name of digits is a name first, as it comes first in the file.
+            ("1000", (7, 8, vec![])),
+        ];
+        for (text, user) in all {
+            assert_eq!(resolve(text, &files()), Ok(user), "{text}");
+        }
+    }
+
+    #[test]
+    fn numbers_need_no_files() {
+        assert_eq!(resolve("5", &missing()), Ok((5, 0, vec![])));
+        assert_eq!(resolve("5:6", &missing()), Ok((5, 6, vec![])));
+        assert!(resolve("www-data", &missing()).expect_err("is a name").contains("no /etc/passwd"));
+        assert!(resolve("5:adm", &missing()).expect_err("is a name").contains("no /etc/group"));
+        assert!(Wanted::parse("5:6").expect("parses").numbers().is_some());
+        assert!(Wanted::parse("5").expect("parses").numbers().is_none());
+    }
+
+    #[test]
+    fn unknown_broken_and_special_ids_are_refused() {
+        for text in ["", ":", "a:", ":a", "a:b:c", "a,b"] {
+            assert!(Wanted::parse(text).is_err(), "{text}");
+        }
+        for text in ["nobody", "www-data:nogroup", "broken", "max", "www-data:huge", "4294967295", "-1", "+1"] {
+            assert!(resolve(text, &files()).is_err(), "{text}");
+        }
+    }
+}
