@@ -11,6 +11,7 @@
 //! What the overlay keeps as devices and attributes is in the archive as OCI layers have it (OCI image specification,
 //! layer.md, "Whiteouts"), so that an archive with a device in it can be refused.
 
+mod extended;
 mod read;
 mod write;
 
@@ -364,5 +365,7 @@ impl Overlay {
     }
 }
 
+#[cfg(test)]
+mod damage;
 #[cfg(test)]
 mod tests;

@@ -13,6 +13,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use tar::{Entry, EntryType};
 
+use super::extended::Extended;
 use super::write::{Hashed, is_kept, shown};
 use super::{
     ATTRIBUTE, BUNDLE, CHECKPOINT, Digest, FORMAT, LAYER, MANIFEST, Manifest, OPAQUE, OPAQUE_ATTRIBUTE, ROOTFS, Root,
@@ -23,6 +24,13 @@ type Source = zstd::Decoder<'static, BufReader<BufReader<File>>>;
 
 /// Far more than the manifest of a whole root file system.
 const LARGEST_MANIFEST: u64 = 256 << 20;
+
+/// The memory that decompressing may take, as a power of two: what every decoder should have (RFC 8878, 3.1.1.1.2), and
+/// more than an export needs.
+const LARGEST_WINDOW: u32 = 23;
+
+/// More than any program pads the end of an archive with.
+const LARGEST_END: u64 = 1 << 20;
 
 pub(super) struct Reader {
     directory: OwnedFd,
@@ -44,23 +52,33 @@ impl Reader {
     pub(super) fn read(mut self) -> Result<Manifest> {
         let empty = File::open("/dev/null")?;
         let source = std::mem::replace(&mut self.source, BufReader::new(empty));
-        let decoder: Source = zstd::Decoder::new(source).context("it is not compressed with zstd")?;
+        let mut decoder: Source = zstd::Decoder::new(source).context("it is not compressed with zstd")?;
+        decoder.window_log_max(LARGEST_WINDOW)?;
         let mut archive = tar::Archive::new(decoder);
         let mut manifest = None;
-        for entry in archive.entries()? {
+        let mut extended = Extended::default();
+        for entry in archive.entries()?.raw(true) {
             let mut entry = entry.context("it is damaged, or no archive")?;
-            let path = entry.path_bytes().into_owned();
+            if extended.take(&mut entry)? {
+                continue;
+            }
+            let extended = std::mem::take(&mut extended);
+            let path = extended.path().map_or_else(|| entry.path_bytes().into_owned(), <[u8]>::to_vec);
             if manifest.is_some() {
                 bail!("{} comes after the manifest", shown(&path));
             }
             if path == MANIFEST.as_bytes() {
                 manifest = Some(read_manifest(&mut entry)?);
             } else {
-                self.unpack(&mut entry, &path).with_context(|| shown(&path))?;
+                self.unpack(&mut entry, &extended, &path).with_context(|| shown(&path))?;
             }
         }
         // To the end, where the checksum is.
-        io::copy(&mut archive.into_inner(), &mut io::sink()).context("it is damaged")?;
+        let mut rest = archive.into_inner().take(LARGEST_END);
+        io::copy(&mut rest, &mut io::sink()).context("it is damaged")?;
+        if rest.limit() == 0 {
+            bail!("it goes on after its end");
+        }
         let manifest = manifest.ok_or_else(|| anyhow!("it has no manifest: it was cut off, or is something else"))?;
         self.check(&manifest)?;
         Ok(manifest)
@@ -98,14 +116,14 @@ impl Reader {
         Ok(())
     }
 
-    fn unpack(&mut self, entry: &mut Entry<'_, Source>, path: &[u8]) -> Result<()> {
+    fn unpack(&mut self, entry: &mut Entry<'_, Source>, extended: &Extended, path: &[u8]) -> Result<()> {
         let place = Place::parse(path)?;
         let plain = matches!(place.tree(), CHECKPOINT | BUNDLE);
         let kind = entry.header().entry_type();
         if self.trees.insert(place.tree().to_string()) {
             mkdirat(&self.directory, place.tree(), Mode::RWXU).map_err(io::Error::from)?;
         }
-        let owner = Owner::of(entry)?;
+        let owner = Owner::of(entry, extended)?;
         let Some(name) = place.name() else {
             // The tree itself.
             if kind != EntryType::Directory {
@@ -141,16 +159,16 @@ impl Reader {
                 owner.give_to(&directory)
             }
             EntryType::Symlink if !plain => {
-                let target = entry.link_name_bytes().context("is a link to nothing")?;
+                let target = target_of(entry, extended)?;
                 if leads_out(&target, place.depth()) {
                     bail!("is a link out of its tree, to {}", shown(&target));
                 }
-                symlinkat(&*target, &parent, name).map_err(io::Error::from)?;
+                symlinkat(&target[..], &parent, name).map_err(io::Error::from)?;
                 let (uid, gid) = owner.ids();
                 Ok(chownat(&parent, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW).map_err(io::Error::from)?)
             }
             EntryType::Link if !plain => {
-                let target = entry.link_name_bytes().context("is a link to nothing")?;
+                let target = target_of(entry, extended)?;
                 let first = Place::parse(&target).context("is a link out of its tree")?;
                 if first.tree() != place.tree() {
                     bail!("is a link out of its tree, to {}", shown(&target));
@@ -176,6 +194,12 @@ impl Reader {
         let opened = openat2(&self.directory, path, flags, Mode::empty(), resolve).map_err(io::Error::from);
         opened.with_context(|| format!("{path} is no directory of the archive"))
     }
+}
+
+/// What an entry links to.
+fn target_of(entry: &Entry<'_, Source>, extended: &Extended) -> Result<Vec<u8>> {
+    let target = extended.link().map(<[u8]>::to_vec).or_else(|| Some(entry.link_name_bytes()?.into_owned()));
+    target.context("is a link to nothing")
 }
 
 fn read_manifest(entry: &mut Entry<'_, Source>) -> Result<Manifest> {
@@ -268,12 +292,11 @@ struct Owner {
 }
 
 impl Owner {
-    fn of(entry: &mut Entry<'_, Source>) -> Result<Owner> {
+    fn of(entry: &Entry<'_, Source>, extended: &Extended) -> Result<Owner> {
         let mut attributes = Vec::new();
-        for extension in entry.pax_extensions()?.into_iter().flatten() {
-            let extension = extension?;
-            if let Some(name) = extension.key()?.strip_prefix(ATTRIBUTE).filter(|name| is_kept(name)) {
-                attributes.push((name.to_string(), extension.value_bytes().to_vec()));
+        for (key, value) in extended.records() {
+            if let Some(name) = key.strip_prefix(ATTRIBUTE).filter(|name| is_kept(name)) {
+                attributes.push((name.to_string(), value.clone()));
             }
         }
         let header = entry.header();

@@ -4,12 +4,12 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use tar::{EntryType, Header};
 
 /// A bundle with a checkpoint and a layer, and the archive of it that [`write_archive`] would write.
-struct Source {
+pub(super) struct Source {
     directory: tempfile::TempDir,
 }
 
 impl Source {
-    fn new() -> Source {
+    pub(super) fn new() -> Source {
         let directory = tempfile::tempdir().expect("tempdir");
         let source = Source { directory };
         for made in ["checkpoint/criu.work", "bundle", "layer/etc/removed.d", "layer/data"] {
@@ -45,7 +45,7 @@ impl Source {
         self.directory.path().join(name)
     }
 
-    fn archive(&self) -> PathBuf {
+    pub(super) fn archive(&self) -> PathBuf {
         let path = self.path("archive");
         let file = std::fs::File::create(&path).expect("creates");
         let mut writer = Writer::new(&file).expect("begins");
@@ -63,7 +63,7 @@ fn manifest() -> Manifest {
 }
 
 /// Imports an archive into `bundle` of a new directory; the directory, and what was said.
-fn import(archive: &Path) -> (tempfile::TempDir, Result<Imported, String>) {
+pub(super) fn import(archive: &Path) -> (tempfile::TempDir, Result<Imported, String>) {
     let directory = tempfile::tempdir().expect("tempdir");
     let options = ImportCheckpoint {
         file: archive.to_path_buf(),

@@ -10,6 +10,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use tar::{EntryType, Header};
 
+use super::extended;
 use super::{ATTRIBUTE, Digest, MANIFEST, Manifest, OPAQUE, OPAQUE_ATTRIBUTE, WHITEOUT};
 use crate::out;
 
@@ -136,6 +137,10 @@ impl<'a> Writer<'a> {
             kept.map(|(name, value)| (format!("{ATTRIBUTE}{name}"), &value[..])).collect();
         if headers.is_empty() {
             return Ok(());
+        }
+        let size: usize = headers.iter().map(|(name, value)| name.len() + value.len() + 32).sum();
+        if size as u64 > extended::LIMIT {
+            bail!("its extended attributes are too large for an archive");
         }
         Ok(self.tar.append_pax_extensions(headers.iter().map(|(name, value)| (name.as_str(), *value)))?)
     }
