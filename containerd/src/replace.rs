@@ -39,8 +39,11 @@ const REHEARSAL_LIMIT: Duration = Duration::from_secs(10);
 /// The directory of a rehearsal, in the state directory.
 const REHEARSAL: &str = ".rehearsal";
 
-/// The file that says by which format a state directory was written.
-const VERSION: &str = ".version";
+/// The state directory of a rehearsal, in its directory.
+const STATE_DIR: &str = "state";
+
+/// The files that say whose a state directory is, and by which format it was written.
+const FORMAT: [&str; 2] = [".version", ".directory"];
 
 /// How this program was started, and so how the next one will be.
 #[derive(Debug)]
@@ -86,7 +89,11 @@ impl Replacement {
         let writer = File::create(&log).with_context(|| format!("create {}", log.display()))?;
 
         let mut command = self.command(&self.program);
-        command.arg("--state-dir").arg(&directory.0).args(["--listen", &format!("unix://{short}/socket")]);
+        // What the program makes beside its state directory goes with this one.
+        command
+            .arg("--state-dir")
+            .arg(directory.0.join(STATE_DIR))
+            .args(["--listen", &format!("unix://{short}/socket")]);
         command.args(["--log-format", "text", "--metrics-interval", "0"]);
         for (flag, address) in
             [("--metrics-address", &flags.metrics_address), ("--pprof-address", &flags.pprof_address)]
@@ -192,10 +199,14 @@ impl Directory {
         directory.remove();
         let made = DirBuilder::new().mode(0o700).create(&directory.0);
         made.with_context(|| format!("create {}", directory.0.display()))?;
-        let version = state_dir.join(VERSION);
-        if version.exists() {
-            std::fs::copy(&version, directory.0.join(VERSION))
-                .with_context(|| format!("copy {}", version.display()))?;
+        let own = directory.0.join(STATE_DIR);
+        let made = DirBuilder::new().mode(0o700).create(&own);
+        made.with_context(|| format!("create {}", own.display()))?;
+        for name in FORMAT {
+            let file = state_dir.join(name);
+            if file.exists() {
+                std::fs::copy(&file, own.join(name)).with_context(|| format!("copy {}", file.display()))?;
+            }
         }
         Ok(directory)
     }

@@ -6,8 +6,9 @@ use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-/// The room that a program has. Only what is written takes memory; what does not fit is refused to the program (`EPERM`).
-const ROOM: u64 = 1 << 20;
+/// The room that a program has, or less where this process may not make files of that size (`RLIMIT_FSIZE`). Only what is
+/// written takes memory; what does not fit is refused to the program (`EPERM`).
+const ROOMS: [u64; 4] = [1 << 20, 64 << 10, 4 << 10, 0];
 
 /// As much of the end is looked at.
 const TAIL: u64 = 16 << 10;
@@ -19,7 +20,9 @@ pub(crate) struct Words(OwnedFd);
 impl Words {
     pub(crate) fn new() -> io::Result<Words> {
         let file = memfd_create("stderr", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
-        ftruncate(&file, ROOM)?;
+        if !ROOMS.iter().any(|room| ftruncate(&file, *room).is_ok()) {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
         fcntl_add_seals(&file, SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
         Ok(Words(file))
     }
@@ -27,7 +30,7 @@ impl Words {
     /// All that has been written by now, if it is not too much, or else the end of it.
     pub(crate) fn read(&self) -> String {
         // The program's descriptor is a copy of this one, and moves the same offset.
-        let end = tell(&self.0).unwrap_or_default().min(ROOM);
+        let end = tell(&self.0).unwrap_or_default().min(ROOMS[0]);
         let start = end.saturating_sub(TAIL);
         let mut text = vec![0; usize::try_from(end - start).unwrap_or_default()];
         let mut filled = 0;

@@ -246,8 +246,8 @@ impl Api for Daemon {
         Err(Status::unimplemented("not here"))
     }
 
-    async fn stats(&self, _: Request<api::StatsRequest>) -> Answer<api::StatsResponse> {
+    async fn stats(&self, _: Request<api::StatsRequest>) -> Answer<api::EncodedStats> {
         self.begin("Stats").await;
-        Ok(Response::new(api::StatsResponse::default()))
+        Ok(Response::new(api::StatsResponse::default().into()))
     }
 }
