@@ -17,6 +17,9 @@ static HELD: AtomicUsize = AtomicUsize::new(0);
 /// The share of what this process may open that is held at most: the rest is for what cannot do without.
 const SHARE: u64 = 4;
 
+/// As many descriptors must be free as are needed more than those that only save time.
+const NEEDED_MORE: u64 = 64;
+
 /// What is read from here at once, and what the kernel has ready at once. What does not fit is read anew.
 const PIECE: usize = 4096;
 
@@ -47,7 +50,7 @@ impl Held {
             let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
             limit.map_or(usize::MAX, |limit| usize::try_from(limit / SHARE).unwrap_or(usize::MAX))
         });
-        HELD.load(Ordering::Relaxed) < most
+        HELD.load(Ordering::Relaxed) < most && sys::descriptors::free().is_ok_and(|free| free > NEEDED_MORE)
     }
 
     /// Opens a group and those of its files that are given; `None` if the group is gone.

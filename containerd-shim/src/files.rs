@@ -57,6 +57,9 @@ pub(crate) fn write_whole(name: &str, content: &str) -> io::Result<()> {
     rename(&temporary[..], name)
 }
 
+/// A FIFO of a daemon that has no inotify watch left.
+const READY: &str = ".ready";
+
 /// Where the status is written before it gets its name.
 const STATUS: &str = ".exitStatus";
 
@@ -76,6 +79,14 @@ pub(crate) fn write_status(status: u32) -> io::Result<()> {
     rename(STATUS, "exitStatus")?;
     reach(Point::ShimStatusWritten);
     Ok(())
+}
+
+/// Tells a daemon that `pid` is there, if it has made a FIFO for that because it cannot watch the directory.
+fn announce() {
+    let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    if let Ok(fifo) = open(READY, flags, Mode::empty()) {
+        let _ = write_all(fifo, b"\n");
+    }
 }
 
 /// Takes over the pid from the runtime, and writes `starttime` and then `pid`.
@@ -100,6 +111,7 @@ pub(crate) fn record_process() -> Result<u32, Failure> {
         let _ = unlink(RUNTIME_PID);
     }
     reach(Point::ShimPidWritten);
+    announce();
     Ok(pid)
 }
 

@@ -356,8 +356,15 @@ async fn accept_all(
     }
 }
 
+/// As many descriptors as no connection takes: for signals, exits and deletions.
+const KEPT_FROM_CONNECTIONS: u64 = 12;
+
 /// A connection, if there are not too many.
 fn connection(load: &Load, stream: impl Io + 'static) -> Option<Connection> {
+    if sys::descriptors::free().is_ok_and(|free| free < KEPT_FROM_CONNECTIONS) {
+        tracing::debug!("refused a connection: the descriptors that are left are kept for ending what runs");
+        return None;
+    }
     let open = load.connection();
     if open.is_none() {
         tracing::debug!("refused a connection: there are too many");

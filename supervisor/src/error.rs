@@ -154,6 +154,17 @@ pub enum Error {
     /// A runtime call did not end in time and was killed.
     #[error("{0}")]
     RuntimeTimeout(OciError),
+    /// So few descriptors are left that they are kept for what runs.
+    #[error(
+        "no more can be started: {free} of the {limit} descriptors that this daemon may open (RLIMIT_NOFILE) are left, which \
+         are kept for ending what runs; end containers, or start the daemon with a higher limit (LimitNOFILE= in its unit)"
+    )]
+    Descriptors {
+        /// How many are left.
+        free: u64,
+        /// How many there may be.
+        limit: u64,
+    },
     /// A program could not be started.
     #[error("start {program}: {source}")]
     Spawn {
@@ -202,7 +213,7 @@ impl Error {
 
     /// Whether this machine has run out of something, so that the same may work later.
     pub fn is_exhausted(&self) -> bool {
-        self.io().is_some_and(sys::exhausted::is_exhausted)
+        matches!(self, Error::Descriptors { .. }) || self.io().is_some_and(sys::exhausted::is_exhausted)
     }
 
     /// For `map_err` on I/O that concerns no particular file.

@@ -42,6 +42,7 @@ impl Supervisor {
     /// Makes a process ready to run in a running container. Dropping the result removes it again.
     pub async fn create_process(&self, request: CreateProcess, deadline: Instant) -> Result<Created, Error> {
         let container = self.0.container(&request.id)?;
+        Shared::require_descriptors()?;
         Shared::check_process_name(&request.name)?;
         if request.spec.args.is_empty() {
             let (field, value) = ("args", String::new());

@@ -1,68 +1,117 @@
 //! Tells when a shim has written `pid`, without polling: one inotify instance for all process directories
-//! (inotify(7)). The file appears whole, by a rename.
+//! (inotify(7)), made when it is first needed. The file appears whole, by a rename.
+//!
+//! Instances and watches are limited for each user (`fs.inotify.max_user_instances`, `max_user_watches`), and other programs
+//! may have used them up. Then the daemon makes a FIFO `.ready` in the process directory, to which the shim writes.
 
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
+use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat, open};
 use rustix::io::Errno;
 use std::collections::HashMap;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
+
+/// What a shim opens when it has written `pid`, if it is there.
+const READY: &str = ".ready";
 
 type Waiting = Arc<Mutex<HashMap<i32, oneshot::Sender<()>>>>;
 
 /// Watches process directories.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct PidWatcher {
-    inotify: Arc<AsyncFd<OwnedFd>>,
+    instance: Mutex<Option<Arc<AsyncFd<OwnedFd>>>>,
     waiting: Waiting,
 }
 
 /// The watch of one directory, which ends when this is dropped.
 #[derive(Debug)]
-pub(crate) struct PidWatch<'a> {
-    watcher: &'a PidWatcher,
-    descriptor: i32,
-    written: oneshot::Receiver<()>,
+pub(crate) enum PidWatch<'a> {
+    /// By inotify.
+    Watched {
+        watcher: &'a PidWatcher,
+        instance: Arc<AsyncFd<OwnedFd>>,
+        descriptor: i32,
+        written: oneshot::Receiver<()>,
+    },
+    /// By a FIFO, of which this is the reading end.
+    Told(AsyncFd<OwnedFd>),
 }
 
 impl PidWatcher {
-    /// Begins to watch; must be called within the runtime.
-    pub(crate) fn new() -> io::Result<PidWatcher> {
-        let inotify = Arc::new(sys::watched::readable(inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?)?);
-        let waiting = Waiting::default();
-        let watcher = PidWatcher { inotify: inotify.clone(), waiting: waiting.clone() };
-        tokio::spawn(async move {
-            while let Ok(mut ready) = inotify.readable().await {
-                if let Err(e) = dispatch(&inotify, &waiting) {
-                    tracing::error!("cannot read inotify events: {e}");
-                }
-                ready.clear_ready();
+    /// Watches `directory`. What was written before is not seen. Must be called within the runtime.
+    pub(crate) fn watch(&self, directory: &Path) -> io::Result<PidWatch<'_>> {
+        match self.watch_by_inotify(directory) {
+            Err(Errno::MFILE | Errno::NFILE | Errno::NOSPC | Errno::NOMEM) => {
+                tracing::debug!(
+                    "no inotify watch is to be had (fs.inotify in sysctl): the shim is heard through a FIFO"
+                );
+                Ok(PidWatch::Told(listen(directory)?))
             }
-        });
-        Ok(watcher)
+            result => Ok(result?),
+        }
     }
 
-    /// Watches `directory`. What was written before is not seen.
-    pub(crate) fn watch(&self, directory: &Path) -> io::Result<PidWatch<'_>> {
+    fn watch_by_inotify(&self, directory: &Path) -> Result<PidWatch<'_>, Errno> {
+        let instance = self.instance()?;
         let (sender, written) = oneshot::channel();
-        // Held over both steps, so that the event finds whom to tell.
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let flags = WatchFlags::MOVED_TO | WatchFlags::ONLYDIR;
-        let descriptor = inotify::add_watch(&*self.inotify, directory, flags)?;
+        // Held over both steps, so that the event finds its receiver.
+        let mut waiting = self.lock();
+        let descriptor = inotify::add_watch(&*instance, directory, WatchFlags::MOVED_TO | WatchFlags::ONLYDIR)?;
         waiting.insert(descriptor, sender);
-        Ok(PidWatch { watcher: self, descriptor, written })
+        drop(waiting);
+        Ok(PidWatch::Watched { watcher: self, instance, descriptor, written })
     }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<i32, oneshot::Sender<()>>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn instance(&self) -> Result<Arc<AsyncFd<OwnedFd>>, Errno> {
+        let mut kept = self.instance.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(instance) = &*kept {
+            return Ok(instance.clone());
+        }
+        let instance = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
+        let watched = sys::watched::readable(instance).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+        let instance = Arc::new(watched);
+        *kept = Some(instance.clone());
+        tokio::spawn(dispatch_all(instance.clone(), self.waiting.clone()));
+        Ok(instance)
+    }
+}
+
+/// Hands on all events, as long as the runtime lives.
+async fn dispatch_all(instance: Arc<AsyncFd<OwnedFd>>, waiting: Waiting) {
+    while let Ok(mut ready) = instance.readable().await {
+        if let Err(e) = dispatch(&instance, &waiting) {
+            tracing::error!("cannot read inotify events: {e}");
+        }
+        ready.clear_ready();
+    }
+}
+
+/// Makes the FIFO, and opens its reading end.
+fn listen(directory: &Path) -> io::Result<AsyncFd<OwnedFd>> {
+    let path = directory.join(READY);
+    mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)?;
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    sys::watched::readable(open(&path, flags, Mode::empty())?)
 }
 
 impl PidWatch<'_> {
     /// Waits until `pid` is written.
     pub(crate) async fn written(&mut self) {
-        if (&mut self.written).await.is_err() {
-            // The inotify task is gone, which it never is before the runtime.
+        let written = match self {
+            PidWatch::Watched { written, .. } => written.await.is_ok(),
+            PidWatch::Told(fifo) => fifo.readable().await.is_ok(),
+        };
+        if !written {
+            // What hands on the events is gone, which it never is before the runtime.
             std::future::pending::<()>().await;
         }
     }
@@ -70,9 +119,11 @@ impl PidWatch<'_> {
 
 impl Drop for PidWatch<'_> {
     fn drop(&mut self) {
-        self.watcher.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.descriptor);
-        // Fails if the directory is gone, and the watch with it.
-        let _ = inotify::remove_watch(&*self.watcher.inotify, self.descriptor);
+        if let PidWatch::Watched { watcher, instance, descriptor, .. } = self {
+            watcher.lock().remove(descriptor);
+            // Fails if the directory is gone, and the watch with it.
+            let _ = inotify::remove_watch(&**instance, *descriptor);
+        }
     }
 }
 
@@ -107,15 +158,26 @@ mod tests {
     #[tokio::test]
     async fn only_the_renamed_file_wakes() {
         let directory = tempfile::tempdir().expect("tempdir");
-        let watcher = PidWatcher::new().expect("inotify");
+        let watcher = PidWatcher::default();
         let mut watch = watcher.watch(directory.path()).expect("watches");
         std::fs::write(directory.path().join(".pid"), "1").expect("writes");
         std::fs::write(directory.path().join("starttime"), "1").expect("writes");
         tokio::task::yield_now().await;
-        assert!(watch.written.try_recv().is_err());
+        let PidWatch::Watched { written, .. } = &mut watch else { panic!("there are instances here") };
+        assert!(written.try_recv().is_err());
         std::fs::rename(directory.path().join(".pid"), directory.path().join("pid")).expect("renames");
         watch.written().await;
         drop(watch);
         assert!(watcher.waiting.lock().expect("lock").is_empty());
+    }
+
+    #[tokio::test]
+    async fn fifo_tells_as_soon_as_it_is_written_to() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let mut watch = PidWatch::Told(listen(directory.path()).expect("makes a FIFO"));
+        let silent = tokio::time::timeout(std::time::Duration::from_millis(20), watch.written()).await;
+        assert!(silent.is_err(), "nothing has been written");
+        std::fs::write(directory.path().join(READY), "\n").expect("writes");
+        watch.written().await;
     }
 }

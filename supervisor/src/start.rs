@@ -83,6 +83,7 @@ impl Shared {
         mut deadline: Instant,
     ) -> Result<(Arc<Container>, OwnedRwLockWriteGuard<()>), Error> {
         let begun = Instant::now();
+        Shared::require_descriptors()?;
         self.reserve_once_free(&request.id, deadline).await?;
         let (container, found) = self.clone().prepare_in_time(request, runs, deadline).await?;
         let Some(init) = container.init() else { unreachable!("a prepared container has an init") };

@@ -27,6 +27,10 @@ use crate::process::Process;
 use crate::subscription::Subscription;
 use crate::tasks::Tasks;
 
+/// As many descriptors as nothing is started with: for signals, exits and deletions (some ten at a time), for a connection by
+/// which a client asks for them, and for what a start itself opens.
+const KEPT_FROM_STARTS: u64 = 24;
+
 /// Supervises the containers of one state directory. Cheap to clone; all clones are the same.
 #[derive(Debug, Clone)]
 pub struct Supervisor(pub(crate) Arc<Shared>);
@@ -84,7 +88,7 @@ impl Supervisor {
         Ok(Supervisor(Arc::new(Shared {
             shim,
             journal,
-            pids: PidWatcher::new().map_err(Error::system("make an inotify instance"))?,
+            pids: PidWatcher::default(),
             hierarchies: Hierarchies::read().map_err(Error::system("read the cgroup mounts"))?,
             abilities: Abilities::default(),
             metrics: Metrics::default(),
@@ -183,6 +187,16 @@ impl Shared {
                 _ = settled.changed() => {}
                 () = tokio::time::sleep_until(deadline) => return Err(taken),
             }
+        }
+    }
+
+    /// Refuses to start something that could not be looked after: the descriptors that are left are for ending what runs.
+    pub(crate) fn require_descriptors() -> Result<(), Error> {
+        let limit = sys::descriptors::limit();
+        match sys::descriptors::free() {
+            Ok(free) if free < KEPT_FROM_STARTS => Err(Error::Descriptors { free, limit }),
+            // Whatever it needs says so itself.
+            _ => Ok(()),
         }
     }
 

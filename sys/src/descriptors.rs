@@ -34,9 +34,34 @@ pub fn make_room(count: u64) -> io::Result<()> {
     Ok(())
 }
 
+/// How many descriptors this process may still open, as far as its own limit goes. One system call on Linux 6.2 or later, where the
+/// size of `/proc/self/fd` is the number of open descriptors (fs/proc/fd.c, `proc_fd_getattr`).
+pub fn free() -> io::Result<u64> {
+    let Some(limit) = getrlimit(Resource::Nofile).current else { return Ok(u64::MAX) };
+    let open = match rustix::fs::stat("/proc/self/fd")?.st_size {
+        size @ 1.. => size.unsigned_abs(),
+        // The listing has one of its own.
+        _ => std::fs::read_dir("/proc/self/fd")?.count().saturating_sub(1) as u64,
+    };
+    Ok(limit.saturating_sub(open))
+}
+
+/// How many descriptors this process may have at all.
+pub fn limit() -> u64 {
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn free_descriptors_are_those_that_are_not_open() {
+        let listed = std::fs::read_dir("/proc/self/fd").expect("lists").count().saturating_sub(1) as u64;
+        let free = free().expect("looks");
+        // Other tests open and close some meanwhile.
+        assert!((limit() - listed).abs_diff(free) < 100, "{listed} {free}");
+    }
 
     #[test]
     fn room_is_made_within_the_limit() {

@@ -507,9 +507,10 @@ async fn a_full_or_read_only_state_directory() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_descriptors_left() {
+async fn descriptors_that_are_left_are_kept_for_ending_what_runs() {
     // As many as a daemon with a few containers needs, and some.
-    let wrapper = ["prlimit", "--nofile=64:64"].map(String::from).to_vec();
+    const LIMIT: usize = 80;
+    let wrapper = ["prlimit".into(), format!("--nofile={LIMIT}:{LIMIT}")].to_vec();
     let host = Host::with(Options { wrapper, ..Options::default() }).await;
     let mut client = host.client().await;
     let ledger = Ledger::new(host.lazy_client());
@@ -518,41 +519,67 @@ async fn no_descriptors_left() {
     }
     add_ender(&host, &mut client, "c0").await;
     let open = || std::fs::read_dir(format!("/proc/{}/fd", host.pid())).unwrap().count();
-    let mut greedy = Vec::new();
-    let deadline = Instant::now() + tests::LIMIT;
-    while open() < 64 {
-        assert!(Instant::now() < deadline, "descriptors are used up: {}", open());
-        greedy.push(std::os::unix::net::UnixStream::connect(host.path().join("socket")).unwrap());
-    }
+    // More than there are.
+    let socket = host.path().join("socket");
+    let greedy: Vec<_> = (0..LIMIT).map(|_| std::os::unix::net::UnixStream::connect(&socket).unwrap()).collect();
+    state(&mut client).await;
+    assert!(open() < LIMIT - 8, "connections take all but a reserve: {}", open());
     let bundle = host.bundle(&["true"]).write();
-    refused(
-        client.create_container(container("more", &bundle)).await,
-        Code::ResourceExhausted,
-        &["Too many open files"],
-    );
-    refused(
-        client.add_process(process("c1", "more", &["true"])).await,
-        Code::ResourceExhausted,
-        &["Too many open files"],
-    );
-    // They end without anybody having a descriptor to look at it.
+    let texts = ["RLIMIT_NOFILE", "80", "LimitNOFILE"];
+    refused(client.create_container(container("more", &bundle)).await, Code::ResourceExhausted, &texts);
+    refused(client.add_process(process("c1", "more", &["true"])).await, Code::ResourceExhausted, &texts);
+    // Signals, exits and deletions go on.
     for (id, process) in [("c0", "p"), ("c0", "init"), ("c1", "init")] {
-        let pid = find(&host, id, process);
-        kill_process(pid, Signal::USR1).unwrap();
-        let directory = host.state_dir().join(id).join(process);
-        eventually("it has ended", || !directory.exists() || directory.join("exitStatus").exists());
+        signal(&mut client, id, process, 10).await.unwrap();
     }
-    kill_process(shim_of(&host, "c2", "init"), Signal::KILL).unwrap();
-    drop(greedy);
     assert_eq!((ledger.exit("c0", "p").await, ledger.exit("c0", "init").await), (6, 5));
+    kill_process(shim_of(&host, "c2", "init"), Signal::KILL).unwrap();
     assert_eq!((ledger.exit("c1", "init").await, ledger.exit("c2", "init").await), (5, 137));
     for id in ["c0", "c1", "c2"] {
         nothing_of(&host, id);
     }
     eventually("no child is left", || children_of(host.pid()).is_empty());
+    drop(greedy);
     works(&host, &mut client, "more").await;
     assert_eq!(ledger.findings(), Vec::<String>::new());
     drop(ledger);
+    host.finish();
+}
+
+#[tokio::test]
+async fn as_many_as_can_be_started_can_be_killed() {
+    let wrapper = ["prlimit", "--nofile=64:64"].map(String::from).to_vec();
+    let host = Host::with(Options { wrapper, ..Options::default() }).await;
+    let mut client = host.client().await;
+    let mut watch = Watch::new(&mut client).await;
+    let bundle = host.bundle(&["sleep", "1000"]);
+    let mut started = 0;
+    loop {
+        let copy = bundle.copy(&format!("copy{started}"), &["sleep", "1000"]);
+        match client.create_container(container(&format!("c{started}"), &copy.write())).await {
+            Ok(_) => started += 1,
+            Err(refusal) => {
+                refused::<()>(Err(refusal), Code::ResourceExhausted, &["RLIMIT_NOFILE"]);
+                break;
+            }
+        }
+    }
+    println!("{started} containers with 64 descriptors");
+    assert!(started > 2);
+    for n in 0..started {
+        // Each client has a connection of its own.
+        signal(&mut host.client().await, &format!("c{n}"), "init", 9).await.unwrap();
+    }
+    let mut ended = 0;
+    while ended < started {
+        let event = watch.next().await;
+        if event.r#type == "exit" {
+            assert_eq!(event.status, 137);
+            nothing_of(&host, &event.id);
+            ended += 1;
+        }
+    }
+    drop(watch);
     host.finish();
 }
 

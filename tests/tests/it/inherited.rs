@@ -74,6 +74,7 @@ async fn hard_limit_of_file_sizes_does_not_end_the_daemon() {
     // It is kept where the daemon may not raise it (without CAP_SYS_RESOURCE).
     let host = started_after("ulimit -f 16").await;
     let mut client = host.client().await;
+    state(&mut client).await;
     // The journal is longer than any file of the daemon's may be.
     let mut journal = std::fs::File::options().append(true).open(host.state_dir().join("events.log")).unwrap();
     journal.write_all("x\n".repeat(32 << 10).as_bytes()).unwrap();
