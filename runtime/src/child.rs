@@ -1,6 +1,6 @@
 //! Child processes that are waited for through a pidfd: no signal handler, no thread, and no `waitpid(-1)`.
 
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+use rustix::process::{Pid, Signal, kill_process_group};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
@@ -9,6 +9,7 @@ use std::time::Duration;
 use sys::activation::{LOG, PREVIOUS, RESERVE, SOCKETS};
 use sys::child::ExitStatus;
 use sys::exhausted::is_exhausted;
+use sys::pidfd::open_number;
 use tokio::io::unix::AsyncFd;
 
 /// What systemd means for the daemon alone, and what the daemon means for its successor.
@@ -62,7 +63,10 @@ impl Child {
 
     /// Waits for its end without reaping it: its number and its process group stay its own.
     pub async fn ended(&mut self) -> io::Result<()> {
-        watched(self.pid, &mut self.pidfd).await?.readable().await.map(drop)
+        match watched(self.pid, &mut self.pidfd).await? {
+            Some(child) => child.readable().await.map(drop),
+            None => Ok(()),
+        }
     }
 
     /// Waits for its end and reaps it.
@@ -119,22 +123,26 @@ async fn reap(pid: Pid, pidfd: &mut Option<AsyncFd<OwnedFd>>) -> io::Result<Exit
         if let Some(status) = sys::child::try_reap(pid)? {
             return Ok(status);
         }
-        // Not reaped, so that the number is still this child's.
-        watched(pid, pidfd).await?.readable().await?.clear_ready();
+        // Not reaped, so that the number is still this child's. If it is gone all the same, the next look says so.
+        if let Some(child) = watched(pid, pidfd).await? {
+            child.readable().await?.clear_ready();
+        }
     }
 }
 
-/// The descriptor that tells of the end of a child.
-async fn watched(pid: Pid, pidfd: &mut Option<AsyncFd<OwnedFd>>) -> io::Result<&AsyncFd<OwnedFd>> {
+/// The descriptor that tells of the end of a child; `None` if the child is gone.
+async fn watched(pid: Pid, pidfd: &mut Option<AsyncFd<OwnedFd>>) -> io::Result<Option<&AsyncFd<OwnedFd>>> {
     while pidfd.is_none() {
-        match pidfd_open(pid, PidfdFlags::empty()).map_err(Into::into).and_then(sys::watched::readable) {
-            Ok(watched) => *pidfd = Some(watched),
+        let opened = open_number(pid).map_err(io::Error::from);
+        match opened.and_then(|child| child.map(sys::watched::readable).transpose()) {
+            Ok(Some(watched)) => *pidfd = Some(watched),
+            Ok(None) => return Ok(None),
             // Nothing tells when there is a descriptor to be had again.
             Err(e) if is_exhausted(&e) => tokio::time::sleep(EXHAUSTED_PAUSE).await,
             Err(e) => return Err(e),
         }
     }
-    pidfd.as_ref().ok_or_else(|| io::ErrorKind::NotFound.into())
+    Ok(pidfd.as_ref())
 }
 
 impl Drop for Child {
@@ -161,7 +169,7 @@ mod tests {
                 child.set_free();
             }
             // Held by this test, it tells of the end whoever reaps.
-            let watched = pidfd_open(pid, PidfdFlags::empty()).expect("our child");
+            let watched = open_number(pid).expect("opens").expect("our child");
             let ended = sys::watched::readable(watched.try_clone().expect("a copy")).expect("watches");
             drop(child);
             let limit = std::time::Duration::from_millis(if free { 200 } else { 20_000 });

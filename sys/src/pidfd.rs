@@ -3,10 +3,22 @@
 #[cfg(feature = "std")]
 use rustix::fd::AsRawFd;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::io;
+use rustix::io::{self, Errno};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::procfs;
+
+/// Opens whichever process has the number `pid` now; `None` if there is none.
+///
+/// The kernel says so in several ways. `ESRCH`: the number is free. `EINVAL`, up to Linux 6.12: the process is gone, and a
+/// process group or a session still has its number. `ENOENT`, later: a thread that leads no process has it.
+pub fn open_number(pid: Pid) -> io::Result<Option<OwnedFd>> {
+    match pidfd_open(pid, PidfdFlags::empty()) {
+        Ok(fd) => Ok(Some(fd)),
+        Err(Errno::SRCH | Errno::INVAL | Errno::NOENT) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
 
 /// A process that is known to be the one that was meant.
 #[derive(Debug)]
@@ -19,11 +31,7 @@ impl PidFd {
         let Some(number) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
             return Ok(None);
         };
-        let fd = match pidfd_open(number, PidfdFlags::empty()) {
-            Ok(fd) => fd,
-            Err(rustix::io::Errno::SRCH) => return Ok(None),
-            Err(e) => return Err(e),
-        };
+        let Some(fd) = open_number(number)? else { return Ok(None) };
         // Looked at after the opening: if it is the right one now, the descriptor is of the right one.
         match procfs::stat(pid)? {
             Some(stat) if stat.starttime == starttime && !stat.is_dead() => Ok(Some(PidFd(fd))),
@@ -71,6 +79,44 @@ mod tests {
         assert!(PidFd::open(me, stat.starttime + 1).expect("opens").is_none());
         assert!(PidFd::open(0, 1).expect("no such process is no error").is_none());
         assert!(PidFd::open(u32::MAX, 1).expect("no such process is no error").is_none());
+    }
+
+    /// Has pidfd_open(2) fail with `errno` in this thread from now on (seccomp(2)).
+    fn refuse_pidfd_open(errno: i32) {
+        let instruction = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
+        let (load, jump, answer) = (
+            libc::BPF_LD | libc::BPF_W | libc::BPF_ABS,
+            libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
+            libc::BPF_RET | libc::BPF_K,
+        );
+        let mut program = [
+            // The number of the call is the first member of struct seccomp_data.
+            instruction(load, 0, 0, 0),
+            instruction(jump, 0, 1, libc::SYS_pidfd_open as u32),
+            instruction(answer, 0, 0, libc::SECCOMP_RET_ERRNO | errno as u32),
+            instruction(answer, 0, 0, libc::SECCOMP_RET_ALLOW),
+        ];
+        let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+        // SAFETY: prctl(2) reads the program, which outlives the call, and changes this thread alone.
+        let done = unsafe {
+            libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+                && libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const filter, 0, 0) == 0
+        };
+        assert!(done, "{}", std::io::Error::last_os_error());
+    }
+
+    #[test]
+    fn each_answer_that_means_gone_is_taken_for_it() {
+        for (errno, is_gone) in [(libc::ESRCH, true), (libc::EINVAL, true), (libc::ENOENT, true), (libc::EMFILE, false)]
+        {
+            // A thread of its own, as no filter is ever taken back.
+            let opened = std::thread::spawn(move || {
+                refuse_pidfd_open(errno);
+                PidFd::open(std::process::id(), 1).map(|process| process.is_none())
+            });
+            let opened = opened.join().expect("does not panic");
+            assert_eq!(opened.ok(), is_gone.then_some(true), "{errno}");
+        }
     }
 
     #[test]
