@@ -12,7 +12,7 @@ pub struct Stdio {
     pub stdin: String,
     /// Appended to, or written into if it is a FIFO.
     pub stdout: String,
-    /// As `stdout`; unused with a terminal.
+    /// As `stdout`. With a terminal nothing is written there, and the path is not looked at.
     pub stderr: String,
 }
 
@@ -29,18 +29,21 @@ pub struct StdioError {
 }
 
 impl Stdio {
-    /// The same as [`Stdio::resolve`] where nothing of it can wait for a file system, whichever it is: each path is known
+    /// Does what [`Stdio::resolve`] does where nothing of it can wait for a file system, whichever it is: each path is known
     /// to the kernel already, and is a FIFO or a device, which root may open wherever it is. `None` otherwise.
-    pub fn resolve_at_once(&self) -> Option<Stdio> {
-        Some(Stdio { stdin: at_once(&self.stdin)?, stdout: at_once(&self.stdout)?, stderr: at_once(&self.stderr)? })
+    pub fn resolve_at_once(&self, terminal: bool) -> Option<Stdio> {
+        let stderr = if terminal { self.stderr.clone() } else { at_once(&self.stderr)? };
+        Some(Stdio { stdin: at_once(&self.stdin)?, stdout: at_once(&self.stdout)?, stderr })
     }
 
-    /// Checks that each path can be opened, and makes it absolute.
-    pub fn resolve(&self) -> Result<Stdio, StdioError> {
+    /// Checks that each path can be opened, and makes it absolute. With a terminal, stderr is kept as the client gave it:
+    /// clients such as docker name a FIFO there that they never make.
+    pub fn resolve(&self, terminal: bool) -> Result<Stdio, StdioError> {
+        let stderr = if terminal { self.stderr.clone() } else { resolve("stderr", &self.stderr, Access::WRITE_OK)? };
         Ok(Stdio {
             stdin: resolve("stdin", &self.stdin, Access::READ_OK)?,
             stdout: resolve("stdout", &self.stdout, Access::WRITE_OK)?,
-            stderr: resolve("stderr", &self.stderr, Access::WRITE_OK)?,
+            stderr,
         })
     }
 }
@@ -84,7 +87,7 @@ mod tests {
     use super::*;
 
     fn check(path: &str) -> Result<Stdio, String> {
-        Stdio { stdout: path.into(), ..Stdio::default() }.resolve().map_err(|e| e.to_string())
+        Stdio { stdout: path.into(), ..Stdio::default() }.resolve(false).map_err(|e| e.to_string())
     }
 
     #[test]
@@ -98,8 +101,16 @@ mod tests {
     }
 
     #[test]
+    fn stderr_of_a_terminal_is_not_looked_at() {
+        let stdio = Stdio { stderr: "/nonexistent/x".into(), ..Stdio::default() };
+        assert_eq!(stdio.resolve(true).expect("not looked at"), stdio);
+        assert_eq!(stdio.resolve_at_once(true), Some(stdio.clone()));
+        assert!(stdio.resolve(false).is_err() && stdio.resolve_at_once(false).is_none());
+    }
+
+    #[test]
     fn only_fifos_and_devices_are_known_at_once() {
-        let at_once = |path: &str| Stdio { stdin: path.into(), ..Stdio::default() }.resolve_at_once();
+        let at_once = |path: &str| Stdio { stdin: path.into(), ..Stdio::default() }.resolve_at_once(false);
         let directory = std::env::temp_dir().join(format!("stdio-{}", std::process::id()));
         std::fs::create_dir(&directory).expect("creates");
         let (fifo, file) = (directory.join("fifo"), directory.join("file"));

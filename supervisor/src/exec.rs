@@ -51,11 +51,11 @@ impl Supervisor {
         container.check(Request::Exec)?;
         let (shared, id) = (self.0.clone(), request.id.clone());
         // To wake a thread and be woken by it takes longer than all that it would do.
-        if let Some(stdio) = request.stdio.resolve_at_once() {
+        if let Some(stdio) = request.stdio.resolve_at_once(request.spec.terminal) {
             return shared.prepare_process(container, CreateProcess { stdio, ..request });
         }
         let created = on_clients_disk(move || {
-            let stdio = request.stdio.resolve()?;
+            let stdio = request.stdio.resolve(request.spec.terminal)?;
             shared.prepare_process(container, CreateProcess { stdio, ..request })
         });
         // What comes too late is dropped.

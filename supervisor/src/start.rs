@@ -176,7 +176,7 @@ impl Shared {
         }
         let oci = self.runtime_for(request.runtime.as_deref(), &request.runtime_args)?;
         let bundle = Bundle::load(std::path::Path::new(&request.bundle))?;
-        let stdio = request.stdio.resolve()?;
+        let stdio = request.stdio.resolve(bundle.spec.terminal)?;
         let bundle_path = bundle.path.to_string_lossy().into_owned();
         let find = |name: &String| Shared::find_checkpoint(name, request.checkpoint_dir.as_deref(), &bundle.path);
         let restored = request.checkpoint.as_ref().map(find).transpose()?;

@@ -73,6 +73,32 @@ async fn a_shell_on_a_terminal_answers_and_ends_with_its_input() {
 }
 
 #[tokio::test]
+async fn a_stderr_path_beside_a_terminal_is_not_looked_at() {
+    let host = Host::new().await;
+    let mut client = host.client().await;
+    let mut watch = Watch::new(&mut client).await;
+    let bundle = host.bundle(&["sh", "-c", "echo hello; exec sleep 100000"]).terminal().write();
+    let mut request = container("c", &bundle);
+    request.stderr = host.join("fifos/never-made");
+    client.create_container(request.clone()).await.unwrap();
+    let stdout = host.fifo();
+    let reader = stdout.collect();
+    let mut added = process("c", "p", &["sh", "-c", "echo out; echo err >&2"]);
+    (added.terminal, added.stdout, added.stderr) = (true, stdout.path(), host.join("fifos/never-made-either"));
+    client.add_process(added.clone()).await.unwrap();
+    assert_eq!(watch.exit("c", "p").await, 0);
+    assert_eq!(reader.text(), "out\r\nerr\r\n");
+    // Without a terminal it is.
+    (added.terminal, added.stdout) = (false, String::new());
+    refused(client.add_process(added).await, tonic::Code::InvalidArgument, &["stderr", "never-made-either"]);
+    request.id = "d".into();
+    request.bundle_path = host.bundle(&["true"]).write();
+    refused(client.create_container(request).await, tonic::Code::InvalidArgument, &["stderr", "never-made"]);
+    kill(&mut client, "c").await;
+    host.finish();
+}
+
+#[tokio::test]
 async fn a_long_state_directory_is_no_obstacle_for_the_console_socket() {
     // A socket's path may have 107 bytes; the id alone has 120.
     let host = Host::new().await;
