@@ -17,6 +17,8 @@ pub(crate) enum Failure {
     Stdio(String, Errno),
     /// The runtime ran and failed; its own log says why.
     Runtime(String),
+    /// There is no such runtime, or no program under its path.
+    NoRuntime(String),
     /// A system call failed on something of ours.
     System(String, Errno),
     /// `process.json` does not hold what it must.
@@ -31,7 +33,7 @@ impl fmt::Display for Failure {
         match self {
             Failure::NoDaemon => write!(f, "no daemon reads the exit fifo"),
             Failure::Stdio(what, e) | Failure::System(what, e) => write!(f, "{what}: {}", Explained(*e)),
-            Failure::Runtime(what) | Failure::Request(what) => write!(f, "{what}"),
+            Failure::Runtime(what) | Failure::NoRuntime(what) | Failure::Request(what) => write!(f, "{what}"),
             #[cfg(not(feature = "std"))]
             Failure::Panic(what) => write!(f, "{what}"),
         }
@@ -44,6 +46,7 @@ impl Failure {
         let kind = match self {
             Failure::Stdio(..) => "stdio",
             Failure::Runtime(_) => "runtime",
+            Failure::NoRuntime(_) => "no-runtime",
             Failure::Request(_) => "request",
             _ => "system",
         };

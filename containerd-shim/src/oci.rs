@@ -6,7 +6,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{CWD, Dir, Mode, OFlags, open, unlinkat};
-use rustix::io;
+use rustix::io::{self, Errno};
 use rustix::process::Pid;
 use sys::environment::variables_without;
 use sys::spawn::Spawn;
@@ -107,7 +107,13 @@ pub(crate) fn start(
     let copy = request.runtime_copy();
     runtime.file = copy.as_ref().map(AsFd::as_fd);
     runtime.dies_with_parent = true;
-    runtime.start().context(failed)
+    runtime.start().map_err(|e| match e {
+        // The same answers as for a program that is looked up before: missing, a directory, not executable.
+        Errno::NOENT | Errno::NOTDIR | Errno::ACCESS | Errno::ISDIR => {
+            Failure::NoRuntime(format!("{} not installed on system", target.runtime.to_string_lossy()))
+        }
+        e => Failure::System(failed(), e),
+    })
 }
 
 /// Starts the killing of everything in the container, for one whose init's end does not do it.

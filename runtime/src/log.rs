@@ -17,7 +17,7 @@ pub struct LogEntry {
     pub level: String,
     /// What is said.
     pub msg: String,
-    /// What kind of failure, where a shim says so: `stdio`, `runtime`, `request`, `system`.
+    /// What kind of failure, where a shim says so: `stdio`, `runtime`, `no-runtime`, `request`, `system`.
     pub kind: String,
 }
 

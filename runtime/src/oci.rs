@@ -97,6 +97,15 @@ pub enum OciError {
     },
 }
 
+impl OciError {
+    /// Whether a program could not be begun because there is none under its path: nothing, a directory, or a file that is
+    /// not executable, which [`Oci::find`] passes over as well.
+    pub fn means_missing(error: &io::Error) -> bool {
+        use io::ErrorKind::{IsADirectory, NotADirectory, NotFound, PermissionDenied};
+        matches!(error.kind(), NotFound | NotADirectory | IsADirectory | PermissionDenied)
+    }
+}
+
 impl Oci {
     /// Looks the runtime up: a path as it is, a name in `PATH`.
     pub fn find(name: &str, arguments: Vec<String>) -> Result<Oci, OciError> {
@@ -208,9 +217,8 @@ impl Oci {
         let log_start = std::fs::metadata(log).map_or(0, |metadata| metadata.len());
         let spawn_error = |source| OciError::Spawn { runtime: self.0.name.clone(), source };
         let words = Words::new().map_err(spawn_error)?;
-        let child = start(words.as_fd()).map_err(|e| match e.kind() {
-            io::ErrorKind::NotFound => OciError::NotInstalled(self.0.name.clone()),
-            _ => spawn_error(e),
+        let child = start(words.as_fd()).map_err(|e| {
+            if OciError::means_missing(&e) { OciError::NotInstalled(self.0.name.clone()) } else { spawn_error(e) }
         })?;
         Ok(Call { oci: self.clone(), operation, child, words, log: log.to_path_buf(), log_start })
     }

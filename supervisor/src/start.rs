@@ -302,7 +302,7 @@ impl Shared {
                     Some(Err(e)) => Some(Err(e)),
                     None => None,
                 };
-                Err(why_it_failed(&process.dir, ended))
+                Err(why_it_failed(&process.dir, container.oci(), ended))
             }
         }
     }
@@ -337,6 +337,7 @@ impl Shared {
         match self.abilities.has(oci, ability, self.config.call_timeout).await {
             Ok(true) => Ok(()),
             Ok(false) => Err(Error::Inability { runtime: oci.name().to_string(), ability }),
+            Err(e) if OciError::means_missing(&e) => Err(Error::RuntimeMissing(oci.name().to_string())),
             Err(e) => Err(Error::Runtime(format!("{} cannot be asked what it can do: {e}", oci.name()))),
         }
     }
@@ -464,10 +465,13 @@ fn interrupted(dir: &ProcessDir) -> bool {
 }
 
 /// Why a shim ended without having written a pid: in the runtime's words, or else in its own.
-fn why_it_failed(dir: &ProcessDir, ended: Option<io::Result<u32>>) -> Error {
+fn why_it_failed(dir: &ProcessDir, oci: &Oci, ended: Option<io::Result<u32>>) -> Error {
     let shim = dir.shim_error();
-    if let Some(line) = shim.as_ref().filter(|line| line.kind == "stdio") {
-        return Error::StdioOpen(line.msg.clone());
+    match &shim {
+        Some(line) if line.kind == "stdio" => return Error::StdioOpen(line.msg.clone()),
+        // The client named it otherwise than the path that the shim was given.
+        Some(line) if line.kind == "no-runtime" => return Error::RuntimeMissing(oci.name().to_string()),
+        _ => {}
     }
     if let Some(words) = dir.runtime_error() {
         return Error::Runtime(words);

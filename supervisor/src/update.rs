@@ -74,8 +74,14 @@ impl Shared {
     /// The runtime's `update`, with what runtimes apply.
     async fn update_by_runtime(&self, container: &Container, cgroup: &Cgroup, changes: &Changes) -> Result<(), Error> {
         let resources = oci_resources(cgroup, changes);
-        if resources.is_empty() || self.check_ability(container.oci(), Ability::Update).await.is_err() {
+        if resources.is_empty() {
             return Ok(());
+        }
+        match self.check_ability(container.oci(), Ability::Update).await {
+            Ok(()) => {}
+            Err(e @ Error::RuntimeMissing(_)) => return Err(e),
+            // What it cannot do is done here.
+            Err(_) => return Ok(()),
         }
         let result = self.run_update(container, resources).await;
         // crun 1.8 writes the -1 that stands for "no limit" as it is, which the kernel refuses in two files, and does

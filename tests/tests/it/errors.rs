@@ -197,6 +197,44 @@ async fn a_runtime_that_is_not_there() {
 }
 
 #[tokio::test]
+async fn every_call_names_a_runtime_that_has_been_taken_away() {
+    let host = Host::with(Options { fake_runtime: Some(r#"exec $RUNTIME "$@""#), ..Options::default() }).await;
+    let mut client = host.client().await;
+    sleeper(&host, &mut client, "c").await;
+    let (runtime, kept) = (host.path().join("fake-runtime"), host.path().join("kept"));
+    std::fs::rename(&runtime, &kept).unwrap();
+    let expected = format!("{} not installed on system", runtime.display());
+    let limits = Some(api::UpdateResource { pids_limit: 50, ..Default::default() });
+    let update = api::UpdateContainerRequest { id: "c".into(), resources: limits, ..Default::default() };
+    let checkpoint = Some(api::Checkpoint { name: "one".into(), ..Default::default() });
+    let checkpoint = api::CreateCheckpointRequest { id: "c".into(), checkpoint, ..Default::default() };
+    for stand_in in ["nothing", "a directory", "a file that is not executable"] {
+        match stand_in {
+            "a directory" => std::fs::create_dir(&runtime).unwrap(),
+            "nothing" => {}
+            _ => std::fs::write(&runtime, "").unwrap(),
+        }
+        println!("{stand_in}");
+        let answers = [
+            client.add_process(process("c", "p", &["true"])).await.map(drop),
+            set_status(&mut client, "c", "paused").await,
+            client.update_container(update.clone()).await.map(drop),
+            client.create_checkpoint(checkpoint.clone()).await.map(drop),
+            client.create_container(container("d", &host.bundle(&["true"]).write())).await.map(drop),
+        ];
+        for answer in answers {
+            refused(answer, Code::FailedPrecondition, &[&expected]);
+        }
+        assert!(!host.state_dir().join("c/p").exists());
+        let _ = std::fs::remove_dir(&runtime).or_else(|_| std::fs::remove_file(&runtime));
+    }
+    std::fs::rename(&kept, &runtime).unwrap();
+    client.add_process(process("c", "p", &["true"])).await.unwrap();
+    kill(&mut client, "c").await;
+    host.finish();
+}
+
+#[tokio::test]
 async fn a_shim_that_fails() {
     let mut host = Host::prepare(Options::default());
     host.start().await;
