@@ -27,7 +27,7 @@ use crate::input::{Input, Sink};
 use crate::oci::{self, ProcessStdio, Target};
 use crate::output::{Ended, Output, READER_WAIT};
 use crate::poller::{Poller, Ready, Token};
-use crate::request::Request;
+use crate::request::{ConsoleSize, Request};
 use crate::stdio::{Direction, Opened, open_client, process_pipe, set_nonblocking};
 
 /// How many seconds to wait before the status is written again, where it could not be: nothing tells when it can.
@@ -450,6 +450,9 @@ impl Shim {
         let Some((from, to)) = self.terminal_stdio.take() else { return Ok(()) };
         let what = || "its descriptor".into();
         set_nonblocking(&master).context(what)?;
+        if let Some(ConsoleSize { width, height }) = self.request.console_size.filter(|size| size.width > 0) {
+            resize(&master, width, height);
+        }
         self.input = Some(Input::new(from, Sink::Terminal(copy(&master).context(what)?)));
         self.outputs.push(Output::new("terminal", copy(&master).context(what)?, to, false));
         self.terminal = Some(master);
@@ -468,14 +471,20 @@ impl Shim {
                         }
                     }
                     Command::Resize { columns, rows } => {
-                        let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
-                        if let Some(Err(e)) = self.terminal.as_ref().map(|terminal| tcsetwinsize(terminal, size)) {
-                            warn(&format!("resize the terminal: {}", Explained(e)));
+                        if let Some(terminal) = &self.terminal {
+                            resize(terminal, columns, rows);
                         }
                     }
                 }
             }
         }
+    }
+}
+
+fn resize(terminal: &OwnedFd, columns: u16, rows: u16) {
+    let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    if let Err(e) = tcsetwinsize(terminal, size) {
+        warn(&format!("resize the terminal: {}", Explained(e)));
     }
 }
 

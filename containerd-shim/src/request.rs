@@ -35,10 +35,20 @@ pub(crate) struct Request {
     pub(crate) root_uid: u32,
     #[serde(rename = "rootGID")]
     pub(crate) root_gid: u32,
+    /// The size of the terminal, if there is one.
+    pub(crate) console_size: Option<ConsoleSize>,
     /// The format of the file.
     version: u32,
     /// Where the daemon has a copy of the runtime.
     runtime_copy: Option<RuntimeCopy>,
+}
+
+/// The size of a terminal, in characters.
+#[derive(Debug, Default, Clone, Copy, serde::Deserialize)]
+#[serde(default)]
+pub(crate) struct ConsoleSize {
+    pub(crate) width: u16,
+    pub(crate) height: u16,
 }
 
 /// A copy of the runtime that runc and crun need not make again of themselves.

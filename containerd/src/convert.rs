@@ -8,7 +8,9 @@ pub(crate) use request::{check_container, check_process};
 pub(crate) use resources::changes;
 pub(crate) use stats::stats;
 
-use supervisor::{Checkpoint, ContainerInfo, Event, ProcessInfo, ProcessSpec, Rlimit, State, Stdio, Timestamp, User};
+use supervisor::{
+    Checkpoint, ContainerInfo, Event, ProcessInfo, ProcessSpec, Rlimit, State, Stdio, TerminalSize, Timestamp, User,
+};
 use tonic::Status;
 
 use crate::errors::invalid;
@@ -225,6 +227,22 @@ pub(crate) fn process_spec(request: &mut api::AddProcessRequest) -> ProcessSpec 
     }
 }
 
+/// The size of a terminal that a client asks for; `None` from one that sends nothing.
+pub(crate) fn terminal_size(width: u32, height: u32) -> Result<Option<TerminalSize>, Status> {
+    if (width, height) == (0, 0) {
+        return Ok(None);
+    }
+    let reason = "is more than a terminal can have (65535)";
+    let number = |field, value: u32, default| match u16::try_from(value) {
+        Ok(0) => Ok(default),
+        Ok(number) => Ok(number),
+        Err(_) => Err(invalid(field, value, reason)),
+    };
+    let default = TerminalSize::default();
+    let columns = number("width", width, default.columns)?;
+    Ok(Some(TerminalSize { columns, rows: number("height", height, default.rows)? }))
+}
+
 /// The machine: CPUs that this process may use, memory in MiB.
 pub(crate) fn machine() -> api::Machine {
     let cpus = rustix::thread::sched_getaffinity(None).map_or(1, |set| set.count());
@@ -286,6 +304,15 @@ mod tests {
         assert_eq!(kept(5), ["ab", "", "cde", LEFT_OUT]);
         assert_eq!(kept(1), [LEFT_OUT]);
         assert!(kept_texts(&[], 0).next().is_none());
+    }
+
+    #[test]
+    fn a_terminal_has_no_side_of_length_zero() {
+        let size = |width, height| terminal_size(width, height).ok().flatten().map(|size| (size.columns, size.rows));
+        assert_eq!(size(0, 0), None);
+        assert_eq!(size(132, 43), Some((132, 43)));
+        assert_eq!((size(132, 0), size(0, 43)), (Some((132, 24)), Some((80, 43))));
+        assert!(terminal_size(65_536, 1).is_err() && terminal_size(1, 65_536).is_err());
     }
 
     #[test]

@@ -133,6 +133,7 @@ impl Api for Service {
                 on_exit: OnExit::Delete,
                 checkpoint: Some(request.checkpoint).filter(|name| !name.is_empty()),
                 checkpoint_dir: given(request.checkpoint_dir),
+                terminal_size: convert::terminal_size(request.width, request.height)?,
             };
             let (supervisor, busy, deadline) = (self.supervisor.clone(), self.busy(), self.deadline());
             // A client that goes away does not leave a container half-made.
@@ -207,7 +208,8 @@ impl Api for Service {
             convert::check_process(&request)?;
             let spec = convert::process_spec(&mut request);
             let stdio = Stdio { stdin: request.stdin, stdout: request.stdout, stderr: request.stderr };
-            let request = CreateProcess { id: request.id, name: request.pid, spec, stdio };
+            let terminal_size = convert::terminal_size(request.width, request.height)?;
+            let request = CreateProcess { id: request.id, name: request.pid, spec, stdio, terminal_size };
             let deadline = self.deadline();
             let created = self.supervisor.create_process(request, deadline).await.map_err(status)?;
             let system_pid = self.supervisor.start_process(created, deadline).await.map_err(status)?;

@@ -40,7 +40,7 @@ pub use process_dir::{Command, ProcessDir, ProcessRecord};
 pub use root::{Kept, kept, with_root};
 pub use sealed::RuntimeCopy;
 pub use shim::Shim;
-pub use spec::{ProcessSpec, Rlimit, User};
+pub use spec::{ProcessSpec, Rlimit, TerminalSize, User};
 pub use state_dir::{check_state_dir, claim_state_dir, remove_unfinished};
 pub use stdio::{Stdio, StdioError};
 

@@ -60,6 +60,23 @@ impl ProcessRecord {
         }
     }
 
+    /// The names of the members that it adds to the process object.
+    const MEMBERS: [&str; 13] = [
+        "exec",
+        "containerdStdin",
+        "containerdStdout",
+        "containerdStderr",
+        "runtimeArgs",
+        "noPivotRoot",
+        "run",
+        "checkpoint",
+        "rootUID",
+        "rootGID",
+        "instance",
+        "runtimeCopy",
+        "version",
+    ];
+
     fn add_to(&self, object: &mut Map<String, Value>) {
         let mut set = |name: &str, value: Value| object.insert(name.to_string(), value);
         set("exec", self.exec.into());
@@ -116,6 +133,10 @@ impl ProcessDir {
         // Of an init the container's directory says so.
         let marked = if record.exec { mark_as_creating(&self.0, &record.instance) } else { Ok(()) };
         record.add_to(&mut process);
+        // Older daemons, which a user may go back to, read it without a look at whether it is there.
+        if process.get("capabilities").is_none_or(Value::is_null) {
+            process.insert("capabilities".into(), Map::new().into());
+        }
         let made = marked.and_then(|()| self.fill(&Value::Object(process)));
         if made.is_err() {
             let _ = self.remove();
@@ -152,6 +173,15 @@ impl ProcessDir {
         let text = sys::small_file::read(CWD, &path).map_err(PathError::new("read", &path))?;
         let parse = || Ok::<_, std::io::Error>((read_object(&text)?, read_object(&text)?));
         parse().map_err(PathError::new("read", &path))
+    }
+
+    /// The process object in `process.json`, without the members that a [`ProcessRecord`] adds.
+    pub fn read_object(&self) -> Result<Map<String, Value>, PathError> {
+        let path = self.0.join("process.json");
+        let text = sys::small_file::read(CWD, &path).map_err(PathError::new("read", &path))?;
+        let mut object: Map<String, Value> = read_object(&text).map_err(PathError::new("read", &path))?;
+        object.retain(|name, _| !ProcessRecord::MEMBERS.contains(&name.as_str()));
+        Ok(object)
     }
 
     /// Opens the reading end of `exit`. A read gives 0 bytes once no shim holds the other end.
@@ -271,9 +301,30 @@ mod tests {
         let process = ProcessDir::new(directory.path().join("p"));
         let record = ProcessRecord { exec: true, instance: "k".into(), root_uid: 3, ..ProcessRecord::default() };
         let spec = ProcessSpec { args: vec!["a".into()], ..ProcessSpec::default() };
-        process.create(spec.to_oci(), &record).expect("creates");
+        process.create(spec.to_exec(Map::new(), None), &record).expect("creates");
         assert_eq!(process.read().expect("reads"), (spec, record));
         (directory, process)
+    }
+
+    #[test]
+    fn the_object_is_read_back_without_the_members_of_the_record() {
+        let (_directory, process) = made();
+        let spec = ProcessSpec { args: vec!["a".into()], ..ProcessSpec::default() };
+        assert_eq!(process.read_object().expect("reads"), spec.to_exec(Map::new(), None));
+        let (mut all, copy) = (Map::new(), Some(RuntimeCopy { descriptor: 1, device: 2, inode: 3 }));
+        ProcessRecord { runtime_copy: copy, ..ProcessRecord::default() }.add_to(&mut all);
+        assert!(all.keys().all(|name| ProcessRecord::MEMBERS.contains(&name.as_str())), "{all:?}");
+    }
+
+    #[test]
+    fn capabilities_are_always_there() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        for (number, object) in [serde_json::json!({}), serde_json::json!({"capabilities": null})].iter().enumerate() {
+            let process = ProcessDir::new(directory.path().join(number.to_string()));
+            let object = object.as_object().expect("an object").clone();
+            process.create(object, &ProcessRecord::default()).expect("creates");
+            assert_eq!(process.read_object().expect("reads")["capabilities"], serde_json::json!({}));
+        }
     }
 
     #[test]

@@ -34,6 +34,8 @@ pub struct CreateContainer {
     pub checkpoint: Option<String>,
     /// Where that is; in the bundle's own directory of checkpoints if not given.
     pub checkpoint_dir: Option<std::path::PathBuf>,
+    /// The size of its terminal, if it has one; if not given, the bundle's.
+    pub terminal_size: Option<runtime::TerminalSize>,
 }
 
 /// What becomes of a container when its init ends, and of one that was created and never started when its

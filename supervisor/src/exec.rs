@@ -2,7 +2,8 @@
 //! everything ready for it, starting it makes that call.
 
 use failpoint::{Point, reach};
-use runtime::{ProcessRecord, ProcessSpec, Stdio};
+use runtime::{INIT, ProcessRecord, ProcessSpec, Stdio, TerminalSize};
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use tokio::time::Instant;
@@ -23,10 +24,12 @@ pub struct CreateProcess {
     pub id: String,
     /// The process's name in it.
     pub name: String,
-    /// The process; an empty environment or working directory is taken from the bundle's.
+    /// The process; what is left empty is taken from the container's first one.
     pub spec: ProcessSpec,
     /// Its stdio.
     pub stdio: Stdio,
+    /// The size of its terminal, if it has one; if not given, that of the container's first process.
+    pub terminal_size: Option<TerminalSize>,
 }
 
 /// A process that is ready to be started.
@@ -73,16 +76,10 @@ impl Shared {
     fn prepare_process(self: Arc<Self>, container: Arc<Container>, request: CreateProcess) -> Result<Created, Error> {
         container.check(Request::Exec)?;
         let stdio = request.stdio;
-        let mut spec = request.spec;
-        if let Some(init) = container.init() {
-            if spec.env.is_empty() {
-                spec.env.clone_from(&init.spec.env);
-            }
-            if spec.cwd.is_empty() {
-                spec.cwd.clone_from(&init.spec.cwd);
-            }
-        }
-        let object = spec.to_oci();
+        // Read when it is asked for, as most of it is of no use otherwise.
+        let init = container.dir.process(INIT).read_object()?;
+        let object = request.spec.to_exec(init, request.terminal_size);
+        let spec = ProcessSpec::of(&object).map_err(|e| Error::system("understand a process")(io::Error::from(e)))?;
         let dir = container.dir.process(&request.name);
         let process = Arc::new(Process::new(&request.name, new_key(), spec, stdio.clone(), dir));
         let record = ProcessRecord {

@@ -50,7 +50,7 @@ pub use journal::JournalError;
 pub use lifecycle::State;
 pub use metrics::Metrics;
 pub use network::Interface;
-pub use runtime::{Checkpoint, ProcessSpec, Rlimit, Stdio, User};
+pub use runtime::{Checkpoint, ProcessSpec, Rlimit, Stdio, TerminalSize, User};
 pub use snapshot::{ContainerInfo, ProcessInfo};
 pub use start::carried_through;
 pub use stats::ContainerStats;

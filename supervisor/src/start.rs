@@ -1,7 +1,10 @@
 //! Creating and starting: a container, and what both containers and added processes need of a shim.
 
 use failpoint::{Point, reach};
-use runtime::{Ability, Bundle, ContainerDir, INIT, NameError, Oci, Operation, ProcessDir, ProcessRecord, Shim};
+use runtime::{
+    Ability, Bundle, ContainerDir, INIT, NameError, Oci, OciError, Operation, ProcessDir, ProcessRecord, Shim,
+    TerminalSize,
+};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -181,8 +184,15 @@ impl Shared {
         let find = |name: &String| Shared::find_checkpoint(name, request.checkpoint_dir.as_deref(), &bundle.path);
         let restored = request.checkpoint.as_ref().map(find).transpose()?;
         let checkpoint = restored.as_ref().map(|found| found.path.to_string_lossy().into_owned()).unwrap_or_default();
+        let mut process_object = bundle.process;
+        let is_sized = if bundle.spec.terminal {
+            size_terminal(&mut process_object, request.terminal_size, restored.is_some())
+        } else {
+            process_object.remove("consoleSize");
+            true
+        };
         // Somebody's group may have killed for memory before; what it has counted is looked at before anything runs.
-        let runs = runs && restored.is_none() && self.hierarchies.is_new(&bundle.cgroups_path, &request.id);
+        let runs = runs && restored.is_none() && is_sized && self.hierarchies.is_new(&bundle.cgroups_path, &request.id);
         let record = runtime::ContainerRecord {
             version: runtime::FORMAT,
             cgroups_path: bundle.cgroups_path,
@@ -229,7 +239,7 @@ impl Shared {
             instance: record.instance.clone(),
             runtime_copy: oci.copy(),
         };
-        let made = dir.create(&record).and_then(|()| dir.process(INIT).create(bundle.process, &process));
+        let made = dir.create(&record).and_then(|()| dir.process(INIT).create(process_object, &process));
         if let Err(e) = made {
             let _ = dir.remove();
             return Err(e.into());
@@ -447,6 +457,23 @@ impl Shared {
             tokio::time::sleep(PAUSE).await;
         }
     }
+}
+
+/// Notes for the shim which size a container's terminal is to have. False if the runtime, which knows the bundle alone, does
+/// not give it that size: the shim then has to, after the runtime's `create` and before its `start`.
+fn size_terminal(
+    process: &mut serde_json::Map<String, serde_json::Value>,
+    asked: Option<TerminalSize>,
+    is_restored: bool,
+) -> bool {
+    let own = TerminalSize::of(process);
+    // CRIU gives a restored terminal the size that it had.
+    let default = if is_restored { None } else { own.or(Some(TerminalSize::default())) };
+    match asked.or(default) {
+        Some(size) => size.put_into(process),
+        None => drop(process.remove("consoleSize")),
+    }
+    own.is_some() && TerminalSize::of(process) == own
 }
 
 /// Whether the runtime may have left something of a container that it was making: it was killed half-way, or while it

@@ -12,6 +12,7 @@ mod damage;
 mod deletion;
 mod errors;
 mod events;
+mod execs;
 mod exits;
 mod failpoints;
 mod fake;
