@@ -324,7 +324,7 @@ impl Shim {
                 while rustix::io::read(readers, &mut buffer).is_ok() {}
             }
         }
-        let mut more = self.input.as_mut().is_some_and(Input::advance);
+        let mut more = self.advance_input();
         let ended = self.ended.map(|_| Ended { nobody_writes: self.nobody_writes(), now: Instant::now() });
         for output in &mut self.outputs {
             if self.terminal.is_some() {
@@ -343,6 +343,23 @@ impl Shim {
             }
         }
         more | self.wait_for_readers()
+    }
+
+    /// Moves what can be moved of stdin; true if there may be more at once.
+    fn advance_input(&mut self) -> bool {
+        if self.ended.is_some() && self.input.as_ref().is_some_and(Input::is_terminal) {
+            // Its end holds the terminal open.
+            self.input = None;
+        }
+        let Some(input) = &mut self.input else { return false };
+        let was_watched = input.terminal().is_some();
+        let more = input.advance();
+        if let Some(terminal) = input.terminal().filter(|_| !was_watched) {
+            if let Err(e) = self.poller.watch_edges(terminal) {
+                warn(&format!("watch the terminal: {}; its program may not see the end of stdin", Explained(e)));
+            }
+        }
+        more
     }
 
     /// Whether nothing in the container can write any more.

@@ -1,7 +1,6 @@
 //! stdin: from what the client named into the process's pipe or terminal.
 
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::termios::{SpecialCodeIndex, tcgetattr};
 
 use alloc::format;
 use sys::Explained;
@@ -9,6 +8,7 @@ use sys::Explained;
 use crate::error::warn;
 use crate::mover::{Mover, Step};
 use crate::stdio::Opened;
+use crate::terminal_end::TerminalEnd;
 
 /// Attempts before the rest of the loop gets its turn.
 const TURN: usize = 32;
@@ -18,7 +18,7 @@ const TURN: usize = 32;
 pub(crate) enum Sink {
     /// End of file is its closing.
     Pipe(OwnedFd),
-    /// The terminal's master; end of file is its VEOF character.
+    /// The terminal's master; end of file is a state ([`TerminalEnd`]), which only a client can bring about.
     Terminal(OwnedFd),
 }
 
@@ -33,20 +33,29 @@ impl Sink {
 /// The stdin of one process.
 #[derive(Debug)]
 pub(crate) struct Input {
-    /// Both gone once the end has been passed on. A source that is absent is at its end from the start.
+    /// Both gone once a pipe has been closed. Only a terminal can be without a source.
     ends: Option<(Option<Opened>, Sink)>,
     mover: Mover,
     /// `closeStdin` has been asked for: so many bytes were in the FIFO then, and are still to go.
     closing: Option<u64>,
-    /// VEOF is to be written to the terminal, which was full.
-    at_end: bool,
+    /// The end of a terminal's input, once everything before it has been written.
+    terminal_end: Option<TerminalEnd>,
 }
 
 impl Input {
     pub(crate) fn new(source: Option<Opened>, sink: Sink) -> Input {
         let mover = Mover::new(matches!(sink, Sink::Pipe(_)));
-        let at_end = source.is_none();
-        Input { ends: Some((source, sink)), mover, closing: None, at_end }
+        Input { ends: Some((source, sink)), mover, closing: None, terminal_end: None }
+    }
+
+    /// Whether it goes to a terminal.
+    pub(crate) fn is_terminal(&self) -> bool {
+        matches!(self.ends, Some((_, Sink::Terminal(_))))
+    }
+
+    /// What tells of a change after which [`Input::advance`] has to be called, once there is an end to be kept.
+    pub(crate) fn terminal(&self) -> Option<&OwnedFd> {
+        self.terminal_end.as_ref().map(TerminalEnd::descriptor)
     }
 
     /// The descriptors to wait on.
@@ -63,13 +72,15 @@ impl Input {
         if self.closing.is_some() {
             return;
         }
-        let Some((Some(source), _)) = &self.ends else { return };
-        // A plain file passes its end on by itself; what is left of it is not cut off.
-        self.closing = if source.keeper.is_some() {
+        let Some((source, _)) = &self.ends else { return };
+        self.closing = match source {
             // What has been taken and not yet passed on comes first.
-            Some(rustix::io::ioctl_fionread(&source.fd).unwrap_or(0) + self.mover.pending() as u64)
-        } else {
-            Some(u64::MAX)
+            Some(Opened { fd, keeper: Some(_) }) => {
+                Some(rustix::io::ioctl_fionread(fd).unwrap_or(0) + self.mover.pending() as u64)
+            }
+            // What is left of a plain file is not cut off.
+            Some(_) => Some(u64::MAX),
+            None => Some(0),
         };
     }
 
@@ -84,13 +95,10 @@ impl Input {
     }
 
     fn attempt(&mut self) -> bool {
-        let Some((source, sink)) = &self.ends else { return false };
         if self.closing == Some(0) && self.mover.pending() == 0 {
-            self.at_end = true;
-        }
-        let Some(source) = source.as_ref().filter(|_| !self.at_end) else {
             return self.pass_on_end();
-        };
+        }
+        let Some((Some(source), sink)) = &self.ends else { return false };
         match self.mover.step(source.fd.as_fd(), sink.fd().as_fd(), self.closing.unwrap_or(u64::MAX)) {
             Step::Moved(n) => {
                 if let Some(left) = &mut self.closing {
@@ -99,10 +107,7 @@ impl Input {
                 true
             }
             Step::Blocked => false,
-            Step::End => {
-                self.at_end = true;
-                true
-            }
+            Step::End => self.source_ended(),
             // The process has closed its stdin: so do we, and the client's writer gets a broken pipe.
             Step::SinkGone => {
                 self.ends = None;
@@ -110,18 +115,39 @@ impl Input {
             }
             Step::Failed(e) => {
                 warn(&format!("stdin: {}; what could not be passed on is lost", Explained(e)));
-                self.at_end = true;
-                true
+                self.source_ended()
             }
         }
     }
 
-    fn pass_on_end(&mut self) -> bool {
-        if let Some((_, Sink::Terminal(master))) = &self.ends {
-            let veof = tcgetattr(master).map_or(4, |termios| termios.special_codes[SpecialCodeIndex::VEOF]);
-            if let Err(rustix::io::Errno::AGAIN) = rustix::io::write(master, &[veof]) {
-                return false;
+    /// A pipe ends with a plain file. A terminal only then has no input, unless its client has asked for the end.
+    fn source_ended(&mut self) -> bool {
+        match &mut self.ends {
+            Some((source, Sink::Terminal(_))) => {
+                *source = None;
+                self.closing = self.closing.map(|_| 0);
+                self.closing.is_some()
             }
+            _ => self.pass_on_end(),
+        }
+    }
+
+    fn pass_on_end(&mut self) -> bool {
+        let Some((source, Sink::Terminal(master))) = &mut self.ends else {
+            self.ends = None;
+            return false;
+        };
+        // Its writers learn that nobody reads any more.
+        *source = None;
+        let kept = match &mut self.terminal_end {
+            Some(end) => end.keep(master),
+            None => TerminalEnd::new(master).and_then(|end| self.terminal_end.insert(end).keep(master)),
+        };
+        match kept {
+            Ok(()) => return false,
+            // Hung up: there is nothing to be read any more.
+            Err(rustix::io::Errno::IO) => {}
+            Err(e) => warn(&format!("stdin: the end of the terminal's input cannot be passed on: {}", Explained(e))),
         }
         self.ends = None;
         false
@@ -140,8 +166,9 @@ mod tests {
         rustix::pipe::fcntl_setpipe_size(&sink, 4096).expect("small");
         let data: Vec<u8> = (0..20_000u32).map(|n| (n % 251) as u8).collect();
         rustix::io::write(&keeper, &data).expect("fits");
-        // No terminal, but treated as one: copied, and its end is a character.
-        let mut input = Input::new(Some(Opened { fd, keeper: Some(keeper) }), Sink::Terminal(sink));
+        // Copied, as it is for a terminal.
+        let ends = Some((Some(Opened { fd, keeper: Some(keeper) }), Sink::Pipe(sink)));
+        let mut input = Input { ends, mover: Mover::new(false), closing: None, terminal_end: None };
         input.advance();
         assert!(input.mover.pending() > 0, "the sink is full, and some bytes are in neither");
         input.close();
@@ -151,7 +178,6 @@ mod tests {
             got.extend_from_slice(&piece[..n]);
             input.advance();
         }
-        assert_eq!(got.pop(), Some(4), "the end-of-file character is last");
-        assert!(got == data);
+        assert!(input.ends.is_none() && got == data);
     }
 }

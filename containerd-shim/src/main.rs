@@ -25,6 +25,7 @@ mod output;
 mod poller;
 mod request;
 mod stdio;
+mod terminal_end;
 
 use error::Failure;
 

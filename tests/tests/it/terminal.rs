@@ -72,6 +72,94 @@ async fn a_shell_on_a_terminal_answers_and_ends_with_its_input() {
     host.finish();
 }
 
+/// Adds a process with a terminal.
+async fn on_terminal(client: &mut tests::Client, name: &str, script: &str, stdin: &str, stdout: &tests::Fifo) {
+    let mut request = process("c", name, &["sh", "-c", script]);
+    request.terminal = true;
+    (request.stdin, request.stdout) = (stdin.into(), stdout.path());
+    client.add_process(request).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_end_of_a_terminals_stdin_is_seen_in_every_mode() {
+    let host = Host::new().await;
+    let mut client = host.client().await;
+    let mut watch = Watch::new(&mut client).await;
+    sleeper(&host, &mut client, "c").await;
+    for n in 0..170 {
+        // After an unfinished line, by each program that reads.
+        let (stdin, stdout, name) = (host.fifo(), host.fifo(), format!("cat-{n}"));
+        let reader = stdout.collect();
+        on_terminal(&mut client, &name, "stty -echo; cat; cat; echo; echo end", &stdin.path(), &stdout).await;
+        stdin.writer().write_all(b"abc").unwrap();
+        close_stdin(&mut client, "c", &name).await;
+        assert_eq!(watch.exit("c", &name).await, 0);
+        let said = reader.text();
+        assert!(said.ends_with("abc\r\nend\r\n"), "{said:?}");
+
+        // At once, while a shell prepares its line editor.
+        let (stdin, stdout, name) = (host.fifo(), host.fifo(), format!("sh-{n}"));
+        let reader = stdout.collect();
+        on_terminal(&mut client, &name, "exec sh", &stdin.path(), &stdout).await;
+        close_stdin(&mut client, "c", &name).await;
+        assert_eq!(watch.exit("c", &name).await, 0);
+        drop(reader.text());
+
+        // In raw mode, where no byte may come that was not sent, and after it.
+        let (stdin, stdout, name) = (host.fifo(), host.fifo(), format!("raw-{n}"));
+        let opened = stdout.clone();
+        let reading = std::thread::spawn(move || {
+            let mut reader = opened.reader();
+            (read_until(&mut reader, "ready\n"), reader)
+        });
+        let script = "stty raw -echo; echo ready; cat; cat; echo; stty -raw echo; cat; echo end";
+        on_terminal(&mut client, &name, script, &stdin.path(), &stdout).await;
+        let (_, mut reader) = reading.join().unwrap();
+        stdin.writer().write_all(b"a\x04bc").unwrap();
+        close_stdin(&mut client, "c", &name).await;
+        assert_eq!(watch.exit("c", &name).await, 0);
+        let mut said = String::new();
+        reader.read_to_string(&mut said).unwrap();
+        assert_eq!(said, "a\u{4}bc\nend\r\n");
+    }
+    kill(&mut client, "c").await;
+    host.finish();
+}
+
+#[tokio::test]
+async fn a_terminal_without_a_clients_stdin_has_no_input_and_no_end() {
+    let host = Host::new().await;
+    let mut client = host.client().await;
+    let mut watch = Watch::new(&mut client).await;
+    sleeper(&host, &mut client, "c").await;
+    let file = host.join("input");
+    std::fs::write(&file, "line\n").unwrap();
+    for (name, stdin) in [("empty", ""), ("null", "/dev/null"), ("file", file.as_str())] {
+        let stdout = host.fifo();
+        let reader = stdout.collect();
+        // The reader goes on waiting while others come and go, and sees an end only when a client asks for it.
+        let script = "stty -echo; echo ready; cat; echo end";
+        on_terminal(&mut client, name, script, stdin, &stdout).await;
+        for n in 0..5 {
+            client.add_process(process("c", &format!("{name}-{n}"), &["true"])).await.unwrap();
+            assert_eq!(watch.exit("c", &format!("{name}-{n}")).await, 0);
+        }
+        let running = state(&mut client).await.remove(0).processes;
+        assert!(running.iter().any(|process| process.pid == name), "{name} goes on");
+        close_stdin(&mut client, "c", name).await;
+        assert_eq!(watch.exit("c", name).await, 0);
+        let said = reader.text();
+        assert!(said.ends_with("end\r\n") && said.contains("line") == (name == "file"), "{said:?}");
+    }
+    // A container that is started without a client, as its shell.
+    start(&mut client, "d", &host.bundle(&["sh"]).terminal().write()).await;
+    assert!(watch.silent_for(std::time::Duration::from_millis(500)).await || state(&mut client).await.len() == 2);
+    assert!(state(&mut client).await.iter().any(|container| container.id == "d" && container.status == "running"));
+    kill(&mut client, "d").await;
+    kill(&mut client, "c").await;
+    host.finish();
+}
+
 #[tokio::test]
 async fn a_stderr_path_beside_a_terminal_is_not_looked_at() {
     let host = Host::new().await;
