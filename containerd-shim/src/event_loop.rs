@@ -331,7 +331,7 @@ impl Shim {
                 output.look_again();
             }
             more |= match ended {
-                None => output.advance(),
+                None => output.serve(Instant::now),
                 Some(ended) => output.wind_up(ended),
             };
         }
@@ -383,12 +383,11 @@ impl Shim {
     }
 
     fn next_deadline(&self) -> Option<Duration> {
-        let (_, ended) = self.ended?;
-        let last = match self.init {
+        let last = self.ended.and_then(|(_, ended)| match self.init {
             ContainerInit::Own { namespace: false } if !self.has_waited_enough() => Some(ended + READER_WAIT),
             ContainerInit::Gone(since) => Some(since + READER_WAIT),
             _ => None,
-        };
+        });
         let own = self.outputs.iter().filter_map(Output::deadline);
         own.chain(last).min().map(|at| at.since(Instant::now()))
     }

@@ -115,6 +115,18 @@ impl Mover {
         }
     }
 
+    /// Takes what the source has and drops it.
+    pub(crate) fn drop_from(&mut self, from: BorrowedFd<'_>) -> Step {
+        self.pending = Vec::new();
+        match rustix::io::read(from, &mut [0; BUFFER]) {
+            Ok(0) | Err(Errno::IO) => Step::End,
+            Ok(n) => Step::Moved(n as u64),
+            Err(Errno::AGAIN) => Step::Blocked,
+            Err(Errno::INTR) => Step::Moved(0),
+            Err(e) => Step::Failed(e),
+        }
+    }
+
     /// Forgets what could not be put down.
     pub(crate) fn discard(&mut self) {
         self.pending = Vec::new();

@@ -10,10 +10,14 @@ use sys::Explained;
 
 use crate::error::warn;
 use crate::mover::{Mover, Step};
-use crate::stdio::Opened;
+use crate::stdio::{Opened, reading_end};
 
 /// How long the output of a process that has ended waits for somebody to read it.
 pub(crate) const READER_WAIT: Duration = Duration::from_secs(15);
+
+/// How long a FIFO may take nothing before the shim looks whether any process has it open for reading. A reader that is only
+/// slow costs nothing until then.
+const LOOK_AFTER: Duration = Duration::from_secs(1);
 
 /// Attempts before the rest of the loop gets its turn.
 const TURN: usize = 32;
@@ -39,6 +43,14 @@ pub(crate) struct Output {
     over: bool,
     /// Since when nobody has had the FIFO open for reading although there is something in it.
     abandoned: Option<Instant>,
+    /// Something went over in the last attempt.
+    moved: bool,
+    /// Since when the FIFO has been full although there is output.
+    full: Option<Instant>,
+    /// What the process writes is dropped, until a reader comes.
+    drops: bool,
+    /// The process has ended.
+    winds_up: bool,
     done: bool,
     failed: bool,
 }
@@ -47,7 +59,21 @@ impl Output {
     /// `splice`: whether the source can be spliced from.
     pub(crate) fn new(name: &'static str, source: OwnedFd, sink: Opened, splice: bool) -> Output {
         let (mover, fifo) = (Mover::new(splice), sink.keeper.is_some());
-        Output { name, source, sink, fifo, mover, over: false, abandoned: None, done: false, failed: false }
+        Output {
+            name,
+            source,
+            sink,
+            fifo,
+            mover,
+            over: false,
+            abandoned: None,
+            moved: false,
+            full: None,
+            drops: false,
+            winds_up: false,
+            done: false,
+            failed: false,
+        }
     }
 
     /// The descriptors to wait on.
@@ -65,29 +91,91 @@ impl Output {
         !self.done && self.abandoned.is_some()
     }
 
-    /// When it gives up waiting for a reader.
+    /// When it has to be looked at again: it gives up waiting for a reader, or asks whether there is one.
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        self.abandoned.filter(|_| !self.done).map(|since| since + READER_WAIT)
+        if self.done || self.drops {
+            return None;
+        }
+        let look = self.full.filter(|_| self.sink.keeper.is_some()).map(|since| since + LOOK_AFTER);
+        self.abandoned.map(|since| since + READER_WAIT).or(look)
     }
 
     pub(crate) fn is_done(&self) -> bool {
         self.done
     }
 
+    /// Moves what can be moved while the process runs; true if there may be more at once. Output that fills a FIFO which no
+    /// process has had open for reading for some time is dropped, so that the process goes on.
+    pub(crate) fn serve(&mut self, now: impl Fn() -> Instant) -> bool {
+        if self.drops {
+            if !self.has_reader() {
+                return self.drop_output();
+            }
+            self.drops = false;
+        }
+        self.moved = false;
+        let more = self.advance();
+        if !self.fifo {
+            return more;
+        }
+        let is_full = !self.moved
+            && (self.mover.pending() > 0 || rustix::io::ioctl_fionread(&self.source).is_ok_and(|bytes| bytes > 0));
+        if !is_full {
+            (self.full, self.abandoned) = (None, None);
+            if self.sink.keeper.is_none() {
+                // Without it a write fails as soon as there is no reader, where the FIFO would still take some.
+                self.sink.keeper = reading_end(&self.sink.fd).ok();
+            }
+            return more;
+        }
+        let now = now();
+        if now.since(*self.full.get_or_insert(now)) < LOOK_AFTER && self.sink.keeper.is_some() {
+            return more;
+        }
+        // The kernel tells of other readers once this program is none. From now on it also wakes the shim when the last one goes.
+        self.sink.keeper = None;
+        if self.has_reader() {
+            self.abandoned = None;
+            return more;
+        }
+        if now.since(*self.abandoned.get_or_insert(now)) < READER_WAIT {
+            return more;
+        }
+        let (name, seconds) = (self.name, READER_WAIT.as_secs());
+        warn(&format!("{name}: no process has read it for {seconds} s; output is dropped until one opens it"));
+        self.drops = true;
+        self.drop_output()
+    }
+
+    /// Drops what the process has written; true if there may be more at once.
+    fn drop_output(&mut self) -> bool {
+        for _ in 0..TURN {
+            match self.mover.drop_from(self.source.as_fd()) {
+                Step::Moved(_) => {}
+                Step::End => {
+                    self.over = true;
+                    return false;
+                }
+                _ => return false,
+            }
+        }
+        true
+    }
+
     /// Moves what can be moved; true if there may be more at once.
-    pub(crate) fn advance(&mut self) -> bool {
+    fn advance(&mut self) -> bool {
         if self.over && self.mover.pending() == 0 {
             return false;
         }
         for _ in 0..TURN {
             match self.mover.step(self.source.as_fd(), self.sink.fd.as_fd(), u64::MAX) {
-                Step::Moved(_) => {}
+                Step::Moved(_) => self.moved = true,
                 // A terminal that nobody has open now may be opened again, while the process lives.
                 Step::End => {
                     self.over = true;
                     return false;
                 }
-                // Only after the end, when our own reading end is closed: kept until a reader comes.
+                // Only when our own reading end is closed: kept until a reader comes.
                 Step::Blocked | Step::SinkGone => return false,
                 Step::Failed(e) => {
                     if !self.failed {
@@ -112,6 +200,10 @@ impl Output {
     pub(crate) fn wind_up(&mut self, ended: Ended) -> bool {
         if self.done {
             return false;
+        }
+        if !self.winds_up {
+            // From the end on there is time for a reader to come, as long as if it had just left.
+            (self.winds_up, self.drops, self.full, self.abandoned) = (true, false, None, None);
         }
         // From now on the kernel tells whether somebody else reads.
         self.sink.keeper = None;
@@ -241,6 +333,78 @@ mod tests {
         output.wind_up(ended(now));
         assert!(output.is_done());
         drop(theirs);
+    }
+
+    /// Writes until neither the process's pipe nor the FIFO takes anything; how much that was.
+    fn fill(theirs: &OwnedFd, output: &mut Output, now: Instant) -> usize {
+        set_nonblocking(theirs).expect("flags");
+        let mut sent = 0;
+        while let Ok(n) = rustix::io::write(theirs, &[7; 4096]).or_else(|_| {
+            output.serve(|| now);
+            rustix::io::write(theirs, &[7; 4096])
+        }) {
+            sent += n;
+            assert!(sent < 1 << 20, "a fifo that nobody reads takes no end of bytes");
+        }
+        sent
+    }
+
+    #[test]
+    fn output_of_a_running_process_is_dropped_once_no_reader_has_come_in_time() {
+        for unlinked in [false, true] {
+            let fifo = Fifo::new(if unlinked { "unlinked" } else { "left" });
+            let (theirs, mut output) = output(&fifo);
+            if unlinked {
+                std::fs::remove_file(&fifo.0).expect("removes");
+            }
+            let start = Instant::now();
+            fill(&theirs, &mut output, start);
+            assert_eq!(output.deadline(), Some(start + LOOK_AFTER));
+            output.serve(|| start + LOOK_AFTER);
+            assert!(output.waits_for_reader());
+            let last = start + LOOK_AFTER + READER_WAIT;
+            assert_eq!(output.deadline(), Some(last));
+            output.serve(|| last);
+            assert!(rustix::io::write(&theirs, &[7; 4096]).is_ok() && output.deadline().is_none());
+            if unlinked {
+                continue;
+            }
+            // What the FIFO held is still there, and what comes from now on follows it.
+            let mut reader = std::fs::File::open(&fifo.0).expect("opens");
+            output.serve(|| last);
+            let mut held = vec![0; 1 << 16];
+            reader.read_exact(&mut held).expect("reads");
+            rustix::io::write(&theirs, b"again").expect("fits");
+            output.serve(|| last);
+            drop((output, theirs));
+            let mut rest = Vec::new();
+            reader.read_to_end(&mut rest).expect("reads");
+            assert!(rest.ends_with(b"again"), "{} bytes", rest.len());
+        }
+    }
+
+    #[test]
+    fn nothing_of_a_running_process_is_dropped_as_long_as_a_reader_is_there() {
+        let fifo = Fifo::new("held");
+        let (theirs, mut output) = output(&fifo);
+        let mut reader = std::fs::File::open(&fifo.0).expect("opens");
+        let start = Instant::now();
+        let mut sent = fill(&theirs, &mut output, start);
+        for minutes in 1..5 {
+            output.serve(|| start + minutes * 60 * LOOK_AFTER);
+            assert!(!output.drops && output.deadline().is_none());
+        }
+        let later = start + 600 * LOOK_AFTER;
+        let mut got = 0;
+        while got < sent {
+            let mut piece = [0; 10_000];
+            got += reader.read(&mut piece).expect("reads");
+            output.serve(|| later);
+        }
+        assert!(output.sink.keeper.is_some(), "a reader that goes now is no error");
+        drop(reader);
+        sent = fill(&theirs, &mut output, later);
+        assert!(sent > 0);
     }
 
     #[test]

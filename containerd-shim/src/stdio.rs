@@ -60,6 +60,12 @@ fn open_path(path: &str, direction: Direction) -> io::Result<Option<Opened>> {
     }
 }
 
+/// Opens the reading end of a FIFO again, of which the writing end is open. It need not have a name any more.
+pub(crate) fn reading_end(sink: &OwnedFd) -> io::Result<OwnedFd> {
+    let path = format!("/proc/self/fd/{}", sink.as_raw_fd());
+    open(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())
+}
+
 /// A pipe for the process, owned by the container's root: (the process's end, ours).
 pub(crate) fn process_pipe(request: &Request, direction: Direction) -> Result<(OwnedFd, OwnedFd), Failure> {
     let what = || "make a stdio pipe".to_string();

@@ -313,3 +313,72 @@ async fn a_killed_exec_whose_output_nobody_takes_delays_init_15_seconds_at_most(
     drop(reader);
     host.finish();
 }
+
+#[tokio::test]
+async fn a_process_goes_on_when_its_client_has_gone_and_waits_for_one_that_is_slow() {
+    let host = Host::new().await;
+    let mut client = host.client().await;
+    let mut watch = Watch::new(&mut client).await;
+    let started = sleeper(&host, &mut client, "c").await;
+    let tmp = std::path::PathBuf::from(format!("/proc/{}/root/tmp", started.processes[0].system_pid));
+    // More than the FIFO and the process's pipe take.
+    let script = |name: &str| {
+        format!(
+            "head -c 1000000 /dev/zero; touch /tmp/{name}.done; while [ ! -e /tmp/{name}.go ]; do sleep 0.05; done; echo last"
+        )
+    };
+    let mut fifos = Vec::new();
+    let mut readers = Vec::new();
+    for (name, terminal) in [("left", false), ("unlinked", false), ("terminal", true), ("slow", false)] {
+        let stdout = host.fifo();
+        let mut request = process("c", name, &["sh", "-c", &script(name)]);
+        (request.stdout, request.terminal) = (stdout.path(), terminal);
+        let mut reader = stdout.reader_now();
+        client.add_process(request).await.unwrap();
+        if name == "slow" {
+            readers.push(reader);
+        } else {
+            let mut some = [0; 1000];
+            eventually("it writes", || reader.read(&mut some).is_ok_and(|n| n > 0));
+            drop(reader);
+        }
+        if name == "unlinked" {
+            std::fs::remove_file(stdout.path()).unwrap();
+        }
+        fifos.push(stdout);
+    }
+    for name in ["left", "unlinked", "terminal"] {
+        eventually(&format!("{name} goes on"), || tmp.join(format!("{name}.done")).exists());
+    }
+    assert!(!tmp.join("slow.done").exists(), "nothing is dropped as long as there is a reader");
+    // One that comes later gets what was kept, and what comes then.
+    let (opened, is_open) = std::sync::mpsc::channel();
+    let fifo = fifos[0].clone();
+    let reading = std::thread::spawn(move || {
+        let mut reader = fifo.reader();
+        opened.send(()).unwrap();
+        let mut bytes = Vec::new();
+        reader.read_to_end(&mut bytes).unwrap();
+        bytes
+    });
+    is_open.recv().unwrap();
+    for name in ["left", "unlinked", "terminal"] {
+        std::fs::write(tmp.join(format!("{name}.go")), "").unwrap();
+    }
+    assert_eq!(watch.exit("c", "left").await, 0);
+    let bytes = reading.join().unwrap();
+    assert!(bytes.len() < 1_000_000 && bytes.ends_with(b"last\n"), "{} bytes", bytes.len());
+    let mut slow = readers.remove(0);
+    rustix::io::ioctl_fionbio(&slow, false).unwrap();
+    std::fs::write(tmp.join("slow.go"), "").unwrap();
+    let reading = std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        slow.read_to_end(&mut bytes).unwrap();
+        bytes
+    });
+    assert_eq!(watch.exit("c", "slow").await, 0);
+    let bytes = reading.join().unwrap();
+    assert!(bytes.len() == 1_000_005 && bytes.ends_with(b"last\n"), "{} bytes", bytes.len());
+    kill(&mut client, "c").await;
+    host.finish();
+}
