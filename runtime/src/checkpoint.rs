@@ -4,7 +4,10 @@
 //! supervisor and by the runtime that it started, so that it is known to be at work even if the supervisor has died.
 
 use prost::Message;
-use rustix::fs::{CWD, FlockOperation, Mode, OFlags, RenameFlags, flock, open, renameat_with};
+use rustix::fs::{
+    CWD, FileType, FlockOperation, Gid, Mode, OFlags, RenameFlags, fchmod, fchown, flock, fstat, open, openat,
+    renameat_with,
+};
 use rustix::io::Errno;
 use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
@@ -208,6 +211,38 @@ impl Checkpoints {
             }
             return Ok(begun);
         }
+    }
+
+    /// Lets a group read the checkpoint of that name, and no other user who could not before: CRIU opens images as the root
+    /// of the user namespace that it restores, which a directory of mode 0700 keeps out.
+    pub fn share(&self, name: &str, group: u32) -> Result<(), PathError> {
+        let directory = self.path(name);
+        let share = |what: &OwnedFd, mode: u32| {
+            let before = fstat(what)?.st_mode;
+            fchown(what, None, Some(Gid::from_raw(group)))?;
+            fchmod(what, Mode::from_raw_mode(before & 0o777 | mode))
+        };
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let opened = open(&directory, flags | OFlags::DIRECTORY, Mode::empty()).and_then(|opened| {
+            share(&opened, 0o010)?;
+            Ok(opened)
+        });
+        let opened = opened.map_err(PathError::new("give to the container's root", &directory))?;
+        for entry in std::fs::read_dir(&directory).map_err(PathError::new("list", &directory))? {
+            let name = entry.map_err(PathError::new("list", &directory))?.file_name();
+            let shared = match openat(&opened, &name, flags, Mode::empty()) {
+                // A link to elsewhere.
+                Err(Errno::LOOP) => Ok(()),
+                Err(e) => Err(e),
+                Ok(image) => fstat(&image).and_then(|stat| {
+                    // What has another name as well may be anything.
+                    let is_image = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_nlink == 1;
+                    if is_image { share(&image, 0o040) } else { Ok(()) }
+                }),
+            };
+            shared.map_err(PathError::new("give to the container's root", &directory.join(&name)))?;
+        }
+        Ok(())
     }
 
     /// Removes the checkpoint of that name; false if there is none.

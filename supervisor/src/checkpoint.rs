@@ -239,7 +239,13 @@ impl Shared {
     }
 
     /// The checkpoint that a container is to be restored from.
-    pub(crate) fn find_checkpoint(name: &str, directory: Option<&Path>, bundle: &Path) -> Result<Found, Error> {
+    /// `group` is the host's id of the group of the container's root, if that is another one than the host's.
+    pub(crate) fn find_checkpoint(
+        name: &str,
+        directory: Option<&Path>,
+        bundle: &Path,
+        group: Option<u32>,
+    ) -> Result<Found, Error> {
         check_name("checkpoint", name, RESERVED)?;
         let places = Checkpoints::new(directory, bundle).map_err(Error::system("find the checkpoints"))?;
         let path = places.path(name);
@@ -247,6 +253,10 @@ impl Shared {
             return Err(Error::CheckpointNotFound { path });
         };
         let bytes = places.check(&checkpoint).map_err(Error::CheckpointDamaged)?;
+        if let Some(Err(e)) = group.map(|group| places.share(name, group)) {
+            // Where they can be read all the same, on a read-only file system for example, there is no need for it.
+            tracing::warn!(checkpoint = %path.display(), "{e}; CRIU may not be able to read it in the user namespace");
+        }
         Ok(Found { path, checkpoint, bytes })
     }
 

@@ -181,12 +181,14 @@ impl Shared {
         let bundle = Bundle::load(std::path::Path::new(&request.bundle))?;
         let stdio = request.stdio.resolve(bundle.spec.terminal)?;
         let bundle_path = bundle.path.to_string_lossy().into_owned();
-        let find = |name: &String| Shared::find_checkpoint(name, request.checkpoint_dir.as_deref(), &bundle.path);
+        let group = (bundle.root_gid != 0).then_some(bundle.root_gid);
+        let find =
+            |name: &String| Shared::find_checkpoint(name, request.checkpoint_dir.as_deref(), &bundle.path, group);
         let restored = request.checkpoint.as_ref().map(find).transpose()?;
         let checkpoint = restored.as_ref().map(|found| found.path.to_string_lossy().into_owned()).unwrap_or_default();
         let mut process_object = bundle.process;
         let is_sized = if bundle.spec.terminal {
-            size_terminal(&mut process_object, request.terminal_size, restored.is_some())
+            size_terminal(&mut process_object, request.terminal_size)
         } else {
             process_object.remove("consoleSize");
             true
@@ -461,19 +463,11 @@ impl Shared {
 
 /// Notes for the shim which size a container's terminal is to have. False if the runtime, which knows the bundle alone, does
 /// not give it that size: the shim then has to, after the runtime's `create` and before its `start`.
-fn size_terminal(
-    process: &mut serde_json::Map<String, serde_json::Value>,
-    asked: Option<TerminalSize>,
-    is_restored: bool,
-) -> bool {
+fn size_terminal(process: &mut serde_json::Map<String, serde_json::Value>, asked: Option<TerminalSize>) -> bool {
     let own = TerminalSize::of(process);
-    // CRIU gives a restored terminal the size that it had.
-    let default = if is_restored { None } else { own.or(Some(TerminalSize::default())) };
-    match asked.or(default) {
-        Some(size) => size.put_into(process),
-        None => drop(process.remove("consoleSize")),
-    }
-    own.is_some() && TerminalSize::of(process) == own
+    let size = asked.or(own).unwrap_or_default();
+    size.put_into(process);
+    own == Some(size)
 }
 
 /// Whether the runtime may have left something of a container that it was making: it was killed half-way, or while it

@@ -990,3 +990,40 @@ async fn elsewhere() -> Host {
     let wrapper = ["unshare", "--net", "sh", "-c", script, "sh"].map(String::from).to_vec();
     Host::with(Options { wrapper, ..Options::default() }).await
 }
+
+#[tokio::test]
+async fn a_container_with_a_user_namespace_goes_on() {
+    if !has_criu() {
+        return;
+    }
+    let host = Host::new().await;
+    let mut client = host.client().await;
+    let mut watch = Watch::new(&mut client).await;
+    let mut bundle = counter(&host);
+    bundle.config["linux"]["namespaces"].as_array_mut().unwrap().push(serde_json::json!({"type": "user"}));
+    let mapping = serde_json::json!([{"containerID": 0, "hostID": 100_000, "size": 65536}]);
+    bundle.config["linux"]["uidMappings"] = mapping.clone();
+    bundle.config["linux"]["gidMappings"] = mapping;
+    // The mapped root must be able to walk to the root file system.
+    std::fs::set_permissions(host.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let (bundle, output) = (bundle.write(), host.path().join("numbers"));
+    client.create_container(writing("c", &bundle, "", &output)).await.unwrap();
+    goes_on(&output);
+    make(&mut client, "c", exiting("one")).await.unwrap();
+    assert_eq!(watch.exit("c", "init").await, 137);
+    let last_before = last(&output);
+    client.create_container(writing("c", &bundle, "one", &output)).await.unwrap();
+    goes_on(&output);
+    assert!(numbers(&output).contains(&(last_before + 1)));
+    // Other users than the mapped root are kept out.
+    let images = Path::new(&bundle).join("checkpoints/one");
+    let mode = |path: &Path| {
+        use std::os::unix::fs::MetadataExt;
+        let metadata = path.metadata().unwrap();
+        (metadata.mode() & 0o777, metadata.uid(), metadata.gid())
+    };
+    assert_eq!(mode(&images), (0o710, 0, 100_000));
+    assert_eq!(mode(&images.join("config.json")), (0o640, 0, 100_000));
+    kill(&mut client, "c").await;
+    host.finish();
+}
