@@ -258,3 +258,36 @@ async fn a_terminal_has_its_size_before_its_program_runs() {
     kill(&mut client, "c").await;
     host.finish();
 }
+
+#[ignore = "needs shims that begin with every signal at its default"]
+#[tokio::test]
+async fn signals_that_the_daemons_starter_ignores_are_handed_on_to_no_process() {
+    // The shell ignores SIGHUP, SIGINT, SIGQUIT and SIGTERM, and what it starts does too.
+    let script = r#"trap '' HUP INT QUIT TERM; exec "$0" "$@""#;
+    let wrapper = ["sh", "-c", script].map(String::from).to_vec();
+    let host = Host::with(tests::Options { wrapper, ..tests::Options::default() }).await;
+    let mut client = host.client().await;
+    let stdout = host.fifo();
+    let reader = stdout.collect();
+    // Not by a shell, which ignores some by itself.
+    let show = ["grep", "SigIgn", "/proc/self/status"];
+    let mut watch = Watch::new(&mut client).await;
+    let mut request = container("c", &host.bundle(&show).write());
+    request.stdout = stdout.path();
+    client.create_container(request).await.unwrap();
+    assert_eq!(watch.exit("c", "init").await, 0);
+    let of_init = reader.text();
+    let pid = sleeper(&host, &mut client, "c").await.processes[0].system_pid;
+    // What a shim ignores its runtime begins with, which may hand it on or not.
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let shim = stat.rsplit(") ").next().and_then(|rest| rest.split(' ').nth(1)).unwrap().to_string();
+    let of_shim = std::fs::read_to_string(format!("/proc/{shim}/status")).unwrap();
+    let of_exec = said(&host, &mut client, |request| request.args = show.map(String::from).to_vec()).await;
+    for (process, said) in [("init", of_init), ("shim", of_shim), ("exec", of_exec)] {
+        let mask = u64::from_str_radix(line(&said, "SigIgn").split_whitespace().nth(1).unwrap(), 16).unwrap();
+        // Signals 1, 2, 3 and 15.
+        assert_eq!(mask & 0x4007, 0, "{process}: {said}");
+    }
+    kill(&mut client, "c").await;
+    host.finish();
+}

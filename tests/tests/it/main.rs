@@ -34,6 +34,7 @@ mod stats;
 mod stdin;
 mod steps;
 mod support;
+mod takeover;
 mod terminal;
 mod upgrade;
 mod wire;
