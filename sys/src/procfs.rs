@@ -46,6 +46,9 @@ impl Stat {
 /// Reads `/proc/<pid>/stat`; `None` if there is no such process. `EBADMSG` if it is not as proc(5) says.
 pub fn stat(pid: u32) -> io::Result<Option<Stat>> {
     let Some(text) = read(pid, "stat")? else { return Ok(None) };
+    if is_released(&text) {
+        return Ok(None);
+    }
     parse_stat(&text).map(Some).ok_or(Errno::BADMSG)
 }
 
@@ -101,10 +104,19 @@ fn parse_nspid(status: &str) -> bool {
     numbers.next().is_some() && numbers.next_back() == Some("1")
 }
 
+/// The fields from the third on. The command's name before them is in parentheses and may itself have spaces and
+/// parentheses in it.
+fn fields_of_stat(text: &str) -> Option<core::str::SplitAsciiWhitespace<'_>> {
+    Some(text[text.rfind(')')? + 1..].split_ascii_whitespace())
+}
+
+/// Whether the process was reaped while the kernel wrote the text: its group is then -1 (fs/proc/array.c, `do_task_stat`).
+fn is_released(text: &str) -> bool {
+    fields_of_stat(text).and_then(|mut fields| fields.nth(2)) == Some("-1")
+}
+
 fn parse_stat(text: &str) -> Option<Stat> {
-    // The command's name is in parentheses and may itself have spaces and parentheses in it.
-    let rest = &text[text.rfind(')')? + 1..];
-    let mut fields = rest.split_ascii_whitespace();
+    let mut fields = fields_of_stat(text)?;
     let state = *fields.next()?.as_bytes().first()?;
     let parent = fields.next()?.parse().ok()?;
     let group = fields.next()?.parse().ok()?;
@@ -137,6 +149,7 @@ mod tests {
         let stat = Stat { state: b'S', parent: 1, group: 2, flags: 6, starttime: 7777, wait_status: 0 };
         assert_eq!(parse_stat(text), Some(stat));
         assert!(stat.is_ending() && !Stat { flags: 3, ..stat }.is_ending());
+        assert!(is_released("42 (a) X 0 -1 -1 0 -1 6 0") && !is_released(text) && !is_released("42 (a"));
         assert_eq!(parse_stat("42 (a"), None);
         assert_eq!(parse_stat("42 (a) S 1 2"), None);
     }
