@@ -14,6 +14,6 @@ mod stats;
 
 pub use group::Cgroup;
 pub use hierarchies::Hierarchies;
-pub use limits::{Changes, Device, Field, Limit, LimitError, Setting, Value};
+pub use limits::{Changes, Conflict, Device, Field, Limit, LimitError, Setting, Value};
 pub use oom::{OomDescriptor, OomSource};
 pub use stats::{Blkio, BlkioEntry, Cpu, Memory, Stats, Usage, system_cpu_time};

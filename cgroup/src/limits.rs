@@ -75,7 +75,8 @@ fields! {
 pub enum Setting {
     /// A number.
     Number(Limit),
-    /// CPUs or memory nodes as cpuset(7) writes them: `0-2,4`.
+    /// CPUs or memory nodes, in any form that the kernel takes: `0-2,4`, `all`, `0-N:1/2` (cpuset(7), "List format", and the
+    /// kernel's `admin-guide/kernel-parameters.rst`).
     List(String),
     /// A number for each of some devices; others stay as they are.
     Devices(BTreeMap<Device, Limit>),
@@ -91,6 +92,8 @@ pub enum Value {
     Number(u64),
     /// CPUs or memory nodes.
     List(BTreeSet<u32>),
+    /// CPUs or memory nodes in a form that only the kernel parses. What it will have then is not known before it has it.
+    Text(String),
     /// Devices that have a value of their own; the greatest number means that one is to have none.
     Devices(BTreeMap<Device, u64>),
 }
@@ -124,6 +127,21 @@ pub enum LimitError {
         /// Why.
         reason: &'static str,
     },
+    /// Another limit stands in the way.
+    #[error(
+        "{} {wanted} is {} {}, which is {now}: {}", field.name(), conflict.relation(), conflict.other().name(),
+        conflict.advice(*wanted)
+    )]
+    Conflict {
+        /// The field.
+        field: Field,
+        /// What was asked for.
+        wanted: Limit,
+        /// How the two do not fit.
+        conflict: Conflict,
+        /// What the other one is.
+        now: Value,
+    },
     /// The kernel refused it.
     #[error("{} {value} was refused by the kernel: {source}", field.name())]
     Refused {
@@ -154,6 +172,43 @@ pub enum LimitError {
     },
 }
 
+/// Two limits that do not fit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Conflict {
+    /// Memory would be limited less than memory and swap together are.
+    MemoryAboveSwap,
+    /// Memory and swap together would be limited more than memory is.
+    SwapBelowMemory,
+}
+
+impl Conflict {
+    fn relation(self) -> &'static str {
+        match self {
+            Conflict::MemoryAboveSwap => "more than",
+            Conflict::SwapBelowMemory => "less than",
+        }
+    }
+
+    fn other(self) -> Field {
+        match self {
+            Conflict::MemoryAboveSwap => Field::MemorySwap,
+            Conflict::SwapBelowMemory => Field::MemoryLimit,
+        }
+    }
+
+    fn advice(self, wanted: Limit) -> String {
+        match self {
+            Conflict::MemoryAboveSwap => {
+                let least = if wanted == Limit::Unlimited { "" } else { "at least " };
+                format!("memorySwap limits memory and swap together, so set it to {least}{wanted} in the same call")
+            }
+            Conflict::SwapBelowMemory => format!(
+                "memorySwap limits memory and swap together, so set memoryLimit to at most {wanted} in the same call"
+            ),
+        }
+    }
+}
+
 impl Cgroup {
     /// What the kernel has for a field; `None` if it has no such thing.
     pub fn limit(&self, field: Field) -> Result<Option<Value>, LimitError> {
@@ -178,8 +233,7 @@ impl Cgroup {
         let mut all = BTreeMap::new();
         for (field, setting) in changes {
             let is_v1 = self.limits_are_v1(*field);
-            let values =
-                if is_v1 { v1::expected(*field, setting)? } else { v2::expected(self, *field, setting, changes)? };
+            let values = if is_v1 { plain(*field, setting) } else { v2::expected(self, *field, setting, changes)? };
             if self.limit(*field)?.is_none() {
                 return Err(LimitError::Missing { field: *field });
             }
@@ -188,16 +242,66 @@ impl Cgroup {
         Ok(all)
     }
 
+    /// Why `changes` cannot be carried out because of a limit that stays as it is, where that can be told before.
+    ///
+    /// v1 refuses with EINVAL to limit memory less than memory and swap together, and does not say which file is the reason
+    /// (mm/memcontrol-v1.c, `mem_cgroup_resize_max`). v2 limits both independently.
+    pub fn conflict(&self, changes: &Changes) -> Result<Option<LimitError>, LimitError> {
+        if !self.counts_swap_with_memory() {
+            return Ok(None);
+        }
+        let asked = |field| match changes.get(&field) {
+            Some(Setting::Number(limit)) => Some(*limit),
+            _ => None,
+        };
+        let pages = |number: u64| number / rustix::param::page_size() as u64;
+        let number = |limit: Limit| match limit {
+            Limit::To(number) if number < UNLIMITED_FROM => pages(number),
+            _ => u64::MAX,
+        };
+        let now = |field| Ok::<_, LimitError>(self.limit(field)?.filter(|value| *value != Value::Number(u64::MAX)));
+        let fits = |memory, swap| memory <= swap;
+        Ok(match (asked(Field::MemoryLimit), asked(Field::MemorySwap)) {
+            (Some(memory), Some(swap)) if !fits(number(memory), number(swap)) => Some(LimitError::Meaningless {
+                field: Field::MemorySwap,
+                value: swap.to_string(),
+                reason: "is less than memoryLimit, which it includes",
+            }),
+            (Some(wanted), None) => match now(Field::MemorySwap)? {
+                Some(Value::Number(swap)) if !fits(number(wanted), pages(swap)) => Some(LimitError::Conflict {
+                    field: Field::MemoryLimit,
+                    wanted,
+                    conflict: Conflict::MemoryAboveSwap,
+                    now: Value::Number(swap),
+                }),
+                _ => None,
+            },
+            (None, Some(wanted)) => {
+                let memory = now(Field::MemoryLimit)?.unwrap_or(Value::Number(u64::MAX));
+                let least = if let Value::Number(memory) = memory { number(Limit::To(memory)) } else { 0 };
+                (!fits(least, number(wanted))).then_some(LimitError::Conflict {
+                    field: Field::MemorySwap,
+                    wanted,
+                    conflict: Conflict::SwapBelowMemory,
+                    now: memory,
+                })
+            }
+            _ => None,
+        })
+    }
+
     /// Writes a value; of devices, those that are named.
     pub fn set_limit(&self, field: Field, value: &Value) -> Result<(), LimitError> {
         let lines = if self.limits_are_v1(field) { v1::lines(field, value) } else { v2::lines(self, field, value) };
         let path = if self.limits_are_v1(field) { v1::file(self, field) } else { v2::file(self, field) };
         let path = path.ok_or(LimitError::Missing { field })?;
         for line in lines {
-            std::fs::write(&path, &line).map_err(|source| LimitError::Refused {
-                field,
-                value: line.clone(),
-                source,
+            std::fs::write(&path, &line).map_err(|source| {
+                let value = match value {
+                    Value::Text(text) => quoted(text),
+                    _ => line.clone(),
+                };
+                LimitError::Refused { field, value, source }
             })?;
         }
         Ok(())
@@ -247,6 +351,7 @@ impl fmt::Display for Value {
                 let numbers: Vec<String> = numbers.iter().map(u32::to_string).collect();
                 write!(f, "{:?}", numbers.join(","))
             }
+            Value::Text(text) => write!(f, "{}", quoted(text)),
             Value::Devices(devices) if devices.is_empty() => write!(f, "nothing"),
             Value::Devices(devices) => {
                 let devices: Vec<String> =
@@ -270,7 +375,7 @@ impl fmt::Display for Setting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Setting::Number(limit) => write!(f, "{limit}"),
-            Setting::List(list) => write!(f, "{list:?}"),
+            Setting::List(list) => write!(f, "{}", quoted(list)),
             Setting::Devices(devices) => {
                 let devices: Vec<String> =
                     devices.iter().map(|((major, minor), value)| format!("{major}:{minor} {value}")).collect();
@@ -309,19 +414,28 @@ fn list(text: &str) -> Option<BTreeSet<u32>> {
     Some(numbers)
 }
 
+/// A client's text in a message: a client may send megabytes.
+fn quoted(text: &str) -> String {
+    const MOST: usize = 64;
+    match text.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{:?}…", &text[..end]),
+        None => format!("{text:?}"),
+    }
+}
+
 fn list_text(numbers: &BTreeSet<u32>) -> String {
     let numbers: Vec<String> = numbers.iter().map(u32::to_string).collect();
     numbers.join(",")
 }
 
 /// What a setting means where the kernel takes it as it is; memory comes in whole pages.
-fn plain(field: Field, setting: &Setting) -> Result<Vec<Value>, LimitError> {
+fn plain(field: Field, setting: &Setting) -> Vec<Value> {
     let raw = |limit: &Limit| match limit {
         Limit::Unlimited => u64::MAX,
         Limit::To(number) if *number >= UNLIMITED_FROM => u64::MAX,
         Limit::To(number) => *number,
     };
-    Ok(match setting {
+    match setting {
         Setting::Number(limit) => {
             let value = raw(limit);
             let page = rustix::param::page_size() as u64;
@@ -339,17 +453,14 @@ fn plain(field: Field, setting: &Setting) -> Result<Vec<Value>, LimitError> {
                 value => vec![Value::Number(value)],
             }
         }
-        Setting::List(text) => {
-            let numbers = list(text).filter(|numbers| !numbers.is_empty());
-            vec![Value::List(numbers.ok_or_else(|| {
-                let value = text.chars().take(64).collect::<String>();
-                LimitError::Meaningless { field, value: format!("{value:?}"), reason: "is no list such as 0-2,4" }
-            })?)]
-        }
+        Setting::List(text) => match list(text).filter(|numbers| !numbers.is_empty()) {
+            Some(numbers) => vec![Value::List(numbers)],
+            None => vec![Value::Text(text.clone())],
+        },
         Setting::Devices(devices) => {
             vec![Value::Devices(devices.iter().map(|(device, limit)| (*device, raw(limit))).collect())]
         }
-    })
+    }
 }
 
 #[cfg(test)]

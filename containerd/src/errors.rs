@@ -1,5 +1,6 @@
 //! Errors as gRPC statuses. The texts are what existing clients look for.
 
+use rustix::io::Errno;
 use supervisor::{Error, LimitError};
 use tonic::{Code, Status};
 
@@ -26,8 +27,9 @@ pub(crate) fn status(error: Error) -> Status {
         Error::Limit { source: LimitError::Meaningless { .. }, .. } => {
             (Code::InvalidArgument, format!("containerd: invalid argument: {error}"))
         }
+        // ERANGE: a number in a list that no machine has.
         Error::Limit { source: LimitError::Refused { source, .. }, .. }
-            if source.kind() == std::io::ErrorKind::InvalidInput =>
+            if matches!(Errno::from_io_error(source), Some(Errno::INVAL | Errno::RANGE)) =>
         {
             (Code::InvalidArgument, format!("containerd: invalid argument: {error}"))
         }
@@ -88,7 +90,7 @@ mod tests {
         check(Error::Runtime("a b".into()), Code::Unknown, "oci runtime error: a b");
         check(Error::Shim("a b".into()), Code::Unknown, "shim error: a b");
         let io = std::io::Error::from_raw_os_error;
-        let (full, broken) = (io(rustix::io::Errno::NOSPC.raw_os_error()), io(rustix::io::Errno::IO.raw_os_error()));
+        let (full, broken) = (io(Errno::NOSPC.raw_os_error()), io(Errno::IO.raw_os_error()));
         check(Error::System { operation: "o", source: full }, Code::ResourceExhausted, "No space left");
         check(Error::System { operation: "o", source: broken }, Code::Internal, "containerd: o: ");
     }

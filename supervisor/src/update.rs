@@ -26,8 +26,10 @@ impl Supervisor {
     pub fn check_limits(&self, id: &str, changes: &Changes) -> Result<(), Error> {
         let container = self.0.container(id)?;
         let cgroup = container.cgroup().ok_or_else(|| Error::NoCgroup { id: id.to_string() })?;
-        let checked = cgroup.expected(changes).map(|_| ());
-        checked.map_err(|source| Error::Limit { id: id.to_string(), source })
+        cgroup
+            .expected(changes)
+            .and_then(|_| check_conflict(cgroup, changes))
+            .map_err(|source| Error::Limit { id: id.to_string(), source })
     }
 
     /// Changes limits; those that are not named stay as they are. Either all of the changes are carried out, or none.
@@ -44,7 +46,19 @@ impl Shared {
         let refused = |source| Error::Limit { id: container.id.clone(), source };
         let cgroup = container.cgroup().ok_or_else(|| Error::NoCgroup { id: container.id.clone() })?;
         let expected = cgroup.expected(&changes).map_err(refused)?;
+        check_conflict(cgroup, &changes).map_err(refused)?;
         let before = cgroup.limits().map_err(refused)?;
+        // The kernel's judgement on what only the kernel parses comes first: a runtime that fails does not name the field.
+        for (field, value) in expected.iter().flat_map(|(field, values)| values.iter().map(move |value| (field, value)))
+        {
+            if matches!(value, Value::Text(_)) {
+                let written = cgroup.set_limit(*field, value);
+                if written.is_err() {
+                    restore(container, cgroup, &before);
+                }
+                written.map_err(refused)?;
+            }
+        }
         let by_runtime = self.update_by_runtime(container, cgroup, &changes).await;
         reach(Point::Updated);
         // Taking memory away may take the kernel a while.
@@ -58,12 +72,12 @@ impl Shared {
                 }
                 Err(e) => Err(e),
             };
-            if result.is_err() {
-                for (field, e) in put_back(cgroup, &before, |_| false) {
-                    tracing::warn!(container = %id, "cannot put {} back: {e}", field.name());
-                }
-            }
-            result
+            result.map_err(|e| {
+                // Without a limit for memory alone, the limit of memory and swap stands in the way.
+                let conflict = if is_unlimited(&asked) { cgroup.conflict(&asked).ok().flatten() } else { None };
+                restore(&theirs, cgroup, &before);
+                conflict.map_or(e, |source| Error::Limit { id: id.clone(), source })
+            })
         });
         settled.await??;
         reach(Point::LimitsSettled);
@@ -116,6 +130,29 @@ impl Shared {
     }
 }
 
+/// Refuses changes that a limit that stays as it is stands in the way of.
+///
+/// To take the limit of memory away while the one of memory and swap stays is left to the runtime: runc takes both away then.
+fn check_conflict(cgroup: &Cgroup, changes: &Changes) -> Result<(), LimitError> {
+    match cgroup.conflict(changes)? {
+        Some(conflict) if !is_unlimited(changes) => Err(conflict),
+        _ => Ok(()),
+    }
+}
+
+/// Whether memory is to have no limit, and nothing is said of memory and swap together.
+fn is_unlimited(changes: &Changes) -> bool {
+    let unlimited = Some(&Setting::Number(Limit::Unlimited));
+    changes.get(&Field::MemoryLimit) == unlimited && !changes.contains_key(&Field::MemorySwap)
+}
+
+/// Puts all limits back to what they were.
+fn restore(container: &Container, cgroup: &Cgroup, before: &Before) {
+    for (field, e) in put_back(cgroup, before, |_| false) {
+        tracing::warn!(container = %container.id, "cannot put {} back: {e}", field.name());
+    }
+}
+
 /// Sees to it that everything is as it was asked for, and nothing else has changed.
 fn settle(
     cgroup: &Cgroup,
@@ -129,7 +166,12 @@ fn settle(
     for (field, values) in again {
         set(cgroup, changes, *field, values)?;
     }
-    let left = put_back(cgroup, before, |field| changes.contains_key(&field));
+    let now_unlimited = |field| matches!(cgroup.limit(field), Ok(Some(Value::Number(u64::MAX))));
+    let is_asked = |field: Field| {
+        // runc takes the limit of swap away with the limit of memory (libcontainer/cgroups/fs/memory.go, `setMemoryAndSwap`).
+        changes.contains_key(&field) || (field == Field::MemorySwap && is_unlimited(changes) && now_unlimited(field))
+    };
+    let left = put_back(cgroup, before, is_asked);
     left.into_iter().next().map_or(Ok(()), |(_, e)| Err(e))
 }
 
@@ -142,6 +184,10 @@ fn set(cgroup: &Cgroup, changes: &Changes, field: Field, values: &[Value]) -> Re
     }
     if let Some(value) = values.first() {
         cgroup.set_limit(field, value)?;
+        if matches!(value, Value::Text(_)) {
+            // What the kernel makes of it is what was asked for.
+            return Ok(());
+        }
     }
     let actual = is_there()?;
     if holds(&actual) { Ok(()) } else { Err(LimitError::Ignored { field, wanted: changes[&field].clone(), actual }) }

@@ -116,13 +116,46 @@ fn v2_gets_the_nearest() {
 }
 
 #[test]
-fn lists_that_mean_nothing_are_refused() {
+fn lists_in_other_forms_are_for_the_kernel_to_parse() {
     let directory = tempfile::tempdir().expect("tempdir");
-    write(directory.path(), &[("cpuset.cpus", "0\n")]);
     let cgroup = test_cgroup(&[("pids,cpuset", directory.path())]);
-    for text in ["x", "0-", "", "0-99999999999", "1-4000000000", ",", &"0-8000,".repeat(1000)] {
+    for text in ["all", "N", "0-N:1/2", "x", "0-", ",", "1-4000000000", &"0-8000,".repeat(1000)] {
+        write(directory.path(), &[("cpuset.cpus", "0\n")]);
         let change = Changes::from([(Field::CpusetCpus, Setting::List(text.into()))]);
-        let error = cgroup.expected(&change).expect_err("refused");
-        assert!(matches!(error, LimitError::Meaningless { .. }), "{error}");
+        let expected = cgroup.expected(&change).expect("passed on");
+        assert_eq!(expected[&Field::CpusetCpus], [Value::Text(text.into())]);
+        cgroup.set_limit(Field::CpusetCpus, &expected[&Field::CpusetCpus][0]).expect("writes");
+        assert_eq!(read(directory.path(), "cpuset.cpus"), text);
+        assert!(change[&Field::CpusetCpus].to_string().len() < 100);
     }
+}
+
+#[test]
+fn a_limit_that_stands_in_the_way_is_named() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let files = [("memory.limit_in_bytes", "1073741824\n"), ("memory.memsw.limit_in_bytes", "2147483648\n")];
+    write(directory.path(), &files);
+    let cgroup = test_cgroup(&[("memory", directory.path())]);
+    let said = |changes: &[(Field, Limit)]| {
+        let changes = changes.iter().map(|(field, limit)| (*field, Setting::Number(*limit))).collect();
+        cgroup.conflict(&changes).expect("reads").map(|error| error.to_string())
+    };
+    let (memory, swap) = (Field::MemoryLimit, Field::MemorySwap);
+    assert_eq!(said(&[(memory, Limit::To(2 * GB))]), None);
+    assert_eq!(said(&[(memory, Limit::To(2 * GB + 5))]), None, "whole pages count");
+    assert_eq!(said(&[(memory, Limit::To(3 * GB)), (swap, Limit::Unlimited)]), None);
+    assert_eq!(
+        said(&[(memory, Limit::To(3 * GB))]).expect("does not fit"),
+        "memoryLimit 3221225472 is more than memorySwap, which is 2147483648: memorySwap limits memory and swap together, \
+         so set it to at least 3221225472 in the same call"
+    );
+    let unlimited = said(&[(memory, Limit::Unlimited)]).expect("does not fit");
+    assert!(unlimited.ends_with("so set it to -1 in the same call"), "{unlimited}");
+    assert_eq!(
+        said(&[(swap, Limit::To(GB / 2))]).expect("does not fit"),
+        "memorySwap 536870912 is less than memoryLimit, which is 1073741824: memorySwap limits memory and swap together, \
+         so set memoryLimit to at most 536870912 in the same call"
+    );
+    let both = said(&[(memory, Limit::To(3 * GB)), (swap, Limit::To(GB))]).expect("does not fit");
+    assert_eq!(both, "memorySwap 1073741824 is less than memoryLimit, which it includes");
 }

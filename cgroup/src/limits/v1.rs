@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 
-use super::{Device, Field, LimitError, Setting, Value, list, list_text, number, plain};
+use super::{Device, Field, Value, list, list_text, number};
 use crate::files::read;
 use crate::group::Cgroup;
 
@@ -86,10 +86,6 @@ fn devices(text: &str) -> BTreeMap<Device, u64> {
     text.lines().filter_map(line).collect()
 }
 
-pub(super) fn expected(field: Field, setting: &Setting) -> Result<Vec<Value>, LimitError> {
-    plain(field, setting)
-}
-
 /// What is to be written, each by itself.
 pub(super) fn lines(field: Field, value: &Value) -> Vec<String> {
     match value {
@@ -97,6 +93,7 @@ pub(super) fn lines(field: Field, value: &Value) -> Vec<String> {
         Value::Number(u64::MAX) => vec!["-1".into()],
         Value::Number(number) => vec![number.to_string()],
         Value::List(numbers) => vec![list_text(numbers)],
+        Value::Text(text) => vec![text.clone()],
         // 0 takes a device's own value away.
         Value::Devices(devices) => devices
             .iter()

@@ -107,10 +107,10 @@ pub(super) fn expected(
                 memory.ok_or_else(|| meaningless("needs a memoryLimit, which memory and swap together include"))?;
             let swap = together.checked_sub(memory);
             let swap = swap.ok_or_else(|| meaningless("is less than memoryLimit, which it includes"))?;
-            plain(field, &Setting::Number(Limit::To(swap)))
+            Ok(plain(field, &Setting::Number(Limit::To(swap))))
         }
         (Field::BlkioWeight, Some(weight)) if !is_bfq(cgroup) => Ok(vec![Value::Number(io_weight(weight))]),
-        (Field::BlkioWeightDevice, _) if !is_bfq(cgroup) => Ok(plain(field, setting)?
+        (Field::BlkioWeightDevice, _) if !is_bfq(cgroup) => Ok(plain(field, setting)
             .into_iter()
             .map(|value| match value {
                 Value::Devices(devices) => {
@@ -119,7 +119,7 @@ pub(super) fn expected(
                 value => value,
             })
             .collect()),
-        _ => plain(field, setting),
+        _ => Ok(plain(field, setting)),
     }
 }
 
@@ -159,6 +159,7 @@ pub(super) fn lines(cgroup: &Cgroup, field: Field, value: &Value) -> Vec<String>
         (_, Value::Number(number)) => vec![text(*number)],
         // An empty text would not be written at all.
         (_, Value::List(numbers)) => vec![list_text(numbers) + "\n"],
+        (_, Value::Text(text)) => vec![format!("{text}\n")],
         (field, Value::Devices(devices)) => devices
             .iter()
             .map(|((major, minor), value)| match (word(field), *value) {

@@ -316,6 +316,94 @@ async fn what_the_kernel_refuses_ignores_or_lacks_is_named_and_changes_nothing()
 }
 
 #[tokio::test]
+async fn limits_that_stand_in_the_way_are_named() {
+    if is_v2() {
+        println!("SKIPPED: v2 limits memory and swap independently");
+        return;
+    }
+    let host = Host::new().await;
+    let mut client = host.client().await;
+    let bundle =
+        host.bundle(&["sleep", "100000"]).resources(json!({"memory": {"limit": 256 * MIB, "swap": 512 * MIB}}));
+    start(&mut client, "c", &bundle.write()).await;
+    let before = limits(&bundle.cgroup());
+    let memory = |memory_limit, memory_swap| UpdateResource { memory_limit, memory_swap, ..Default::default() };
+    let (more, less) = ((600 * MIB).to_string(), (100 * MIB).to_string());
+    let above = ["memoryLimit", &more, "more than memorySwap", "536870912", "at least", "same call"];
+    refused(update(&mut client, "c", memory(600 * MIB, 0)).await, Code::FailedPrecondition, &above);
+    let below = ["memorySwap", &less, "less than memoryLimit", "268435456", "at most", "same call"];
+    refused(update(&mut client, "c", memory(0, 100 * MIB)).await, Code::FailedPrecondition, &below);
+    let both = ["memorySwap", "is less than memoryLimit"];
+    refused(update(&mut client, "c", memory(200 * MIB, 100 * MIB)).await, Code::InvalidArgument, &both);
+    assert_eq!(difference(&before, &limits(&bundle.cgroup())), BTreeMap::new());
+    // Without a limit for memory: bare runc takes the limit of swap away too, and bare crun is refused by the kernel.
+    let unlimited = update(&mut client, "c", memory(NONE, 0)).await;
+    let mut changed = difference(&before, &limits(&bundle.cgroup()));
+    changed.remove("memory.soft_limit_in_bytes");
+    match unlimited {
+        Ok(()) => assert_eq!(
+            changed.into_keys().collect::<Vec<_>>(),
+            ["memory.limit_in_bytes", "memory.memsw.limit_in_bytes"]
+        ),
+        Err(status) => {
+            assert!(tests::runtime().contains("crun"), "{status:?}");
+            let names = ["memoryLimit -1", "memorySwap, which is 536870912", "set it to -1 in the same call"];
+            refused(Err::<(), _>(status), Code::FailedPrecondition, &names);
+            assert_eq!(changed, BTreeMap::new());
+            update(&mut client, "c", memory(NONE, NONE)).await.unwrap();
+        }
+    }
+    let now = limits(&bundle.cgroup());
+    assert_eq!(
+        (&now["memory.limit_in_bytes"], &now["memory.memsw.limit_in_bytes"]),
+        (&"9223372036854771712".to_string(), &"9223372036854771712".to_string())
+    );
+    kill(&mut client, "c").await;
+    host.finish();
+}
+
+#[tokio::test]
+async fn cpu_lists_are_taken_in_every_form_that_the_kernel_takes() {
+    let host = Host::new().await;
+    let mut client = host.client().await;
+    let bundle = host.bundle(&["sleep", "100000"]).resources(json!({"cpu": {"cpus": "0", "mems": "0"}}));
+    start(&mut client, "c", &bundle.write()).await;
+    let cpus = |text: &str| UpdateResource { cpuset_cpus: text.into(), ..Default::default() };
+    let now = || limits(&bundle.cgroup())["cpuset.cpus"].clone();
+    for (asked, expected) in [("0-1:1/2", "0"), ("0,1", "0-1"), ("0-1:2/2", "0-1"), (" 0", "0")] {
+        update(&mut client, "c", cpus(asked)).await.unwrap_or_else(|e| panic!("{asked:?}: {e}"));
+        assert_eq!(now(), expected, "{asked}");
+    }
+    let mems = UpdateResource { cpuset_mems: "0-0:1/1".into(), ..Default::default() };
+    update(&mut client, "c", mems).await.unwrap();
+    update(&mut client, "c", cpus("0")).await.unwrap();
+    // How many CPUs these are depends on the machine: what the kernel says of them counts.
+    for asked in ["all", "N", "0-N"] {
+        let kernel = tests::cgroup::directories(&bundle.cgroup());
+        let file = kernel.iter().map(|group| group.join("cpuset.cpus")).find(|file| file.exists()).unwrap();
+        let taken = std::fs::write(&file, asked).is_ok();
+        let expected = now();
+        std::fs::write(&file, "0").unwrap();
+        match update(&mut client, "c", cpus(asked)).await {
+            Ok(()) => assert!(taken && now() == expected, "{asked}"),
+            // More CPUs than there are, say.
+            Err(status) => {
+                assert!(!taken && status.message().contains(asked), "{status:?}");
+                assert_eq!(now(), "0");
+            }
+        }
+    }
+    for nothing in ["x", "0-", "1-4000000000"] {
+        update(&mut client, "c", cpus("0")).await.unwrap();
+        let named = ["cpusetCpus", nothing];
+        refused(update(&mut client, "c", cpus(nothing)).await, Code::InvalidArgument, &named);
+        assert_eq!(now(), "0");
+    }
+    kill(&mut client, "c").await;
+    host.finish();
+}
+
+#[tokio::test]
 async fn a_runtime_without_update_is_no_hindrance() {
     let script = "for a; do [ \"$a\" = update ] && { echo unknown command >&2; exit 1; }; done; exec $RUNTIME \"$@\"";
     let host = Host::with(tests::Options { fake_runtime: Some(script), ..Default::default() }).await;
