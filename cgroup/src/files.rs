@@ -20,6 +20,13 @@ pub(crate) fn read(path: &Path) -> io::Result<Option<String>> {
     read_at(CWD, path)
 }
 
+/// Writes a file below `directory` that is there.
+pub(crate) fn write_at(directory: impl AsFd, path: &Path, text: &str) -> io::Result<()> {
+    let file = openat(directory, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::io::write(file, text.as_bytes())?;
+    Ok(())
+}
+
 /// The groups right below one that is there (an empty path is `hierarchy` itself); none if it is gone.
 pub(crate) fn groups_below(hierarchy: BorrowedFd<'_>, group: &Path) -> io::Result<Vec<PathBuf>> {
     // A directory without others in it has two links, which saves listing it.
@@ -43,7 +50,7 @@ pub(crate) fn groups_below(hierarchy: BorrowedFd<'_>, group: &Path) -> io::Resul
 /// For writing to a group that is gone.
 pub(crate) fn gone_is_done(result: io::Result<()>) -> io::Result<()> {
     match result {
-        Err(e) if !matches!(Errno::from_io_error(&e), Some(Errno::NOENT | Errno::NODEV)) => Err(e),
+        Err(e) if !matches!(Errno::from_io_error(&e), Some(Errno::NOENT | Errno::NODEV | Errno::SRCH)) => Err(e),
         _ => Ok(()),
     }
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 
 use crate::files::{Directory, gone_is_done, groups_below, read_at};
 use crate::held::{At, Held, Watched};
-use crate::hierarchies::Host;
+use crate::hierarchies::{Hierarchies, Host, place_in};
 
 /// Which of the host's hierarchies, and the path in it.
 pub(crate) type Below = (usize, Arc<str>);
@@ -23,7 +23,7 @@ pub struct Cgroup {
     members: usize,
     /// How often it was asked to be held, and was not.
     asked: AtomicUsize,
-    held: OnceLock<Held>,
+    pub(crate) held: OnceLock<Held>,
     /// Its statistics have been asked for.
     pub(crate) read: AtomicBool,
     pub(crate) watched: OnceLock<Watched>,
@@ -170,50 +170,37 @@ impl Cgroup {
         Ok(members)
     }
 
-    /// Whether its processes are frozen, or about to be.
-    pub fn is_frozen(&self) -> io::Result<bool> {
-        let Some((place, name, thawed)) = self.freezer() else { return Ok(false) };
-        let said = match self.held.get().and_then(Held::freezer) {
-            Some(said) => Some(said),
-            None => {
-                let (hierarchy, file) = self.file(place, name);
-                read_at(hierarchy, &file)?
-            }
+    /// Every process that is in the container in any hierarchy. Another program may have moved a process out of one of the
+    /// groups, or have removed groups by hand.
+    ///
+    /// Only groups that have the same path as the one that [`Cgroup::pids`] reads count: a runtime makes the container's
+    /// groups by one path, and a group of another path may be shared with others.
+    pub fn pids_anywhere(&self) -> io::Result<Vec<u32>> {
+        let mut pids = Vec::new();
+        for place in self.same_path() {
+            let (hierarchy, group) = self.at(place);
+            collect(hierarchy, &group, None, &mut pids)?;
+        }
+        pids.sort_unstable();
+        pids.dedup();
+        Ok(pids)
+    }
+
+    /// The places with the path of the one that tells which processes are in the container.
+    fn same_path(&self) -> impl Iterator<Item = &Below> {
+        let path = &self.places[self.members].1;
+        self.places.iter().filter(move |(_, below)| below == path)
+    }
+
+    /// Whether the kernel has process `pid` in one of the groups that [`Cgroup::pids_anywhere`] reads.
+    pub fn is_member(&self, pid: u32) -> io::Result<bool> {
+        let Some(places) = Hierarchies::places(pid)? else { return Ok(false) };
+        let is_in = |(mount, below): &Below| {
+            let found = place_in(&places, &self.host.mounts[*mount]);
+            let rest = found.as_deref().and_then(|path| path.strip_prefix(below.as_ref()));
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         };
-        Ok(said.is_some_and(|state| state.trim() != thawed))
-    }
-
-    /// Where the file is that tells whether it is frozen, its name, and what it says of one that is not.
-    fn freezer(&self) -> Option<(&Below, &'static str, &'static str)> {
-        match (self.place_v1("freezer"), self.place_v2()) {
-            (Some(freezer), _) => Some((freezer, "freezer.state", "THAWED")),
-            (None, Some(unified)) => Some((unified, "cgroup.freeze", "0")),
-            (None, None) => None,
-        }
-    }
-
-    /// Whether a process that is frozen does not die: so with v1's freezer.
-    pub fn holds_killed(&self) -> bool {
-        self.v1("freezer").is_some()
-    }
-
-    /// Thaws what a v1 freezer holds: its processes would not even die. v2 lets frozen processes be killed.
-    pub fn thaw_for_kill(&self) -> io::Result<()> {
-        match self.v1("freezer") {
-            Some(freezer) => gone_is_done(std::fs::write(freezer.join("freezer.state"), "THAWED")),
-            None => Ok(()),
-        }
-    }
-
-    /// Thaws it if it is frozen, whatever is in it.
-    pub fn thaw(&self) -> io::Result<()> {
-        if !self.is_frozen()? {
-            return Ok(());
-        }
-        match (self.v1("freezer"), self.v2()) {
-            (None, Some(unified)) => gone_is_done(std::fs::write(unified.join("cgroup.freeze"), "0")),
-            _ => self.thaw_for_kill(),
-        }
+        Ok(self.same_path().any(is_in))
     }
 
     /// Sends SIGKILL to everything in the container.
@@ -229,7 +216,7 @@ impl Cgroup {
         let mut failed = Ok(());
         // A process that forks meanwhile is seen in the next round; what is killed forks no more.
         for _ in 0..100 {
-            let pids = self.pids()?;
+            let pids = self.pids_anywhere()?;
             if pids.is_empty() {
                 break;
             }
@@ -257,7 +244,7 @@ impl Cgroup {
     fn kill_member(&self, pid: u32) -> io::Result<()> {
         let Some(stat) = sys::procfs::stat(pid)? else { return Ok(()) };
         let Some(process) = sys::pidfd::PidFd::open(pid, stat.starttime)? else { return Ok(()) };
-        if !self.pids()?.contains(&pid) {
+        if !self.is_member(pid)? {
             return Ok(());
         }
         match process.send(9) {
@@ -295,7 +282,7 @@ fn collect(hierarchy: BorrowedFd<'_>, group: &Path, text: Option<String>, pids: 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hierarchies::test_cgroup;
+    use crate::hierarchies::{test_cgroup, test_hierarchies};
 
     #[test]
     fn groups_below_count_and_missing_ones_are_empty() {
@@ -389,20 +376,16 @@ mod tests {
     }
 
     #[test]
-    fn frozen_is_told_on_both_versions() {
+    fn processes_that_were_moved_out_of_one_group_are_found_in_the_others() {
         let directory = tempfile::tempdir().expect("tempdir");
-        let path = directory.path();
-        let v1 = test_cgroup(&[("freezer", path)]);
-        for (text, frozen) in [("FROZEN\n", true), ("FREEZING\n", true), ("THAWED\n", false)] {
-            std::fs::write(path.join("freezer.state"), text).expect("writes");
-            assert_eq!(v1.is_frozen().expect("reads"), frozen);
-        }
-        v1.thaw_for_kill().expect("writes");
-        assert_eq!(std::fs::read_to_string(path.join("freezer.state")).expect("reads"), "THAWED");
-        let v2 = test_cgroup(&[("", path)]);
-        std::fs::write(path.join("cgroup.freeze"), "1\n").expect("writes");
-        assert!(v2.is_frozen().expect("reads"));
-        v2.thaw().expect("writes");
-        assert!(!v2.is_frozen().expect("reads"));
+        let at = |name: &str| directory.path().join(name);
+        write(&at("pids/c"), PROCS, "");
+        write(&at("memory/c"), PROCS, "7\n");
+        write(&at("cpu/shared"), PROCS, "8\n");
+        let mount = |name: &str| format!("1 2 0:3 / {} rw - cgroup cgroup rw,{name}\n", at(name).display());
+        let mounts = ["pids", "memory", "cpu"].map(mount).concat();
+        let cgroup = test_hierarchies(&mounts, "").cgroup("1:pids:/c\n2:memory:/c\n3:cpu:/shared\n").expect("a group");
+        assert_eq!(cgroup.pids().expect("reads"), []);
+        assert_eq!(cgroup.pids_anywhere().expect("reads"), [7], "not what another path has");
     }
 }

@@ -1,12 +1,11 @@
 //! Where this host has its hierarchies mounted, and where in them a process is.
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, statat};
+use rustix::fs::{CWD, Mode, OFlags, openat};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use crate::files::read;
 use crate::group::Cgroup;
 use crate::held::At;
 
@@ -16,7 +15,7 @@ pub(crate) struct Mount {
     /// The controllers of a v1 hierarchy, or its `name=…`; empty for v2.
     pub(crate) controllers: Vec<String>,
     /// The directory of the hierarchy that is mounted; not `/` if this process runs in a container.
-    root: String,
+    pub(crate) root: String,
     pub(crate) point: PathBuf,
     /// `point`, from when a file was first looked at from there.
     opened: OnceLock<Option<OwnedFd>>,
@@ -32,12 +31,27 @@ impl Mount {
             None => (CWD, self.point.join(below)),
         }
     }
+
+    /// Whether a place is in this hierarchy.
+    pub(crate) fn has(&self, place: &Place) -> bool {
+        self.controllers == place.controllers || overlaps(self, place)
+    }
+
+    /// The path of a place below the mount; `None` if it is not to be seen here.
+    fn below<'a>(&self, place: &'a Place) -> Option<&'a str> {
+        let below = match self.root.as_str() {
+            "/" => place.path.as_str(),
+            root => place.path.strip_prefix(root).filter(|rest| rest.is_empty() || rest.starts_with('/'))?,
+        };
+        // Outside the cgroup namespace of this process.
+        (!below.split('/').any(|part| part == "..")).then_some(below)
+    }
 }
 
 /// All mounted hierarchies, and this process's own place in them.
 #[derive(Debug, Clone)]
 pub struct Hierarchies {
-    host: Arc<Host>,
+    pub(crate) host: Arc<Host>,
     own: Vec<Place>,
 }
 
@@ -51,9 +65,9 @@ pub(crate) struct Host {
 
 /// A line of `/proc/<pid>/cgroup`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Place {
-    controllers: Vec<String>,
-    path: String,
+pub(crate) struct Place {
+    pub(crate) controllers: Vec<String>,
+    pub(crate) path: String,
 }
 
 /// The v1 controllers by which a container's processes are told, best first: those that every runtime uses.
@@ -66,6 +80,14 @@ impl Hierarchies {
         let own = parse_places(&std::fs::read_to_string("/proc/self/cgroup")?);
         let host = Arc::new(Host { mounts, hugepages: hugepages(Path::new("/sys/kernel/mm/hugepages")) });
         Ok(Hierarchies { host, own })
+    }
+
+    /// These hierarchies, with this process's place as it is now beside the one that it had: another program may have moved it.
+    pub fn here(&self) -> Hierarchies {
+        let now = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        let mut all = self.clone();
+        all.own.extend(parse_places(&now).into_iter().filter(|place| !self.own.contains(place)));
+        all
     }
 
     /// What the kernel says of the groups of process `pid`, for [`Hierarchies::cgroup`]; `None` if it is gone.
@@ -96,112 +118,24 @@ impl Hierarchies {
         Some(Cgroup::new(self.host.clone(), found, members))
     }
 
-    /// Whether none of the groups that a bundle asks for (`linux.cgroupsPath`) is there yet, as far as one can see.
-    pub fn is_new(&self, cgroups_path: &str, id: &str) -> bool {
-        let sees_all = self.host.mounts.iter().all(|mount| mount.root == "/");
-        // Each as what the mount has open tells: its whole path would be looked up once for each hierarchy.
-        let of = |mount| self.may_mean(mount, cgroups_path, id).map(|below| mount.at(below));
-        let mut asked = self.host.mounts.iter().flat_map(of).peekable();
-        let is_there = |(hierarchy, group): At<'_>| statat(hierarchy, &group, AtFlags::empty()).is_ok();
-        sees_all && asked.peek().is_some() && !asked.any(is_there)
-    }
-
-    /// What [`Hierarchies::places`] told of a container that was made in groups that were new, completed: of a process
-    /// that is just ending the kernel tells no group of v1 any more, and the groups that the bundle asks for are its.
-    pub fn complete(&self, places: &str, cgroups_path: &str, id: &str) -> String {
-        let mut lines = self.of_use(places);
-        let told: Vec<usize> = parse_places(&lines).iter().filter_map(|place| Some(self.locate(place)?.0)).collect();
-        for (index, mount) in self.host.mounts.iter().enumerate().filter(|(index, _)| !told.contains(index)) {
-            if let Some(below) = self.may_mean(mount, cgroups_path, id).find(|below| mount.point.join(below).is_dir()) {
-                // As the kernel numbers them: 0 is v2, and all others are alike to us.
-                let number = if mount.controllers.is_empty() { 0 } else { index + 1 };
-                lines.push_str(&format!("{number}:{}:/{}\n", mount.controllers.join(","), below.display()));
-            }
-        }
-        lines
-    }
-
-    /// Removes the groups that a bundle asks for, where nobody is in them: what a runtime that was killed half-way has
-    /// left. True if none is left that is empty, as far as one can see.
-    pub fn remove_empty(&self, cgroups_path: &str, id: &str) -> bool {
-        let mut gone = true;
-        for (mount, below) in self.all_asked_for(cgroups_path, id) {
-            match std::fs::remove_dir(mount.point.join(below)) {
-                Err(e) if e.raw_os_error() == Some(rustix::io::Errno::BUSY.raw_os_error()) => gone = false,
-                _ => {}
-            }
-        }
-        gone
-    }
-
-    /// The processes in the groups that a bundle asks for, whoever they are.
-    pub fn members_of(&self, cgroups_path: &str, id: &str) -> Vec<u32> {
-        let text =
-            |(mount, below): (&Mount, PathBuf)| read(&mount.point.join(below).join("cgroup.procs")).ok().flatten();
-        let texts: Vec<String> = self.all_asked_for(cgroups_path, id).filter_map(text).collect();
-        let mut pids: Vec<u32> =
-            texts.iter().flat_map(|text| text.lines()).filter_map(|pid| pid.parse().ok()).collect();
-        pids.sort_unstable();
-        pids.dedup();
-        pids
-    }
-
-    /// The groups that a bundle may mean in a hierarchy: runtimes differ in where a path begins that is not absolute.
-    fn may_mean(&self, mount: &Mount, cgroups_path: &str, id: &str) -> impl Iterator<Item = PathBuf> + use<> {
-        let asked = self.asked_for(mount, cgroups_path, id);
-        let other =
-            self.asked_for(mount, &from_root(cgroups_path, id), id).filter(|other| asked.as_ref() != Some(other));
-        asked.into_iter().chain(other)
-    }
-
-    /// The groups that a bundle asks for, in all hierarchies of which that can be known.
-    fn all_asked_for<'a>(&'a self, cgroups_path: &'a str, id: &'a str) -> impl Iterator<Item = (&'a Mount, PathBuf)> {
-        self.host.mounts.iter().filter_map(move |mount| Some((mount, self.asked_for(mount, cgroups_path, id)?)))
-    }
-
-    /// The group that a bundle asks for, as runtimes understand it: an absolute path is below the mount, another one
-    /// below this process's own group. `None` where that cannot be known.
-    fn asked_for(&self, mount: &Mount, cgroups_path: &str, id: &str) -> Option<PathBuf> {
-        // With systemd it is no path.
-        let is_path = !cgroups_path.contains(':') && !cgroups_path.split('/').any(|part| part == "..");
-        if !is_path || mount.root != "/" {
-            return None;
-        }
-        let own = self.own.iter().find(|place| place.controllers == mount.controllers || overlaps(mount, place));
-        let base = own.map_or("", |place| place.path.trim_matches('/'));
-        let below = match cgroups_path {
-            "" => Path::new(base).join(id),
-            path if path.starts_with('/') => PathBuf::from(path.trim_matches('/')),
-            path => Path::new(base).join(path),
-        };
-        (!below.as_os_str().is_empty()).then_some(below)
-    }
-
     /// The hierarchy of a place, and its path below the mount; `None` if it is this process's own, or not to be seen.
-    fn locate<'a>(&self, place: &'a Place) -> Option<(usize, &'a str)> {
+    pub(crate) fn locate<'a>(&self, place: &'a Place) -> Option<(usize, &'a str)> {
         if self.own.contains(place) {
             return None;
         }
-        let is_its = |m: &Mount| m.controllers == place.controllers || overlaps(m, place);
-        let index = self.host.mounts.iter().position(is_its)?;
-        let below = match self.host.mounts[index].root.as_str() {
-            "/" => place.path.as_str(),
-            root => place.path.strip_prefix(root).filter(|rest| rest.is_empty() || rest.starts_with('/'))?,
-        };
-        // Outside the cgroup namespace of this process.
-        if below.split('/').any(|part| part == "..") {
-            return None;
-        }
+        let index = self.host.mounts.iter().position(|mount| mount.has(place))?;
+        let below = self.host.mounts[index].below(place)?;
         // The whole hierarchy is nobody's: on v1 the kernel shows it for processes that are just ending.
         let below = below.trim_matches('/');
         (!below.is_empty()).then_some((index, below))
     }
 }
 
-/// What crun takes a path for that is not absolute.
-fn from_root(cgroups_path: &str, id: &str) -> String {
-    let path = if cgroups_path.is_empty() { id } else { cgroups_path };
-    format!("/{}", path.trim_start_matches('/'))
+/// Where a process is in one hierarchy, of what [`Hierarchies::places`] told of it, without the slash that it begins with;
+/// `None` if that is not to be seen from here.
+pub(crate) fn place_in(places: &str, mount: &Mount) -> Option<String> {
+    let place = parse_places(places).into_iter().find(|place| mount.has(place))?;
+    mount.below(&place).map(|below| below.trim_matches('/').to_string())
 }
 
 /// The sizes for which the kernel has pools, as `hugetlb.<size>.…` files are named.
@@ -220,7 +154,7 @@ fn hugepages(directory: &Path) -> Vec<String> {
     kilobytes.iter().map(named).collect()
 }
 
-fn overlaps(mount: &Mount, place: &Place) -> bool {
+pub(crate) fn overlaps(mount: &Mount, place: &Place) -> bool {
     !place.controllers.is_empty() && mount.controllers.iter().any(|c| place.controllers.contains(c))
 }
 
@@ -258,7 +192,7 @@ fn all_mounts(text: &str) -> impl Iterator<Item = Mount> {
 }
 
 /// cgroups(7), "/proc/pid/cgroup".
-fn parse_places(text: &str) -> Vec<Place> {
+pub(crate) fn parse_places(text: &str) -> Vec<Place> {
     text.lines()
         .filter_map(|line| {
             let mut parts = line.splitn(3, ':');
@@ -325,49 +259,6 @@ mod tests {
             points,
             ["/sys/fs/cgroup/pids", "/sys/fs/cgroup/cpu,cpuacct", "/sys/fs/cgroup/unified"].map(Path::new)
         );
-    }
-
-    #[test]
-    fn only_empty_groups_of_the_asked_path_are_removed() {
-        let directory = tempfile::tempdir().expect("tempdir");
-        let at = |name: &str| directory.path().join(name);
-        for name in ["a/b", "a/full/x", "own/c", "own/rel"] {
-            std::fs::create_dir_all(at(name)).expect("creates");
-        }
-        let mounts = format!("31 24 0:27 / {} rw - cgroup cgroup rw,pids\n", directory.path().display());
-        let all = test_hierarchies(&mounts, "8:pids:/own\n");
-        assert!(all.remove_empty("/a/b", "c") && !at("a/b").exists());
-        // A real group that has others in it says EBUSY.
-        all.remove_empty("/a/full", "c");
-        assert!(at("a/full").exists());
-        assert!(all.remove_empty("", "c") && !at("own/c").exists());
-        assert!(all.remove_empty("rel", "c") && !at("own/rel").exists());
-        assert!(
-            all.is_new("/a/new", "c") && all.is_new("", "d") && !all.is_new("own", "c") && !all.is_new("/a/full", "c")
-        );
-        assert!(!all.is_new("a.slice:x:c", "c") && !all.is_new("../x", "c"), "nobody knows");
-        assert_eq!(all.complete("", "/a/full", "c"), "1:pids:/a/full\n");
-        assert_eq!(all.complete("7:pids:/b\n3:x:/y\n", "/a/full", "c"), "7:pids:/b\n", "what is told is so");
-        assert_eq!(all.complete("", "/a/new", "c"), "");
-        assert!(all.remove_empty("/", "c") && all.remove_empty("../x", "c") && directory.path().exists());
-    }
-
-    #[test]
-    fn each_hierarchy_is_completed_by_itself() {
-        let directory = tempfile::tempdir().expect("tempdir");
-        let at = |name: &str| directory.path().join(name);
-        // This process is somewhere in one hierarchy alone, and the runtime begins at the root of all.
-        for name in ["pids/c", "memory/c", "memory/own", "unified/c", "cpu/x"] {
-            std::fs::create_dir_all(at(name)).expect("creates");
-        }
-        let mount = |name: &str| format!("31 24 0:27 / {} rw - cgroup cgroup rw,{name}\n", at(name).display());
-        let unified = format!("33 24 0:29 / {} rw - cgroup2 cgroup2 rw\n", at("unified").display());
-        let mounts = ["pids", "memory", "cpu"].map(mount).concat() + &unified;
-        let all = test_hierarchies(&mounts, "8:pids:/\n7:memory:/own\n6:cpu:/\n0::/\n");
-        let found = "8:pids:/\n7:memory:/\n6:cpu:/\n0::/c\n";
-        assert_eq!(all.complete(found, "", "c"), "0::/c\n1:pids:/c\n2:memory:/c\n");
-        std::fs::create_dir_all(at("memory/own/c")).expect("creates");
-        assert_eq!(all.complete("", "", "c"), "1:pids:/c\n2:memory:/own/c\n0::/c\n");
     }
 
     #[test]

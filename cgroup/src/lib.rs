@@ -5,15 +5,18 @@
 //! kernel's `admin-guide/cgroup-v1`, `cgroup-v2.rst`.
 
 mod files;
+mod freezer;
 mod group;
 mod held;
 mod hierarchies;
 mod limits;
 mod oom;
+mod requested;
 mod stats;
 
 pub use group::Cgroup;
 pub use hierarchies::Hierarchies;
 pub use limits::{Changes, Conflict, Device, Field, Limit, LimitError, Setting, Value};
 pub use oom::{OomDescriptor, OomSource};
+pub use requested::{Requested, Survey};
 pub use stats::{Blkio, BlkioEntry, Cpu, Memory, Stats, Usage, system_cpu_time};

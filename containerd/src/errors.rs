@@ -43,6 +43,7 @@ pub(crate) fn status(error: Error) -> Status {
         | Error::NoCgroup { .. }
         | Error::State { .. }
         | Error::Unproven { .. }
+        | Error::FrozenAbove { .. }
         | Error::Aside { .. } => (Code::FailedPrecondition, format!("containerd: {error}")),
         Error::RuntimeMissing(name) => (Code::FailedPrecondition, format!("{name} not installed on system")),
         Error::Runtime(words) => (Code::Unknown, format!("oci runtime error: {words}")),

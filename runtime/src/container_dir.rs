@@ -64,6 +64,9 @@ pub struct ContainerRecord {
     /// The control group that `config.json` asks for; empty if it leaves that to the runtime.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub cgroups_path: String,
+    /// What there was of its control groups before the runtime was asked to make them; none if an older daemon made it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub groups: Option<String>,
     /// The runtime had a container of this id before, which is somebody else's.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub theirs: bool,

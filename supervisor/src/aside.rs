@@ -83,7 +83,7 @@ impl Shared {
         // Otherwise what has its groups, or the id with the runtime, may be somebody else's.
         if ends.alive || self.is_of_this_boot(aside) {
             if let Some(cgroup) = dir.cgroup().and_then(|places| self.hierarchies.cgroup(&places)) {
-                if let Err(e) = cgroup.thaw_for_kill().and_then(|()| cgroup.kill()) {
+                if let Err(e) = cgroup.thaw_for_kill().and_then(|_| cgroup.kill()) {
                     tracing::warn!(container = %id, "cannot kill what is in the cgroup: {e}");
                 }
             }
@@ -161,15 +161,16 @@ impl Shared {
                 ends.statuses.insert(name.clone(), status);
             }
             let identity = process.process().ok().flatten();
-            let running = identity.and_then(|(pid, starttime)| PidFd::open(pid, starttime).ok().flatten());
+            let running =
+                identity.and_then(|(pid, starttime)| Some((pid, PidFd::open(pid, starttime).ok().flatten()?)));
             // With its shim it ends as well.
             let had_shim = end_shims_in(&process).await;
             ends.alive |= had_shim;
-            let Some(running) = running.filter(|_| known || had_shim) else { continue };
+            let Some((pid, running)) = running.filter(|_| known || had_shim) else { continue };
             ends.alive = true;
             ends.statuses.entry(name.clone()).or_insert(KILLED);
             // Nobody else looks after a checkpoint that is being made of it.
-            if let Err(e) = while_dumping(id, identity, kill_and_wait(running)).await {
+            if let Err(e) = while_dumping(id, identity, kill_and_wait(pid, running)).await {
                 tracing::warn!(container = %id, process = %name, "cannot kill it: {e}");
             }
         }

@@ -10,6 +10,7 @@ use crate::error::Error;
 use crate::lifecycle::{Action, Happened, Request, State, permits, step};
 use crate::once::Once;
 use crate::process::Process;
+use crate::start::requested;
 
 /// What is asked for when a container is created.
 #[derive(Debug, Clone, Default)]
@@ -162,6 +163,11 @@ impl Container {
     /// Its runtime.
     pub(crate) fn oci(&self) -> &Oci {
         &self.origin.oci
+    }
+
+    /// What it asks for its control groups.
+    pub(crate) fn requested(&self) -> cgroup::Requested<'_> {
+        requested(&self.origin.cgroups_path, &self.id, self.oci())
     }
 
     pub(crate) fn keeps(&self) -> bool {

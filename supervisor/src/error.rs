@@ -108,6 +108,14 @@ pub enum Error {
         /// The OCI name of the state it is in.
         state: &'static str,
     },
+    /// A group above the container's is frozen, and not by this supervisor.
+    #[error("cannot resume container {id}: the control group {} above it is frozen; thaw that first", group.display())]
+    FrozenAbove {
+        /// The container.
+        id: String,
+        /// The frozen group.
+        group: std::path::PathBuf,
+    },
     /// The OCI runtime is not there.
     #[error("{0} not installed on system")]
     RuntimeMissing(String),

@@ -7,6 +7,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use tokio::time::Instant;
+use tracing::Instrument;
 
 use crate::container::Container;
 use crate::disk::on_clients_disk;
@@ -14,7 +15,7 @@ use crate::error::Error;
 use crate::event::EventKind;
 use crate::lifecycle::Request;
 use crate::process::{PAUSE, Process};
-use crate::start::carried_through;
+use crate::start::{CLEANUP_LIMIT, carried_through};
 use crate::supervisor::{Shared, Supervisor, new_key};
 
 /// What is asked for when a process is added to a container.
@@ -158,12 +159,19 @@ impl Created {
     async fn begin(mut self, deadline: Instant) -> Result<u32, Error> {
         let begun = Instant::now();
         let (container, process) = (self.container.clone(), self.process.clone());
-        let _order = container.order.read().await;
+        // A checkpoint may hold it for long.
+        let order = tokio::time::timeout_at(deadline, container.order.read()).await;
+        let _order = order.map_err(|_| Error::StartTimeout { id: container.id.clone() })?;
         container.check(Request::Exec)?;
         let exit = match self.shared.run_shim(&container, &process, deadline).await {
             Ok(exit) => exit,
             Err(e) => {
-                self.give_up().await;
+                let given_up = tokio::spawn(async move { self.give_up().await }.in_current_span());
+                if matches!(e, Error::StartTimeout { .. }) {
+                    let _ = tokio::time::timeout(CLEANUP_LIMIT, given_up).await;
+                } else {
+                    let _ = given_up.await;
+                }
                 return Err(e);
             }
         };

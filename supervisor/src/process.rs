@@ -1,7 +1,8 @@
 //! One process of a container, with its shim.
 
-use cgroup::Cgroup;
+use cgroup::{Cgroup, Hierarchies};
 use runtime::{Child, ProcessDir, ProcessSpec, Stdio};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::process::Pid;
 use std::future::poll_fn;
@@ -130,7 +131,7 @@ impl Process {
         loop {
             let killed = match self.open() {
                 Ok(None) => return Ok(false),
-                Ok(Some(process)) => kill_and_wait(process).await,
+                Ok(Some(process)) => kill_and_wait(self.pid().unwrap_or_default(), process).await,
                 Err(e) => Err(e),
             };
             match killed {
@@ -237,7 +238,7 @@ async fn kill_descendants(shim: Pid) {
 /// Kills processes and waits until they are dead.
 pub(crate) async fn kill_all(processes: impl IntoIterator<Item = (Pid, PidFd)>) {
     for (pid, process) in processes {
-        if let Err(e) = kill_and_wait(process).await {
+        if let Err(e) = kill_and_wait(number(pid), process).await {
             tracing::warn!(pid = pid.as_raw_nonzero(), "cannot kill a process: {e}");
         }
     }
@@ -252,19 +253,41 @@ async fn kill_together(processes: Vec<(Pid, PidFd)>) {
             let _ = process.send(signal);
         }
     }
+    // Before one of them is waited for, which may itself wait for another one.
+    for (pid, process) in &processes {
+        free_killed(number(*pid), process);
+    }
     kill_all(processes).await;
 }
 
 /// Sends SIGKILL and waits for the end; false if it was dead already.
-pub(crate) async fn kill_and_wait(process: PidFd) -> io::Result<bool> {
+pub(crate) async fn kill_and_wait(pid: u32, process: PidFd) -> io::Result<bool> {
     match process.send(9) {
         Err(e) if Errno::from_io_error(&e) == Some(Errno::SRCH) => return Ok(false),
         result => result?,
     }
+    free_killed(pid, &process);
     if has_ended(process).await? {
         return Ok(true);
     }
     Err(io::Error::new(io::ErrorKind::TimedOut, "it was killed and does not die"))
+}
+
+/// Lets a process die that has been sent SIGKILL, if v1's freezer holds it: a runtime may have put it into a group that
+/// another program has frozen, or below one.
+fn free_killed(pid: u32, process: &PidFd) {
+    // As long as it has not ended, the number is its own.
+    let mut poll = [PollFd::new(process, PollFlags::IN)];
+    if !matches!(rustix::event::poll(&mut poll, Some(&Timespec::default())), Ok(0)) {
+        return;
+    }
+    if let Err(e) = Hierarchies::read().and_then(|hierarchies| hierarchies.free_killed(pid)) {
+        tracing::warn!(pid, "cannot thaw a killed process: {e}");
+    }
+}
+
+fn number(pid: Pid) -> u32 {
+    pid.as_raw_nonzero().get().unsigned_abs()
 }
 
 /// Waits for the end of a process that is about to end; false if it does not.

@@ -642,6 +642,9 @@ impl Shared {
             let words = init.dir.runtime_error().or_else(|| init.dir.shim_error().map(|line| line.msg));
             let words = words.unwrap_or_else(|| "it had not been asked".into());
             tracing::info!(container = %container.id, "its runtime has nothing of it: {words}");
+            if init.dir.has_begun() {
+                self.remove_left_groups(container).await;
+            }
         }
         reach(Point::RecoveryDeleted);
         self.remove(container).await;

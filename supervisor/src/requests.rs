@@ -42,6 +42,10 @@ impl Supervisor {
                 tracing::warn!(container = %id, process = %name, "its shim is stopped; it is killed");
                 return Ok(());
             }
+            // Init has not ended before the others of its PID namespace have, and v1's freezer may hold one.
+            if signal == SIGKILL && name == INIT && self.0.thaw_for_kill(&container, &process)? {
+                return Ok(());
+            }
             return Err(ended());
         };
         match opened.send(signal) {
@@ -53,7 +57,7 @@ impl Supervisor {
             if name == INIT {
                 container.killed.store(true, Ordering::SeqCst);
             }
-            self.0.thaw_for_kill(&container, name)?;
+            self.0.thaw_for_kill(&container, &process)?;
         }
         Ok(())
     }
@@ -77,6 +81,9 @@ impl Supervisor {
         carried_through(async move {
             let _order = container.order.write().await;
             shared.follow_freezer(&container);
+            if request == Request::Resume {
+                check_frozen_above(&container)?;
+            }
             container.check(request)?;
             let log = container.dir.process(INIT).runtime_log();
             let what = if request == Request::Pause { "runtime pause" } else { "runtime resume" };
@@ -90,13 +97,20 @@ impl Supervisor {
                     tracing::warn!(container = %container.id, "cannot thaw it: {e}");
                 }
             }
-            // One that failed may have done it all the same.
-            let frozen = container.cgroup().map(Cgroup::is_frozen);
-            if result.is_ok() || matches!(frozen, Some(Ok(is)) if is == (request == Request::Pause)) {
+            // The kernel decides: a runtime that failed may have done it all the same, and one that resumes a container does not
+            // notice that a group above it is frozen.
+            let wanted = request == Request::Pause;
+            let is_done = match container.cgroup().map(Cgroup::is_frozen) {
+                Some(Ok(frozen)) => frozen == wanted,
+                _ => result.is_ok(),
+            };
+            if is_done {
                 container.happened(happened);
                 shared.journal.append(Shared::event(kind, &container, None, 0))?;
                 reach(Point::FreezerJournaled);
                 tracing::info!(container = %container.id, state = container.state().name(), "changed");
+            } else if request == Request::Resume {
+                check_frozen_above(&container)?;
             }
             Ok(result?)
         })
@@ -116,6 +130,15 @@ impl Supervisor {
         };
         let command = Command::Resize { columns: size("width", columns)?, rows: size("height", rows)? };
         self.0.command(id, name, command)
+    }
+}
+
+/// Refuses to resume a container that stays frozen because a group above it is.
+fn check_frozen_above(container: &Container) -> Result<(), Error> {
+    let Some(cgroup) = container.cgroup() else { return Ok(()) };
+    match cgroup.frozen_above().map_err(Error::system("look at the freezer"))? {
+        Some(group) => Err(Error::FrozenAbove { id: container.id.clone(), group }),
+        None => Ok(()),
     }
 }
 
@@ -173,18 +196,20 @@ impl Shared {
         }
     }
 
-    /// Thaws a container of which a process has been sent SIGKILL, where it would not die frozen. If the container
-    /// itself goes on, it has been resumed by that.
-    fn thaw_for_kill(self: &Arc<Self>, container: &Container, name: &str) -> Result<(), Error> {
-        let Some(cgroup) = container.cgroup().filter(|cgroup| cgroup.holds_killed()) else { return Ok(()) };
-        if !cgroup.is_frozen().map_err(Error::system("look at the freezer"))? {
-            return Ok(());
-        }
-        cgroup.thaw_for_kill().map_err(Error::system("thaw a container that is killed"))?;
-        if name != INIT && container.happened(Happened::Resumed).is_some() {
+    /// Thaws the groups that keep a process from dying that has been sent SIGKILL. If the container itself goes on, that has
+    /// resumed it. True if something was thawed.
+    fn thaw_for_kill(self: &Arc<Self>, container: &Container, process: &Process) -> Result<bool, Error> {
+        let Some(cgroup) = container.cgroup().filter(|cgroup| cgroup.holds_killed()) else { return Ok(false) };
+        let failed = || Error::system("thaw a container that is killed");
+        let Some(pid) = process.pid().filter(|_| process.name != INIT) else {
+            // With init the kernel kills all others, wherever in the container they are.
+            return cgroup.thaw_for_kill().map_err(failed());
+        };
+        let thawed = cgroup.thaw_process_for_kill(pid).map_err(failed())?;
+        if thawed && container.happened(Happened::Resumed).is_some() {
             self.journal.append(Shared::event(EventKind::Resume, container, None, 0))?;
         }
-        Ok(())
+        Ok(thawed)
     }
 
     /// Looks up a process by the names that a client gave.

@@ -191,19 +191,29 @@ impl Shared {
 }
 
 fn look(container: &Container) -> Option<ContainerInfo> {
-    let init = container.init()?.pid()?;
+    let init = container.init()?;
+    init.pid()?;
     let added = container.added();
-    let known: Vec<u32> = std::iter::once(init).chain(added.iter().filter_map(|process| process.pid())).collect();
-    let pids = match container.cgroup().map(|cgroup| cgroup.pids_with(&known)) {
-        Some(Ok(pids)) => pids,
-        // Without a group of its own, those that we know of.
-        _ => {
-            let alive = |pid: &u32| sys::procfs::stat(*pid).is_ok_and(|s| s.is_some_and(|stat| !stat.is_dead()));
-            known.into_iter().filter(alive).collect()
-        }
+    let all = || std::iter::once(&init).chain(&added);
+    let known: Vec<u32> = all().filter_map(|process| process.pid()).collect();
+    let mut pids = container.cgroup().and_then(|cgroup| cgroup.pids_with(&known).ok()).unwrap_or_default();
+    // Whether a process lives only the process tells: another program may have moved it out of the group that was read, or
+    // have removed the group.
+    let lives = |process: &&Arc<Process>| {
+        let Some((pid, starttime)) = process.identity() else { return false };
+        let stat = sys::procfs::stat(pid).ok().flatten();
+        stat.is_some_and(|stat| stat.starttime == starttime && !stat.is_dead() && !stat.is_ending())
     };
-    // Ended, but not everything that it wrote has been taken.
-    let stopped = (!pids.contains(&init)).then_some(State::Stopped);
+    let is_missing = |process: &&Arc<Process>| process.pid().is_some_and(|pid| !pids.contains(&pid));
+    let missed: Vec<u32> = all().filter(is_missing).filter(lives).filter_map(|process| process.pid()).collect();
+    if !missed.is_empty() {
+        pids.extend(missed);
+        pids.extend(container.cgroup().and_then(|cgroup| cgroup.pids_anywhere().ok()).into_iter().flatten());
+        pids.sort_unstable();
+        pids.dedup();
+    }
+    // It has ended, but its shim has still output to deliver.
+    let stopped = init.pid().is_none_or(|pid| !pids.contains(&pid)).then_some(State::Stopped);
     Some(ContainerInfo::of(container, pids, stopped))
 }
 

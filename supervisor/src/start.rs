@@ -1,5 +1,6 @@
 //! Creating and starting: a container, and what both containers and added processes need of a shim.
 
+use cgroup::{Requested, Survey};
 use failpoint::{Point, reach};
 use runtime::{
     Ability, Bundle, ContainerDir, INIT, NameError, Oci, OciError, Operation, ProcessDir, ProcessRecord, Shim,
@@ -19,10 +20,13 @@ use crate::disk::on_clients_disk;
 use crate::error::Error;
 use crate::event::EventKind;
 use crate::lifecycle::{Happened, Request, State};
-use crate::process::{DEATH_LIMIT, ExitFifo, PAUSE, Process, end_shim, kill_all};
+use crate::process::{DEATH_LIMIT, ExitFifo, PAUSE, Process, kill_all};
 use crate::snapshot::ContainerInfo;
 use crate::supervisor::{Shared, Slot, Supervisor, check_name, new_key};
 use crate::tasks::passed_on;
+
+/// How long the answer to a call that ran into its time limit may wait for the clean-up, which otherwise goes on behind it.
+pub(crate) const CLEANUP_LIMIT: Duration = Duration::from_secs(1);
 
 /// How long a start goes on after the container's init has ended: the runtime finds out by itself, normally.
 const AFTER_INIT: Duration = Duration::from_secs(2);
@@ -100,7 +104,7 @@ impl Shared {
             Ok(exit) => exit,
             Err(e) => {
                 let e = if container.is_restored() { why_restore_failed(&container, &init, e).await } else { e };
-                self.discard(&container).await;
+                self.discard_after(&container, &e).await;
                 return Err(e);
             }
         };
@@ -118,8 +122,10 @@ impl Shared {
     async fn run(self: Arc<Self>, request: CreateContainer, deadline: Instant) -> Result<ContainerInfo, Error> {
         let (container, _order) = self.create(request, true, deadline).await?;
         let started = self.start(&container, deadline).await;
-        if started.is_err() && container.happened(Happened::Failed).is_some() {
-            self.discard(&container).await;
+        if let Err(e) = &started {
+            if container.happened(Happened::Failed).is_some() {
+                self.discard_after(&container, e).await;
+            }
         }
         started
     }
@@ -193,11 +199,13 @@ impl Shared {
             process_object.remove("consoleSize");
             true
         };
-        // Somebody's group may have killed for memory before; what it has counted is looked at before anything runs.
-        let runs = runs && restored.is_none() && is_sized && self.hierarchies.is_new(&bundle.cgroups_path, &request.id);
+        let groups = self.hierarchies.survey(requested(&bundle.cgroups_path, &request.id, &oci));
+        // A group that was there may have killed for memory before: what it has counted is looked at before anything runs.
+        let runs = runs && restored.is_none() && is_sized && groups.is_new();
         let record = runtime::ContainerRecord {
             version: runtime::FORMAT,
             cgroups_path: bundle.cgroups_path,
+            groups: Some(groups.to_text()),
             bundle: bundle_path,
             labels: request.labels,
             stdin: stdio.stdin.clone(),
@@ -285,11 +293,12 @@ impl Shared {
             // Not reaped yet: its group tells what it has started.
             ended = shim.ended() => Some(ended),
             () = tokio::time::sleep_until(deadline) => {
-                end_shim(shim).await;
+                // The caller ends it, for as long as that takes.
+                process.keep_shim(shim);
                 return Err(Error::StartTimeout { id: container.id.clone() });
             }
             () = gone_with_init => {
-                end_shim(shim).await;
+                process.keep_shim(shim);
                 let (operation, state) = (Request::Exec.name(), State::Stopped.name());
                 return Err(Error::State { id: container.id.clone(), operation, state });
             }
@@ -326,20 +335,20 @@ impl Shared {
             tracing::warn!(container = %container.id, "cannot find its cgroup: {e}");
             None
         });
-        let asked_for = &container.origin.cgroups_path;
+        let hierarchies = self.hierarchies.here();
         // What runs already may be about to end, or have ended.
         let places = if container.runs || container.is_restored() {
-            Some(self.hierarchies.complete(&places.unwrap_or_default(), asked_for, &container.id))
+            Some(hierarchies.complete(&places.unwrap_or_default(), container.requested()))
         } else {
-            places.map(|places| self.hierarchies.of_use(&places))
+            places.map(|places| hierarchies.of_use(&places))
         };
         let Some(places) = places else { return };
         if let Err(e) = container.dir.write_cgroup(&places) {
             tracing::warn!(container = %container.id, "{e}; the next daemon looks for its cgroup again");
         }
-        container.set_cgroup(self.hierarchies.cgroup(&places));
+        container.set_cgroup(hierarchies.cgroup(&places));
         if !container.runs {
-            // Of whoever had the group before.
+            // The group may have counted before.
             container.count_oom_kills();
         }
     }
@@ -388,15 +397,31 @@ impl Shared {
     /// Removes all that there is of a container that nobody has been told of: shim, processes, what the runtime
     /// keeps, and the directory, which frees the id. Goes on in the background if that takes very long.
     pub(crate) async fn discard(self: &Arc<Self>, container: &Arc<Container>) {
+        self.discard_within(container, self.config.call_timeout.saturating_add(DEATH_LIMIT)).await;
+    }
+
+    /// [`Shared::discard`] after a start that failed: a caller that has waited for as long as it wanted waits no longer.
+    async fn discard_after(self: &Arc<Self>, container: &Arc<Container>, error: &Error) {
+        match error {
+            Error::StartTimeout { .. } => self.discard_within(container, CLEANUP_LIMIT).await,
+            _ => self.discard(container).await,
+        }
+    }
+
+    async fn discard_within(self: &Arc<Self>, container: &Arc<Container>, limit: Duration) {
         let (shared, container) = (self.clone(), container.clone());
-        let limit = self.config.call_timeout.saturating_add(DEATH_LIMIT);
         let discarded = tokio::spawn(async move { shared.discard_now(&container).await }.in_current_span());
         let _ = tokio::time::timeout(limit, discarded).await;
     }
 
     async fn discard_now(self: &Arc<Self>, container: &Arc<Container>) {
         if let Some(init) = container.init() {
-            let identity = init.find_identity().await;
+            let mut identity = init.find_identity().await;
+            if identity.is_none() {
+                // It ran into its time limit. It may have written the pid meanwhile.
+                init.kill_shim().await;
+                identity = init.find_identity().await;
+            }
             // The process first: its shim then ends by itself, having reaped it.
             if let Err(e) = init.kill().await {
                 tracing::warn!(container = %container.id, "cannot kill init: {e}");
@@ -410,7 +435,7 @@ impl Shared {
             }
             container.kill_all();
             init.kill_shim().await;
-            if interrupted {
+            if init.begun.load(Ordering::Acquire) {
                 self.remove_left_groups(container).await;
             }
             Shared::log_shim_warnings(&container.id, INIT, &init.dir);
@@ -418,17 +443,25 @@ impl Shared {
         self.remove(container).await;
     }
 
-    /// Removes the groups that a runtime has left that was killed half-way. What it had started ends by itself, which
-    /// nothing tells of.
+    /// Removes the groups that a runtime has left of a container that was not started. What is in them still ends by itself,
+    /// and nothing tells when.
     pub(crate) async fn remove_left_groups(&self, container: &Container) {
+        if container.origin.theirs {
+            return;
+        }
+        // An older daemon has noted nothing; then only the path that the bundle names is known to be the container's.
+        let noted = container.dir.read().ok().and_then(|record| record.groups);
+        let before = noted.map(|text| Survey::from_text(&text)).unwrap_or_default();
+        let requested = container.requested();
         let mut pause = Duration::from_millis(1);
         while pause < DEATH_LIMIT {
-            let asked_for = &container.origin.cgroups_path;
-            if self.hierarchies.remove_empty(asked_for, &container.id) {
+            // A group above may be where another container is being made just now.
+            let others = self.map().values().filter(|slot| matches!(slot, Slot::Taken)).count();
+            if self.hierarchies.remove_left(requested, &before, others <= 1) {
                 return;
             }
-            // Unless a daemon that died at it has stopped it.
-            for pid in self.hierarchies.members_of(asked_for, &container.id) {
+            for pid in self.hierarchies.members_of(requested, &before) {
+                // A daemon that died while it killed a runtime has left it stopped.
                 if let Some(process) = runtime::Shim::stopped_half_made(pid) {
                     kill_all([process]).await;
                 }
@@ -436,7 +469,7 @@ impl Shared {
             tokio::time::sleep(pause).await;
             pause *= 2;
         }
-        tracing::warn!(container = %container.id, "somebody is in the cgroup that it was to have; it is left");
+        tracing::warn!(container = %container.id, "there are processes in the cgroup that it was to have; it is left");
     }
 
     /// Removes the directory and frees the id.
@@ -468,6 +501,17 @@ fn size_terminal(process: &mut serde_json::Map<String, serde_json::Value>, asked
     let size = asked.or(own).unwrap_or_default();
     size.put_into(process);
     own == Some(size)
+}
+
+/// What a bundle asks for its groups, of this runtime.
+pub(crate) fn requested<'a>(path: &'a str, id: &'a str, oci: &Oci) -> Requested<'a> {
+    // crun has the one, runc and newer crun the other.
+    let systemd = |argument: &String| {
+        matches!(argument.as_str(), "--systemd-cgroup" | "--systemd-cgroup=true" | "--cgroup-manager=systemd")
+    };
+    let manager = |pair: &[String]| pair[0] == "--cgroup-manager" && pair[1] == "systemd";
+    let arguments = oci.arguments();
+    Requested { path, id, systemd: arguments.iter().any(systemd) || arguments.windows(2).any(manager) }
 }
 
 /// Whether the runtime may have left something of a container that it was making: it was killed half-way, or while it

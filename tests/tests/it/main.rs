@@ -17,6 +17,7 @@ mod exits;
 mod failpoints;
 mod fake;
 mod faults;
+mod groups;
 mod hostile;
 mod inherited;
 mod insight;
