@@ -17,6 +17,6 @@ mod stats;
 pub use group::Cgroup;
 pub use hierarchies::Hierarchies;
 pub use limits::{Changes, Conflict, Device, Field, Limit, LimitError, Setting, Value};
-pub use oom::{OomDescriptor, OomSource};
+pub use oom::{OomDescriptors, OomSource};
 pub use requested::{Requested, Survey};
 pub use stats::{Blkio, BlkioEntry, Cpu, Memory, Stats, Usage, system_cpu_time};

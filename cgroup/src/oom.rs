@@ -10,17 +10,24 @@ use rustix::io::Errno;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::files::{groups_below, keyed, read_at, value};
-use crate::group::Cgroup;
+use crate::group::{Below, Cgroup};
+use crate::hierarchies::{Hierarchies, Mount};
 
-/// A descriptor that is to be waited for.
-#[derive(Debug)]
-pub struct OomDescriptor {
-    /// The descriptor.
-    pub fd: OwnedFd,
-    /// What tells by it.
+/// The open files that tell of an out-of-memory in a container's own group.
+///
+/// They are of this group whatever happens to its path. Once the group is removed they tell nothing any more, so the last
+/// count that was read has to be kept.
+#[derive(Debug, Clone)]
+pub struct OomDescriptors {
+    /// Is to be waited for.
+    pub wakes: Arc<OwnedFd>,
+    /// What wakes by it.
     pub kind: OomSource,
+    /// Is read by [`Cgroup::oom_kills_by`]. On v2 the same as `wakes`.
+    pub counts: Arc<OwnedFd>,
 }
 
 /// What tells of an out-of-memory.
@@ -28,72 +35,121 @@ pub struct OomDescriptor {
 pub enum OomSource {
     /// v1: becomes readable, and that before the kernel has killed.
     EventFd,
-    /// v2: has priority data once the counts have changed.
+    /// v2: has priority data once the counts have changed, until they are read.
     Events,
 }
+
+/// The files that count, v1's and v2's.
+const NAMES: [&str; 2] = ["memory.oom_control", "memory.events"];
 
 impl Cgroup {
     /// How many processes the kernel has killed for memory in this container, groups below its own included; `None` if
     /// the group is gone or the controller is not there.
     pub fn oom_kills(&self) -> io::Result<Option<u64>> {
-        if let Some(place) = self.place_v1("memory") {
-            let (hierarchy, group) = self.at(place);
-            // On v1 each group counts its own processes only.
-            return sum(hierarchy, &group);
+        match self.memory() {
+            Some((place, OomSource::EventFd)) => {
+                let (hierarchy, group) = self.at(place);
+                // On v1 each group counts its own processes only.
+                sum(hierarchy, &group)
+            }
+            Some((place, OomSource::Events)) => {
+                let (hierarchy, file) = self.file(place, NAMES[1]);
+                // Of the whole subtree.
+                Ok(read_at(hierarchy, &file)?.map(|text| oom_kill(&text)))
+            }
+            None => Ok(None),
         }
-        let Some(place) = self.place_v2() else { return Ok(None) };
-        let (hierarchy, file) = self.file(place, "memory.events");
-        // Of the whole subtree.
-        Ok(read_at(hierarchy, &file)?.map(|text| value(&keyed(&text), "oom_kill")))
     }
 
-    /// What tells when [`Cgroup::oom_kills`] may have risen; `None` if there is no memory controller.
-    pub fn watch_oom(&self) -> io::Result<Option<OomDescriptor>> {
-        let open = |place, name, flags| {
+    /// [`Cgroup::oom_kills`] by the open file `counts`; `None` once the group is removed. Of v2's file this also makes
+    /// [`OomDescriptors::wakes`] silent until the counts change again.
+    pub fn oom_kills_by(&self, counts: impl AsFd) -> io::Result<Option<u64>> {
+        let mut room = [0; 512];
+        let read = match rustix::io::pread(counts, &mut room, 0) {
+            Ok(read) => read,
+            Err(Errno::NODEV) => return Ok(None),
+            Err(e) => return Err(e.into()),
+        };
+        let mut kills = oom_kill(&String::from_utf8_lossy(&room[..read]));
+        if let Some((place, OomSource::EventFd)) = self.memory() {
+            let (hierarchy, group) = self.at(place);
+            for below in groups_below(hierarchy, &group)? {
+                kills = kills.saturating_add(sum(hierarchy, &below)?.unwrap_or_default());
+            }
+        }
+        Ok(Some(kills))
+    }
+
+    /// Opens what tells when [`Cgroup::oom_kills`] may have risen; `None` if there is no memory controller.
+    pub fn watch_oom(&self) -> io::Result<Option<OomDescriptors>> {
+        let Some((place, kind)) = self.memory() else { return Ok(None) };
+        let open = |name, flags| {
             let (hierarchy, file) = self.file(place, name);
             openat(hierarchy, &file, flags | OFlags::CLOEXEC, Mode::empty())
         };
-        let (place, kind) = match (self.place_v1("memory"), self.place_v2()) {
-            (Some(memory), _) => (memory, OomSource::EventFd),
-            (None, Some(unified)) => (unified, OomSource::Events),
-            (None, None) => return Ok(None),
-        };
-        let name = if kind == OomSource::EventFd { "memory.oom_control" } else { "memory.events" };
-        let file = match open(place, name, OFlags::RDONLY) {
+        let counts = match open(if kind == OomSource::EventFd { NAMES[0] } else { NAMES[1] }, OFlags::RDONLY) {
             Err(Errno::NOENT) => return Ok(None),
-            result => result?,
+            result => Arc::new(result?),
         };
         if kind == OomSource::Events {
-            return Ok(Some(OomDescriptor { fd: file, kind }));
+            return Ok(Some(OomDescriptors { wakes: counts.clone(), kind, counts }));
         }
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         // admin-guide/cgroup-v1/memory.rst, "OOM Control".
-        let request = format!("{} {}", event.as_raw_fd(), file.as_raw_fd());
-        rustix::io::write(open(place, "cgroup.event_control", OFlags::WRONLY)?, request.as_bytes())?;
-        Ok(Some(OomDescriptor { fd: event, kind }))
+        let request = format!("{} {}", event.as_raw_fd(), counts.as_raw_fd());
+        rustix::io::write(open("cgroup.event_control", OFlags::WRONLY)?, request.as_bytes())?;
+        Ok(Some(OomDescriptors { wakes: Arc::new(event), kind, counts }))
+    }
+
+    /// Whether the container has a memory group, so that its kills are counted.
+    pub fn counts_oom_kills(&self) -> bool {
+        self.memory().is_some()
+    }
+
+    /// The group whose memory the kernel counts. Where a v1 hierarchy has the controller, v2's groups beside it count nothing.
+    fn memory(&self) -> Option<(&Below, OomSource)> {
+        let is_memory = |mount: &Mount| mount.controllers.iter().any(|name| name == "memory");
+        if self.host.mounts.iter().any(is_memory) {
+            return self.place_v1("memory").map(|place| (place, OomSource::EventFd));
+        }
+        self.place_v2().map(|place| (place, OomSource::Events))
     }
 }
 
-impl OomSource {
-    /// Makes its descriptor silent until the next time.
-    pub fn acknowledge(self, fd: impl AsFd) -> io::Result<()> {
-        let mut buffer = [0; 256];
-        let result = match self {
-            OomSource::EventFd => rustix::io::read(fd, &mut buffer),
-            OomSource::Events => rustix::io::pread(fd, &mut buffer, 0),
-        };
-        match result {
-            // The group may be gone.
-            Ok(_) | Err(Errno::AGAIN | Errno::NODEV) => Ok(()),
+impl Hierarchies {
+    /// Where a shim looks for the memory group of its process: the v1 controller, or nothing for v2, a colon, and where the
+    /// hierarchy is mounted. `None` if only a part of the hierarchy is to be seen there.
+    pub fn memory_mount(&self) -> Option<String> {
+        let mount_of = |is_it: &dyn Fn(&Mount) -> bool| self.host.mounts.iter().find(|mount| is_it(mount));
+        let v1 =
+            mount_of(&|mount| mount.controllers.iter().any(|name| name == "memory")).map(|mount| ("memory", mount));
+        let v2 = || mount_of(&|mount| mount.controllers.is_empty()).map(|mount| ("", mount));
+        let (controller, mount) = v1.or_else(v2)?;
+        (mount.root == "/").then(|| format!("{controller}:{}", mount.point.display()))
+    }
+}
+
+impl OomDescriptors {
+    /// Makes `wakes` silent until the next time, where reading the count does not.
+    pub fn acknowledge(kind: OomSource, wakes: impl AsFd) -> io::Result<()> {
+        if kind == OomSource::Events {
+            return Ok(());
+        }
+        match rustix::io::read(wakes, &mut [0; 8]) {
+            Ok(_) | Err(Errno::AGAIN) => Ok(()),
             Err(e) => Err(e.into()),
         }
     }
 }
 
+fn oom_kill(text: &str) -> u64 {
+    value(&keyed(text), "oom_kill")
+}
+
 /// `oom_kill` of a group and all below it.
 fn sum(hierarchy: BorrowedFd<'_>, group: &Path) -> io::Result<Option<u64>> {
     let Some(text) = read_at(hierarchy, &group.join("memory.oom_control"))? else { return Ok(None) };
-    let mut kills = value(&keyed(&text), "oom_kill");
+    let mut kills = oom_kill(&text);
     // What cannot be counted must not look like fewer kills, or they would be told again later.
     for below in groups_below(hierarchy, group)? {
         kills = kills.saturating_add(sum(hierarchy, &below)?.unwrap_or_default());
@@ -128,8 +184,8 @@ mod tests {
             .expect("writes");
         let cgroup = test_cgroup(&[("", directory.path())]);
         assert_eq!(cgroup.oom_kills().expect("reads"), Some(2));
-        let descriptor = cgroup.watch_oom().expect("opens").expect("is there");
-        assert_eq!(descriptor.kind, OomSource::Events);
-        descriptor.kind.acknowledge(&descriptor.fd).expect("reads");
+        let descriptors = cgroup.watch_oom().expect("opens").expect("is there");
+        assert_eq!(descriptors.kind, OomSource::Events);
+        assert_eq!(cgroup.oom_kills_by(&descriptors.counts).expect("reads"), Some(2));
     }
 }

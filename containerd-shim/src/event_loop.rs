@@ -25,6 +25,7 @@ use crate::error::{Context, Failure, warn};
 use crate::files;
 use crate::input::{Input, Sink};
 use crate::oci::{self, ProcessStdio, Target};
+use crate::oom::OomCount;
 use crate::output::{Ended, Output, READER_WAIT};
 use crate::poller::{Poller, Ready, Token};
 use crate::request::{ConsoleSize, Request};
@@ -85,6 +86,8 @@ pub(crate) struct Shim {
     childless: bool,
     /// The process's pid, once it is there.
     process: u32,
+    /// Kills for memory in the group of a container's init.
+    oom: Option<OomCount>,
 }
 
 impl Shim {
@@ -130,6 +133,7 @@ impl Shim {
             ended: None,
             childless: false,
             process: 0,
+            oom: None,
         };
         let stdio = if shim.request.terminal { shim.open_terminal()? } else { shim.open_pipes()? };
         reach(Point::ShimStdioOpened);
@@ -226,6 +230,8 @@ impl Shim {
         }
         reach(Point::ShimRuntimeEnded);
         let process = files::record_process()?;
+        // The daemon starts the program by another runtime, if it has not been started yet.
+        self.oom = OomCount::begin(&self.request.memory_mount, process, &self.poller);
         self.init = if self.request.exec {
             self.find_init()
         } else {
@@ -293,6 +299,9 @@ impl Shim {
         }
         reach(Point::ShimDelivered);
         let status = self.ended.map_or(255, |(status, _)| status);
+        if let Some(oom) = self.oom.take() {
+            oom.end(status);
+        }
         // Nobody else knows it: `exit` stays open until it is written, however long the disk is full or read-only.
         while let Err(e) = files::write_status(status) {
             if !sys::exhausted::will_pass(e) {
@@ -305,6 +314,9 @@ impl Shim {
 
     /// Reacts to what is ready and moves bytes; true if there may be more to move at once.
     fn attend(&mut self, ready: Ready) -> bool {
+        if ready.has(Token::Memory) {
+            self.count_oom();
+        }
         if ready.has(Token::Control) {
             self.obey();
         }
@@ -393,7 +405,13 @@ impl Shim {
     }
 
     fn reap(&mut self) -> Result<(), Failure> {
-        while self.children.take().context(|| "read signals".into())?.is_some() {}
+        let mut some = false;
+        while self.children.take().context(|| "read signals".into())?.is_some() {
+            some = true;
+        }
+        if some && self.ended.is_none() {
+            self.count_oom();
+        }
         loop {
             match sys::child::try_reap_any() {
                 Ok(Some((pid, status))) => self.child_ended(pid, status),
@@ -406,6 +424,12 @@ impl Shim {
             }
         }
         Ok(())
+    }
+
+    fn count_oom(&mut self) {
+        if let Some(oom) = &mut self.oom {
+            oom.look();
+        }
     }
 
     fn child_ended(&mut self, pid: Pid, status: ExitStatus) {

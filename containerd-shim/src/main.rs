@@ -21,6 +21,7 @@ mod files;
 mod input;
 mod mover;
 mod oci;
+mod oom;
 mod output;
 mod poller;
 mod request;

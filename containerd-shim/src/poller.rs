@@ -18,11 +18,19 @@ pub(crate) enum Token {
     ContainerInit = 3,
     Reader = 4,
     Stdio = 5,
+    Memory = 6,
 }
 
 impl Token {
-    const ALL: [Token; 6] =
-        [Token::Children, Token::Control, Token::Console, Token::ContainerInit, Token::Reader, Token::Stdio];
+    const ALL: [Token; 7] = [
+        Token::Children,
+        Token::Control,
+        Token::Console,
+        Token::ContainerInit,
+        Token::Reader,
+        Token::Stdio,
+        Token::Memory,
+    ];
 }
 
 /// The set of tokens that one wait returned.
@@ -47,6 +55,12 @@ impl Poller {
     /// Waits for `fd` being readable, as long as it is.
     pub(crate) fn watch(&self, fd: impl AsFd, token: Token) -> io::Result<()> {
         epoll::add(&self.0, fd, EventData::new_u64(token as u64), EventFlags::IN)
+    }
+
+    /// Waits for each change of `fd`, a file of the kernel's. Once its group is removed it has no more changes, and is ready for
+    /// ever, hence the edge.
+    pub(crate) fn watch_priority(&self, fd: impl AsFd, token: Token) -> io::Result<()> {
+        epoll::add(&self.0, fd, EventData::new_u64(token as u64), EventFlags::PRI | EventFlags::ET)
     }
 
     /// No longer waits for `fd`.

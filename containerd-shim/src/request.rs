@@ -41,6 +41,8 @@ pub(crate) struct Request {
     version: u32,
     /// Where the daemon has a copy of the runtime.
     runtime_copy: Option<RuntimeCopy>,
+    /// Where the kills for memory are counted; empty where nothing is to be counted.
+    pub(crate) memory_mount: String,
 }
 
 /// The size of a terminal, in characters.

@@ -17,6 +17,9 @@ use crate::sealed::RuntimeCopy;
 use crate::spec::ProcessSpec;
 use crate::stdio::Stdio;
 
+/// Written by a shim before `exitStatus`, if there is something to count.
+const OOM_KILLS: &str = ".oomKills";
+
 /// What is written to `process.json` beside the OCI process object.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
@@ -48,6 +51,9 @@ pub struct ProcessRecord {
     pub instance: String,
     /// The copy of the runtime that its shim runs, if it finds it.
     pub runtime_copy: Option<RuntimeCopy>,
+    /// Has the shim of an init count the kills for memory: the v1 controller, or nothing for v2, a colon, and where the
+    /// hierarchy is mounted. Empty where nothing is to be counted.
+    pub memory_mount: String,
 }
 
 impl ProcessRecord {
@@ -94,6 +100,9 @@ impl ProcessRecord {
             let copy = serde_json::json!({ "descriptor": descriptor, "device": device, "inode": inode });
             set("runtimeCopy", copy);
         }
+        if !self.memory_mount.is_empty() {
+            set("memoryMount", self.memory_mount.clone().into());
+        }
         set("version", FORMAT.into());
     }
 }
@@ -119,6 +128,11 @@ pub struct ProcessDir(PathBuf);
 impl ProcessDir {
     pub(crate) fn new(path: PathBuf) -> ProcessDir {
         ProcessDir(path)
+    }
+
+    /// How many processes the kernel had killed for memory in the group of this one, as its shim counted them until the end.
+    pub fn oom_kills(&self) -> Option<u64> {
+        sys::small_file::read_text(CWD, self.0.join(OOM_KILLS)).ok()?.trim().parse().ok()
     }
 
     /// Its path.

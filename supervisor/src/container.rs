@@ -9,6 +9,7 @@ use tokio::sync::RwLock;
 use crate::error::Error;
 use crate::lifecycle::{Action, Happened, Request, State, permits, step};
 use crate::once::Once;
+use crate::oom::OomCount;
 use crate::process::Process;
 use crate::start::requested;
 
@@ -99,8 +100,8 @@ pub(crate) struct Container {
     pub(crate) order: Arc<RwLock<()>>,
     inner: Mutex<Inner>,
     cgroup: OnceLock<Option<Cgroup>>,
-    /// How many of its processes had been killed for memory when that was last looked at.
-    pub(crate) oom_kills: Mutex<u64>,
+    /// How many of its processes the kernel has killed for memory.
+    pub(crate) oom: Mutex<OomCount>,
     /// Added processes that are being started and have not been told of: what is killed for memory may be one of them.
     pub(crate) starting: AtomicUsize,
     /// The kernel wakes when it has killed for memory, if it can.
@@ -138,7 +139,7 @@ impl Container {
             order: Arc::default(),
             inner: Mutex::new(Inner { state, init: None, added: Vec::new() }),
             cgroup: OnceLock::new(),
-            oom_kills: Mutex::new(0),
+            oom: Mutex::default(),
             starting: AtomicUsize::new(0),
             oom_watched: AtomicBool::new(false),
             oom_waits: AtomicBool::new(false),

@@ -96,6 +96,7 @@ impl Shared {
             root_gid: container.root.1,
             instance: process.key.clone(),
             runtime_copy: container.oci().copy(),
+            memory_mount: String::new(),
         };
         // First of all the name, so that the directory is nobody else's.
         container.add(&process)?;
@@ -151,7 +152,7 @@ impl Created {
         let started = self.begin(deadline).await;
         drop(starting);
         if container.oom_waits.swap(false, Ordering::SeqCst) {
-            shared.tell_oom(&container);
+            shared.report_oom(&container);
         }
         started
     }

@@ -92,7 +92,7 @@ impl Shared {
         reach(Point::AddedEnded);
         self.reap_shim(&container, &init).await;
         // The group goes with the runtime's `delete`.
-        self.tell_last_oom(&container).await;
+        self.report_last_oom(&container).await;
         Shared::log_shim_warnings(&container.id, INIT, &init.dir);
         let announced = action == Some(Action::AnnounceExit);
         if container.keeps() {
@@ -129,7 +129,7 @@ impl Shared {
 
     async fn process_ended(self: Arc<Self>, container: Arc<Container>, process: Arc<Process>, status: u32) {
         let begun = Instant::now();
-        self.tell_last_oom(&container).await;
+        self.report_last_oom(&container).await;
         Shared::log_shim_warnings(&container.id, &process.name, &process.dir);
         let held = self.record_exit(Shared::event(EventKind::Exit, &container, Some(&process), status)).await;
         self.reap_shim(&container, &process).await;
@@ -145,6 +145,8 @@ impl Shared {
         if let Err(e) = exit.closed().await {
             tracing::error!(container = %container.id, process = %process.name, "cannot wait for its exit: {e}");
         }
+        // Before anything waits: the group may be removed at any moment, now that it may be empty.
+        container.count_oom_kills();
         process.ended.store(true, Ordering::SeqCst);
         reach(Point::ExitClosed);
         let status = Box::pin(self.status(container, process, orphan)).await;

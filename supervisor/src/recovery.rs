@@ -561,7 +561,7 @@ impl Shared {
         }
         self.map().insert(container.id.clone(), Slot::Here(container.clone()));
         // Of what happened while no supervisor was there.
-        self.tell_oom(&container);
+        self.report_oom(&container);
         for (left, fate) in read {
             if let Fate::Alive { told } = fate {
                 self.confirm_start(&container, Some(&left.process), told);

@@ -248,6 +248,7 @@ impl Shared {
             root_gid: bundle.root_gid,
             instance: record.instance.clone(),
             runtime_copy: oci.copy(),
+            memory_mount: self.hierarchies.memory_mount().unwrap_or_default(),
         };
         let made = dir.create(&record).and_then(|()| dir.process(INIT).create(process_object, &process));
         if let Err(e) = made {
@@ -349,7 +350,7 @@ impl Shared {
         container.set_cgroup(hierarchies.cgroup(&places));
         if !container.runs {
             // The group may have counted before.
-            container.count_oom_kills();
+            container.begin_oom_count();
         }
     }
 
@@ -388,7 +389,7 @@ impl Shared {
         self.metrics.start.record(begun.elapsed());
         // What was killed before it was known to run is told now, unless that is still to be watched for.
         if container.oom_watched.load(Ordering::SeqCst) {
-            self.tell_oom(container);
+            self.report_oom(container);
         }
         tracing::info!(container = %container.id, pid = init.pid(), "started");
         Ok(ContainerInfo::of(container, init.pid().into_iter().collect(), None))

@@ -175,3 +175,118 @@ async fn kills_in_groups_below_count() {
     assert_eq!(told.contains(&"c oom".to_string()), !tests::cgroup::is_v2(), "{told:?}");
     host.finish();
 }
+
+/// Removes the groups of a path as soon as they are empty, as systemd does with its scopes.
+struct Remover {
+    stop: std::sync::Arc<std::sync::atomic::AtomicBool>,
+    /// It was faster than the runtime.
+    removed: std::sync::Arc<std::sync::atomic::AtomicBool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Remover {
+    fn new(host: &Host, id: &str, cgroup: &str) -> Remover {
+        let pid_file = host.state_dir().join(id).join("init/pid");
+        let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let removed = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let (stopped, cgroup) = (stop.clone(), cgroup.to_string());
+        let has_removed = removed.clone();
+        let thread = std::thread::spawn(move || {
+            let goes_on = || !stopped.load(std::sync::atomic::Ordering::Relaxed);
+            let members =
+                |group: &std::path::PathBuf| std::fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+            // A process that has just been made is not in all of them yet: the memory group has to have it.
+            let memory = if tests::cgroup::is_v2() { "/sys/fs/cgroup" } else { "/sys/fs/cgroup/memory" };
+            let memory = std::path::Path::new(memory).join(cgroup.trim_start_matches('/'));
+            while goes_on() && members(&memory).is_empty() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            let pid = || std::fs::read_to_string(&pid_file);
+            while goes_on() && tests::cgroup::is_v2() && pid().is_err() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            let init = pid().map(|pid| std::path::Path::new("/proc").join(pid));
+            // v2 says nothing of a kill before it has happened, so nothing can be faster than this loop. systemd takes some
+            // milliseconds, and is later than the shim, which reads the count before it reaps its process.
+            while goes_on() && tests::cgroup::is_v2() && init.as_ref().is_ok_and(|init| init.exists()) {}
+            while goes_on() {
+                if std::fs::remove_dir(&memory).is_ok() {
+                    for group in tests::cgroup::directories(&cgroup) {
+                        let _ = std::fs::remove_dir(group);
+                    }
+                    has_removed.store(true, std::sync::atomic::Ordering::Relaxed);
+                    break;
+                }
+            }
+        });
+        Remover { stop, removed, thread: Some(thread) }
+    }
+}
+
+impl Remover {
+    fn has_removed(&self) -> bool {
+        self.removed.load(std::sync::atomic::Ordering::Relaxed)
+    }
+}
+
+impl Drop for Remover {
+    fn drop(&mut self) {
+        self.stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        let _ = self.thread.take().unwrap().join();
+    }
+}
+
+#[tokio::test]
+async fn kills_are_reported_though_the_group_goes_with_its_last_process() {
+    let mut host = Host::with(tests::Options { flags: vec!["--retain-count=0".into()], ..Default::default() }).await;
+    let mut client = host.client().await;
+    let mut watch = Watch::new(&mut client).await;
+    let input = host.fifo();
+    // Waits for a line, so that the group is known to be removed and not on its way.
+    let bundle = limited(&host, "read line; exec tail /dev/zero");
+    let path = bundle.write();
+    let mut removed = 0;
+    for n in 0..20 {
+        let id = format!("c{n}");
+        let remover = Remover::new(&host, &id, &bundle.cgroup());
+        let mut request = container(&id, &path);
+        request.stdin = input.path();
+        client.create_container(request).await.unwrap();
+        let with_daemon = n % 2 == 0;
+        if !with_daemon {
+            host.stop(Signal::KILL);
+        }
+        input.feed(b"go\n".to_vec()).join().unwrap();
+        if !with_daemon {
+            let status = host.state_dir().join(&id).join("init/exitStatus");
+            eventually("the shim has written the status", || status.exists());
+            host.start().await;
+            client = host.client().await;
+            let state = host.state_dir().join(&id);
+            eventually("the container is gone", || !state.exists());
+            let events: Vec<String> =
+                stored(&mut client).await.iter().filter(|event| event.id == id).map(short).collect();
+            assert_eq!(events, [format!("{id} start-container"), format!("{id} oom"), format!("{id} exit init 137")]);
+            watch = Watch::new(&mut client).await;
+            removed += usize::from(remover.has_removed());
+            continue;
+        }
+        let mut events = Vec::new();
+        while events.last().is_none_or(|last: &String| !last.contains("exit")) {
+            events.push(short(&watch.next().await));
+        }
+        assert_eq!(events, [format!("{id} start-container"), format!("{id} oom"), format!("{id} exit init 137")]);
+        removed += usize::from(remover.has_removed());
+    }
+    // With a daemon the runtime may be as fast.
+    assert!(removed >= 10, "{removed}");
+    // A container that is killed otherwise is not one that ran out of memory.
+    let _remover = Remover::new(&host, "killed", &bundle.cgroup());
+    let mut request = container("killed", &path);
+    request.stdin = input.path();
+    client.create_container(request).await.unwrap();
+    signal(&mut client, "killed", "init", 9).await.unwrap();
+    assert_eq!(short(&watch.next().await), "killed start-container");
+    assert_eq!(short(&watch.next().await), "killed exit init 137");
+    host.finish();
+}
