@@ -115,6 +115,8 @@ async fn what_a_dead_daemon_has_stopped_half_made_does_not_stay() {
             group=$(cat $here/group)
             cp $(command -v sleep) "$here/runc:[2:INIT]"
             setsid "$here/runc:[2:INIT]" 1000 &
+            # Stopped before that, it would not have the name by which a runtime's own process is known.
+            until grep -q INIT /proc/$!/comm; do :; done
             for root in /sys/fs/cgroup/pids /sys/fs/cgroup/freezer /sys/fs/cgroup; do
                 [ -e $root/cgroup.procs ] && mkdir -p $root/$group && echo $! > $root/$group/cgroup.procs
             done
