@@ -10,11 +10,12 @@ use std::io::ErrorKind;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
+use sys::foreign_file;
 use tonic::Status;
 
+use crate::CONFIG_LIMIT;
 use crate::client::{Client, Target};
 use crate::failure::Failure;
-use crate::foreign;
 use crate::out;
 use crate::session::{Done, Paths, Session};
 use crate::signals::{SIGWINCH, Signals};
@@ -79,7 +80,7 @@ pub(crate) async fn exec(
 
 /// Whether the bundle asks for a terminal. The daemon reports what is wrong with a bundle.
 fn bundle_has_terminal(bundle: &str) -> bool {
-    let text = foreign::read(&Path::new(bundle).join("config.json"), foreign::CONFIG_LIMIT).unwrap_or_default();
+    let text = foreign_file::read(&Path::new(bundle).join("config.json"), CONFIG_LIMIT).unwrap_or_default();
     let config: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
     config["process"]["terminal"].as_bool().unwrap_or_default()
 }

@@ -9,7 +9,6 @@ mod containers;
 mod dashes;
 mod events;
 mod failure;
-mod foreign;
 mod out;
 mod session;
 mod signals;
@@ -26,6 +25,9 @@ use std::process::ExitCode;
 
 use args::{Args, Command};
 use failure::Failure;
+
+/// The size of a `config.json` that is read.
+pub(crate) const CONFIG_LIMIT: u64 = 16 << 20;
 
 fn main() -> ExitCode {
     let words = dashes::doubled(Args::command(), std::env::args_os());

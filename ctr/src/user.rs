@@ -7,8 +7,9 @@ use anyhow::{Context, Result, anyhow, bail};
 use rustix::fs::{Mode, OFlags, open};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use sys::foreign_file;
 
-use crate::foreign;
+use crate::CONFIG_LIMIT;
 
 /// The size of a file of users or groups that is read.
 const LIMIT: u64 = 4 << 20;
@@ -95,7 +96,7 @@ impl Files {
     /// Those of the root directory at `root`.
     pub(crate) fn of(root: &OwnedFd) -> Files {
         let read = |path: &str| {
-            let bytes = foreign::read_in_root(root.as_fd(), path, LIMIT);
+            let bytes = foreign_file::read_in_root(root.as_fd(), path, LIMIT);
             let bytes = bytes.with_context(|| format!("read /{path} of the container"))?;
             Ok(String::from_utf8_lossy(&bytes).into_owned())
         };
@@ -111,7 +112,7 @@ pub(crate) fn root_of(pid: u32) -> std::io::Result<OwnedFd> {
 /// Opens the root directory that a bundle names.
 pub(crate) fn root_of_bundle(bundle: &Path) -> Result<OwnedFd> {
     let config = bundle.join("config.json");
-    let text = foreign::read(&config, foreign::CONFIG_LIMIT).with_context(|| format!("read {}", config.display()))?;
+    let text = foreign_file::read(&config, CONFIG_LIMIT).with_context(|| format!("read {}", config.display()))?;
     let value: serde_json::Value =
         serde_json::from_slice(&text).with_context(|| format!("read {}", config.display()))?;
     let root = bundle.join(value["root"]["path"].as_str().unwrap_or("rootfs"));

@@ -2,8 +2,6 @@
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use std::io::Read;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::json::null_as_default;
@@ -154,7 +152,8 @@ impl Bundle {
             return Err(missing(std::io::ErrorKind::NotADirectory.into()));
         }
         let file = path.join("config.json");
-        let text = read_regular(&file).map_err(|source| BundleError::Unreadable { path: file.clone(), source })?;
+        let text = sys::foreign_file::read(&file, LARGEST)
+            .map_err(|source| BundleError::Unreadable { path: file.clone(), source })?;
         let malformed = |reason: String| BundleError::Malformed { path: file.clone(), reason };
         let config: Config = serde_json::from_slice(&text).map_err(|e| malformed(e.to_string()))?;
         if let Some(number) = config.impossible_number() {
@@ -172,25 +171,6 @@ impl Bundle {
         let has_poststop = !config.hooks.poststop.is_empty();
         Ok(Bundle { path, process, spec, cgroups_path, has_poststop, root_uid, root_gid })
     }
-}
-
-/// Reads a file that a client named: never one that blocks, and never more than is sensible.
-fn read_regular(path: &Path) -> std::io::Result<Vec<u8>> {
-    let nonblocking = rustix::fs::OFlags::NONBLOCK.bits() as i32;
-    let file = std::fs::OpenOptions::new().read(true).custom_flags(nonblocking).open(path)?;
-    let metadata = file.metadata()?;
-    if metadata.is_dir() {
-        return Err(std::io::ErrorKind::IsADirectory.into());
-    }
-    if !metadata.is_file() {
-        return Err(std::io::Error::other("is not a regular file"));
-    }
-    if metadata.len() > LARGEST {
-        return Err(std::io::ErrorKind::FileTooLarge.into());
-    }
-    let mut text = Vec::with_capacity(metadata.len() as usize + 1);
-    file.take(LARGEST).read_to_end(&mut text)?;
-    Ok(text)
 }
 
 #[cfg(test)]

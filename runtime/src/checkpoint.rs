@@ -364,7 +364,7 @@ fn sizes_in(directory: &Path) -> io::Result<BTreeMap<String, u64>> {
 
 fn read_config(directory: &Path) -> Result<Option<Checkpoint>, PathError> {
     let path = directory.join(CONFIG);
-    let text = match std::fs::read(&path) {
+    let text = match sys::foreign_file::read(&path, LARGEST_CONFIG) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         text => text.map_err(PathError::new("read", &path))?,
     };
@@ -378,7 +378,8 @@ fn is_bundle(directory: &Path) -> bool {
         #[serde(rename = "ociVersion")]
         _oci_version: serde::de::IgnoredAny,
     }
-    std::fs::read(directory.join(CONFIG)).is_ok_and(|text| serde_json::from_slice::<Config>(&text).is_ok())
+    sys::foreign_file::read(&directory.join(CONFIG), LARGEST_BUNDLE_CONFIG)
+        .is_ok_and(|text| serde_json::from_slice::<Config>(&text).is_ok())
 }
 
 /// Locks a directory; `None` if somebody else has it.
@@ -428,6 +429,12 @@ pub fn criu_at(pid: u32) -> io::Result<Option<(Pid, PidFd)>> {
     Ok(pid.filter(|_| is_criu).map(|pid| (pid, process)))
 }
 
+/// The largest `config.json` of a checkpoint, and the largest statistics of CRIU, that are read.
+const LARGEST_CONFIG: u64 = 4 << 20;
+
+/// The largest `config.json` of a bundle that is read.
+const LARGEST_BUNDLE_CONFIG: u64 = 16 << 20;
+
 /// How much of a log is looked at; CRIU's get long.
 const LOG_TAIL: u64 = 256 << 10;
 
@@ -438,7 +445,7 @@ const MOST_ERRORS: usize = 5;
 pub fn criu_errors(log: &Path) -> Option<String> {
     use std::io::{Read, Seek, SeekFrom};
     let mut text = Vec::new();
-    let read = std::fs::File::open(log).and_then(|mut file| {
+    let read = sys::foreign_file::open_regular(log).and_then(|mut file| {
         let tail = file.metadata()?.len().saturating_sub(LOG_TAIL);
         file.seek(SeekFrom::Start(tail))?;
         file.take(LOG_TAIL).read_to_end(&mut text)
@@ -486,7 +493,7 @@ struct DumpStatistics {
 
 /// How long a container stood still for its checkpoint in `directory`, by CRIU's own account.
 pub fn time_frozen(directory: &Path) -> Option<Duration> {
-    frozen_in(&std::fs::read(directory.join(WORK).join("stats-dump")).ok()?)
+    frozen_in(&sys::foreign_file::read(&directory.join(WORK).join("stats-dump"), LARGEST_CONFIG).ok()?)
 }
 
 fn frozen_in(stats: &[u8]) -> Option<Duration> {

@@ -21,6 +21,8 @@ const CGROUP: &str = ".cgroup";
 const OOM: &str = ".oom";
 /// The checkpoint that is being made of the container.
 const DUMP: &str = ".checkpoint";
+/// The longest note of a checkpoint that is read: it has one path.
+const LARGEST_DUMP: u64 = 64 << 10;
 /// CRIU's log of the last one that failed.
 const DUMP_LOG: &str = ".dump.log";
 const RESOURCES: &str = ".resources.json";
@@ -212,7 +214,7 @@ impl ContainerDir {
     /// The checkpoint that was being made. Renamed into place when it was noted, so that it is whole.
     pub fn dump(&self) -> Result<Option<Dump>, PathError> {
         let path = self.0.join(DUMP);
-        match std::fs::read(&path) {
+        match sys::foreign_file::read(&path, LARGEST_DUMP) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
             text => {
                 let dump = text.and_then(|text| Ok(serde_json::from_slice(&text)?));

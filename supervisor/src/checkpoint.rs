@@ -6,6 +6,8 @@
 
 use failpoint::{Point, reach};
 use runtime::{Ability, BeginError, Checkpoint, Checkpoints, Dump, Oci, Partial, criu_errors};
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -19,6 +21,9 @@ use crate::lifecycle::Request;
 use crate::process::{PAUSE, Process, has_ended, kill_all};
 use crate::start::carried_through;
 use crate::supervisor::{Shared, Supervisor, check_name};
+
+/// As much of CRIU's log is kept.
+const LARGEST_LOG: u64 = 64 << 20;
 
 /// The names that a checkpoint's directory cannot have.
 const RESERVED: &[&str] = &[];
@@ -50,18 +55,41 @@ impl Supervisor {
     /// The checkpoints of a container, or all those in `directory`, by their names.
     pub async fn checkpoints(&self, id: &str, directory: Option<PathBuf>) -> Result<Vec<Checkpoint>, Error> {
         let found = self.0.find_checkpoints(id, directory)?;
-        on_clients_disk(move || found.list()).await?.map_err(Error::from)
+        self.0.in_time("list the checkpoints", on_clients_disk(move || found.list())).await??.map_err(Error::from)
     }
 
     /// Removes a checkpoint.
     pub async fn delete_checkpoint(&self, id: &str, name: &str, directory: Option<PathBuf>) -> Result<(), Error> {
         check_name("checkpoint name", name, RESERVED)?;
         let (found, name) = (self.0.find_checkpoints(id, directory)?, name.to_string());
-        on_clients_disk(move || match found.remove(&name)? {
+        let removed = on_clients_disk(move || match found.remove(&name)? {
             true => Ok(()),
             false => Err(Error::CheckpointNotFound { path: found.path(&name) }),
-        })
-        .await?
+        });
+        self.0.in_time("remove the checkpoint", removed).await??
+    }
+}
+
+/// Says that CRIU works on a container, until it is dropped. If init has been killed meanwhile, the container is thawed then,
+/// where a frozen process would not die.
+struct Dumping<'a>(&'a Container);
+
+impl Dumping<'_> {
+    fn begin(container: &Container) -> Dumping<'_> {
+        container.dumping.store(true, Ordering::SeqCst);
+        Dumping(container)
+    }
+}
+
+impl Drop for Dumping<'_> {
+    fn drop(&mut self) {
+        let Dumping(container) = self;
+        container.dumping.store(false, Ordering::SeqCst);
+        if container.killed.load(Ordering::SeqCst) {
+            if let Some(Err(e)) = container.cgroup().map(cgroup::Cgroup::thaw_for_kill) {
+                tracing::warn!(container = %container.id, "cannot thaw it: {e}");
+            }
+        }
     }
 }
 
@@ -80,6 +108,12 @@ fn require_criu() -> Result<(), Error> {
 }
 
 impl Shared {
+    /// Waits for what looks at a directory that a client has named, but not without end: its file system may hang.
+    async fn in_time<T>(&self, operation: &'static str, work: impl Future<Output = T>) -> Result<T, Error> {
+        let limit = self.config.call_timeout;
+        tokio::time::timeout(limit, work).await.map_err(|_| Error::DiskTimeout { operation, limit })
+    }
+
     /// Where the checkpoints of a container are. If they are elsewhere than in its bundle, it need not be there.
     fn find_checkpoints(&self, id: &str, directory: Option<PathBuf>) -> Result<Checkpoints, Error> {
         let bundle = match &directory {
@@ -100,7 +134,8 @@ impl Shared {
         let places = Checkpoints::new(directory.as_deref(), bundle).map_err(Error::system("find the checkpoints"))?;
         let to_begin = wanted.clone();
         // Before anything waits for this: it may hang.
-        let mut partial = Arc::new(on_clients_disk(move || places.begin(&to_begin)).await??);
+        let begun = on_clients_disk(move || places.begin(&to_begin));
+        let mut partial = Arc::new(self.in_time("begin the checkpoint", begun).await???);
         let order = container.order.clone().write_owned().await;
         self.follow_freezer(&container);
         if let Err(e) = container.check(Request::Checkpoint) {
@@ -120,8 +155,9 @@ impl Shared {
         let task = self.tasks.begin_runtime("runtime checkpoint", &container.id, "");
         let log = container.dir.process(runtime::INIT).runtime_log();
         let init = container.init().and_then(|init| init.identity());
-        let dumping = container.oci().checkpoint(&container.id, &log, &wanted, &partial);
-        let dumped = while_dumping(&container.id, init, dumping).await;
+        let dumping = Dumping::begin(&container);
+        let dumped = container.oci().checkpoint(&container.id, &log, &wanted, &partial);
+        let dumped = while_dumping(&container.id, init, dumped).await;
         drop(task);
         reach(Point::CheckpointDumped);
         let mut failed = None;
@@ -137,12 +173,16 @@ impl Shared {
             partial = Arc::new(free);
             failed = Some(why);
         }
+        drop(dumping);
         let settled = self.settle(&container, partial, wanted.exit, failed.is_none()).await;
         if let Some(failed) = failed {
             // Unless the container has been stopped by it, and it is whole all the same.
-            return if settled.is_ok_and(|kept| kept) { Ok(()) } else { Err(failed) };
+            if !settled.is_ok_and(|kept| kept) {
+                return Err(failed);
+            }
+        } else {
+            settled?;
         }
-        settled?;
         tracing::info!(container = %container.id, checkpoint = %wanted.name, exit = wanted.exit, "checkpoint made");
         drop(order);
         if wanted.exit {
@@ -206,7 +246,10 @@ impl Shared {
         tracing::info!(container = %container.id, checkpoint = %path.display(), "its checkpoint is waited for");
         let free = on_clients_disk(move || Partial::wait_for(&path));
         let init = container.init().and_then(|init| init.identity());
-        let settled = match while_dumping(&container.id, init, free).await {
+        let dumping = Dumping::begin(container);
+        let free = while_dumping(&container.id, init, free).await;
+        drop(dumping);
+        let settled = match free {
             Ok(Ok(Some(partial))) => self.settle(container, Arc::new(partial), dump.exit, false).await,
             // It had been named or removed.
             Ok(Ok(None)) => container.dir.set_dump(None).map(|()| true).map_err(Error::from),
@@ -277,13 +320,16 @@ impl Shared {
 pub(crate) async fn while_dumping<T>(id: &str, init: Option<(u32, u64)>, work: impl Future<Output = T>) -> T {
     const LOOK: Duration = Duration::from_millis(500);
     let mut work = std::pin::pin!(work);
+    let mut was_ending = false;
     loop {
         if let Ok(done) = tokio::time::timeout(LOOK, &mut work).await {
             return done;
         }
         let Some((pid, starttime)) = init else { continue };
         let stat = sys::procfs::stat(pid).ok().flatten();
-        if !stat.is_some_and(|stat| stat.starttime == starttime && stat.is_ending()) {
+        let is_ending = stat.is_some_and(|stat| stat.starttime == starttime && stat.is_ending());
+        // A CRIU that stops the container kills init itself, last of all, and ends soon after.
+        if !std::mem::replace(&mut was_ending, is_ending) || !is_ending {
             continue;
         }
         match runtime::criu_at(pid) {
@@ -349,7 +395,11 @@ fn keep(log: &Path, kept: &Path) -> std::io::Result<()> {
         Some(Err(e)) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(e),
         _ => {}
     }
-    let copied = std::fs::copy(log, &new).and_then(|_| std::fs::rename(&new, kept));
+    let copied = sys::foreign_file::open_regular(log).and_then(|log| {
+        // Of a log without end, the begin is kept.
+        std::io::copy(&mut log.take(LARGEST_LOG), &mut File::create(&new)?)?;
+        std::fs::rename(&new, kept)
+    });
     copied.inspect_err(|_| drop(std::fs::remove_file(&new)))
 }
 

@@ -112,6 +112,8 @@ pub(crate) struct Container {
     pub(crate) killed: AtomicBool,
     /// A runtime was killed, or may have been, while it added a process, and may have left something.
     pub(crate) cut_off: AtomicBool,
+    /// CRIU works on it, and freezes and thaws it as it needs.
+    pub(crate) dumping: AtomicBool,
     /// It has been stopped by its checkpoint, and the runtime has deleted it.
     pub(crate) dumped: AtomicBool,
     /// Its directory has been removed, and whatever has that path now belongs to another one.
@@ -145,6 +147,7 @@ impl Container {
             oom_waits: AtomicBool::new(false),
             killed: AtomicBool::new(false),
             cut_off: AtomicBool::new(false),
+            dumping: AtomicBool::new(false),
             dumped: AtomicBool::new(false),
             removed: AtomicBool::new(false),
             init_ended: Once::default(),

@@ -190,6 +190,14 @@ pub enum Error {
         /// The container.
         id: String,
     },
+    /// A file system that a client has named does not answer.
+    #[error("cannot {operation} within {limit:?}: the file system does not answer")]
+    DiskTimeout {
+        /// What was being done.
+        operation: &'static str,
+        /// How long it was waited for.
+        limit: std::time::Duration,
+    },
     /// A file of ours.
     #[error(transparent)]
     File(#[from] PathError),

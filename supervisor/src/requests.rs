@@ -199,6 +199,11 @@ impl Shared {
     /// Thaws the groups that keep a process from dying that has been sent SIGKILL. If the container itself goes on, that has
     /// resumed it. True if something was thawed.
     fn thaw_for_kill(self: &Arc<Self>, container: &Container, process: &Process) -> Result<bool, Error> {
+        if container.dumping.load(Ordering::SeqCst) {
+            // CRIU has frozen it until it traces all processes, and thaws it then. A process that ran meanwhile could be
+            // left with CRIU's code in it.
+            return Ok(false);
+        }
         let Some(cgroup) = container.cgroup().filter(|cgroup| cgroup.holds_killed()) else { return Ok(false) };
         let failed = || Error::system("thaw a container that is killed");
         let Some(pid) = process.pid().filter(|_| process.name != INIT) else {

@@ -5,28 +5,35 @@
 //! at, and no more than a limit is read. A file system that hangs still blocks the caller: run this in a thread that may
 //! be given up.
 
-use rustix::fd::{AsFd, AsRawFd};
-use rustix::fs::{FileType, Mode, OFlags, fstat, open, openat};
+use rustix::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, open, openat2};
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
 /// Opens a regular file for reading. Symbolic links are followed; the file that they lead to must be a regular one.
 pub fn open_regular(path: &Path) -> io::Result<File> {
-    open_regular_at(rustix::fs::CWD, path)
+    // O_PATH opens nothing that acts on it, and waits for no other side of a FIFO (open(2)).
+    reopen_regular(&open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?)
 }
 
-/// Opens a regular file for reading, at a path that begins in `directory`. See [`open_regular`].
-pub fn open_regular_at(directory: impl AsFd, path: &Path) -> io::Result<File> {
-    // O_PATH opens nothing that acts on it, and waits for no other side of a FIFO (open(2)).
-    let handle = openat(directory, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
-    match FileType::from_raw_mode(fstat(&handle)?.st_mode) {
+/// Opens what `handle`, which was opened with `O_PATH`, stands for: what was looked at is what is opened.
+fn reopen_regular(handle: &OwnedFd) -> io::Result<File> {
+    match FileType::from_raw_mode(fstat(handle)?.st_mode) {
         FileType::RegularFile => {}
         FileType::Directory => return Err(io::ErrorKind::IsADirectory.into()),
         _ => return Err(io::Error::new(io::ErrorKind::InvalidInput, "is not a regular file")),
     }
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     Ok(File::from(open(format!("/proc/self/fd/{}", handle.as_raw_fd()), flags, Mode::empty())?))
+}
+
+/// Reads a regular file of at most `limit` bytes below `root`. Links are followed as a process would follow them that has
+/// `root` as its root directory.
+pub fn read_in_root(root: BorrowedFd<'_>, path: &str, limit: u64) -> io::Result<Vec<u8>> {
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let handle = openat2(root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)?;
+    read_open(&reopen_regular(&handle)?, limit)
 }
 
 /// Reads a regular file of at most `limit` bytes. A longer one is an error ([`io::ErrorKind::FileTooLarge`]).
@@ -71,6 +78,24 @@ mod tests {
         }
         assert_eq!(read(&directory, 5).expect_err("a directory").kind(), io::ErrorKind::IsADirectory);
         assert_eq!(read(&at("none"), 5).expect_err("missing").kind(), io::ErrorKind::NotFound);
+        std::fs::remove_dir_all(&directory).expect("removes");
+    }
+
+    #[test]
+    fn links_in_a_root_stay_in_it() {
+        let directory = std::env::temp_dir().join(format!("foreign-root-{}", std::process::id()));
+        let root = directory.join("root");
+        std::fs::create_dir_all(root.join("etc")).expect("makes");
+        std::fs::write(directory.join("secret"), "outside").expect("writes");
+        std::fs::write(root.join("secret"), "inside").expect("writes");
+        std::os::unix::fs::symlink("/secret", root.join("etc/absolute")).expect("links");
+        std::os::unix::fs::symlink("../../../secret", root.join("etc/relative")).expect("links");
+        std::os::unix::fs::symlink("/proc/self/root/etc/passwd", root.join("etc/magic")).expect("links");
+        let opened = open(&root, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).expect("opens");
+        for name in ["etc/absolute", "etc/relative"] {
+            assert_eq!(read_in_root(std::os::fd::AsFd::as_fd(&opened), name, 100).expect("reads"), b"inside");
+        }
+        assert!(read_in_root(std::os::fd::AsFd::as_fd(&opened), "etc/magic", 1000).is_err());
         std::fs::remove_dir_all(&directory).expect("removes");
     }
 }

@@ -20,14 +20,15 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use sys::foreign_file;
 use sys::shown::{escape, is_obeyed};
 
+use crate::CONFIG_LIMIT;
 use crate::args::{ExportCheckpoint, ImportCheckpoint};
 use crate::checkpoints::in_words;
 use crate::client::Target;
 use crate::containers;
 use crate::failure::Failure;
-use crate::foreign;
 use crate::out;
 use read::Reader;
 use write::Writer;
@@ -202,9 +203,9 @@ fn place(import: &ImportCheckpoint, manifest: Manifest, staged: &Path) -> Result
     let bundle = import.bundle.clone().unwrap_or_else(|| PathBuf::from(&id));
     let bundle = std::path::absolute(&bundle).with_context(|| format!("find {}", bundle.display()))?;
     std::fs::create_dir_all(&bundle).with_context(|| format!("create {}", bundle.display()))?;
-    let config = foreign::read(&staged.join(BUNDLE).join("config.json"), foreign::CONFIG_LIMIT)
+    let config = foreign_file::read(&staged.join(BUNDLE).join("config.json"), CONFIG_LIMIT)
         .context("read the config.json in it")?;
-    let has_config = match foreign::read(&bundle.join("config.json"), foreign::CONFIG_LIMIT) {
+    let has_config = match foreign_file::read(&bundle.join("config.json"), CONFIG_LIMIT) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => false,
         Ok(there) if there == config => true,
         Err(e) => return Err(e).with_context(|| format!("read the config.json of {}", bundle.display())),
@@ -284,7 +285,7 @@ impl Moves {
 /// Where a bundle has its root file system.
 fn rootfs_of(config: &Path) -> Result<PathBuf> {
     let failed = || format!("read {}", config.display());
-    let text = foreign::read(config, foreign::CONFIG_LIMIT).with_context(failed)?;
+    let text = foreign_file::read(config, CONFIG_LIMIT).with_context(failed)?;
     let value: serde_json::Value = serde_json::from_slice(&text).with_context(failed)?;
     let path = value["root"]["path"].as_str().unwrap_or("rootfs");
     Ok(config.parent().unwrap_or(Path::new(".")).join(path))

@@ -140,7 +140,7 @@ async fn a_shim_takes_few_instructions_from_its_start_to_its_end() {
     close_stdin(&mut client, "c", "init").await;
     assert_eq!(watch.exit("c", "init").await, 0);
     assert_eq!((out.text().as_str(), err.text().as_str()), ("hello", ""));
-    for (shim, most) in [(of_init, 65_000), (of_exec, 50_000)] {
+    for (shim, most) in [(of_init, 72_000), (of_exec, 60_000)] {
         let count = count_of(shim);
         println!("instructions of a shim: {count}");
         assert!(count <= most, "{count} instructions");

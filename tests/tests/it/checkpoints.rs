@@ -1027,3 +1027,37 @@ async fn a_container_with_a_user_namespace_goes_on() {
     kill(&mut client, "c").await;
     host.finish();
 }
+
+#[tokio::test]
+async fn added_process_that_is_killed_during_a_checkpoint_takes_nothing_along() {
+    if !has_criu() {
+        return;
+    }
+    let host = Host::new().await;
+    let mut client = host.client().await;
+    let output = host.path().join("numbers");
+    client.create_container(writing("c", &counter(&host).write(), "", &output)).await.unwrap();
+    let mut random = tests::Random::from_environment();
+    println!("{random}");
+    let mut failed = 0;
+    for round in 0..12 {
+        client.add_process(process("c", "p", &["sleep", "1000"])).await.unwrap();
+        let mut watch = Watch::new(&mut client).await;
+        let mut caller = client.clone();
+        let made = tokio::spawn(async move { make(&mut caller, "c", named("x")).await });
+        // At any time of the checkpoint, which takes a fifth of a second.
+        tokio::time::sleep(std::time::Duration::from_millis(random.below(200) as u64)).await;
+        signal(&mut client, "c", "p", 9).await.unwrap();
+        assert_eq!(watch.exit("c", "p").await, 137);
+        match made.await.unwrap() {
+            Ok(()) => remove(&mut client, "c", "x", "").await.unwrap(),
+            Err(_) => failed += 1,
+        }
+        let status = state(&mut client).await.first().map(|container| container.status.clone());
+        assert_eq!(status.as_deref(), Some("running"), "round {round}: {}", host.log());
+        goes_on(&output);
+    }
+    println!("{failed} checkpoints failed");
+    kill(&mut client, "c").await;
+    host.finish();
+}

@@ -66,7 +66,8 @@ async fn a_bare_request_gets_what_the_runtimes_own_exec_gives() {
         ("CapBnd", "0000000000000021"),
         ("CapInh", "0000000000000000"),
         ("CapAmb", "0000000000000000"),
-        ("Max open files", "100"),
+        // The Go 1.19 in runc 1.1 may raise the soft limit to the hard one, at any moment of its start.
+        ("Max open files", if is_crun() { "100 " } else { "200 " }),
         (score, ""),
         (umask, ""),
         ("/data", ""),
@@ -112,7 +113,7 @@ async fn a_request_changes_what_it_names_and_nothing_else() {
         ("Groups", "7"),
         ("CapBnd", "0000000000000020"),
         ("CapInh", "0000000000000000"),
-        ("Max open files", "50"),
+        ("Max open files", if is_crun() { "50 " } else { "60 " }),
         ("NoNewPrivs", "1"),
         (umask, ""),
         (score, ""),
@@ -259,7 +260,6 @@ async fn a_terminal_has_its_size_before_its_program_runs() {
     host.finish();
 }
 
-#[ignore = "needs shims that begin with every signal at its default"]
 #[tokio::test]
 async fn signals_that_the_daemons_starter_ignores_are_handed_on_to_no_process() {
     // The shell ignores SIGHUP, SIGINT, SIGQUIT and SIGTERM, and what it starts does too.

@@ -258,7 +258,6 @@ async fn a_container_of_the_go_daemon_is_taken_over_and_can_be_taken_back() {
 }
 
 /// The Go daemon truncates the journal when it starts, so that a container's start is in no file any more.
-#[ignore = "needs the adoption of running containers whose start is not in the journal"]
 #[tokio::test]
 async fn a_container_survives_the_way_to_the_go_daemon_and_back() {
     let mut host = Host::new().await;
