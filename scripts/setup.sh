@@ -72,6 +72,12 @@ if [ "$what" != --demo ]; then
         echo "setup: cannot get a CRIU for this kernel; tests of checkpoints will say that they are skipped" >&2
 fi
 
+# The runtimes of later Debians, for the tests of what differs between versions.
+if [ "$what" != --demo ]; then
+    "$(dirname "$0")/runtimes.sh" "$tools/runtimes" ||
+        echo "setup: cannot get all runtimes of later Debians; tests of them will say that they are skipped" >&2
+fi
+
 # Prometheus' own checker of metrics, without its server: only that file of the package.
 if [ "$what" != --demo ] && [ ! -x "$tools/promtool" ]; then
     mkdir -p "$tools"

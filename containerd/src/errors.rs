@@ -10,6 +10,7 @@ pub(crate) fn status(error: Error) -> Status {
         // Whatever it was that could not be done for want of it.
         error if error.is_exhausted() => (Code::ResourceExhausted, format!("containerd: {error}")),
         Error::ContainerNotFound { id } => (Code::NotFound, format!("containerd: container not found: {id}")),
+        Error::ContainerNotReady { .. } => (Code::NotFound, format!("containerd: container not found: {error}")),
         Error::ProcessNotFound { id, process } => {
             (Code::NotFound, format!("containerd: process not found for container: {process} in {id}"))
         }

@@ -155,7 +155,8 @@ impl Bundle {
         let text = sys::foreign_file::read(&file, LARGEST)
             .map_err(|source| BundleError::Unreadable { path: file.clone(), source })?;
         let malformed = |reason: String| BundleError::Malformed { path: file.clone(), reason };
-        let config: Config = serde_json::from_slice(&text).map_err(|e| malformed(e.to_string()))?;
+        let config = parse(&text).map_err(|e| malformed(e.to_string()))?;
+        let config = Config::deserialize(config).map_err(|e| malformed(e.to_string()))?;
         if let Some(number) = config.impossible_number() {
             return Err(malformed(number));
         }
@@ -171,6 +172,56 @@ impl Bundle {
         let has_poststop = !config.hooks.poststop.is_empty();
         Ok(Bundle { path, process, spec, cgroups_path, has_poststop, root_uid, root_gid })
     }
+}
+
+/// The value in a `config.json`. What one of the runtimes takes is taken here, too, since it is the runtime that reads the
+/// file: of a key that is there twice the last one counts (all of them), comments and bytes that are no UTF-8 are passed over
+/// (crun), and so is what follows the object (runc).
+fn parse(text: &[u8]) -> Result<Value, serde_json::Error> {
+    let strict = match serde_json::from_slice(text) {
+        Ok(value) => return Ok(value),
+        Err(e) => e,
+    };
+    let text = without_comments(&String::from_utf8_lossy(text));
+    match serde_json::Deserializer::from_str(&text).into_iter().next() {
+        Some(Ok(value)) => Ok(value),
+        _ => Err(strict),
+    }
+}
+
+/// A JSON text with each comment replaced by a blank.
+fn without_comments(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(first) = rest.chars().next() {
+        let (kept, taken) = if first == '"' {
+            let length = string_length(rest);
+            (&rest[..length], length)
+        } else if rest.starts_with("//") {
+            (" ", rest.find('\n').unwrap_or(rest.len()))
+        } else if rest.starts_with("/*") {
+            (" ", rest.find("*/").map_or(rest.len(), |end| end + 2))
+        } else {
+            (&rest[..first.len_utf8()], first.len_utf8())
+        };
+        out.push_str(kept);
+        rest = &rest[taken..];
+    }
+    out
+}
+
+/// The length of the JSON string that a text begins with, its quotes included.
+fn string_length(text: &str) -> usize {
+    let mut escaped = false;
+    for (at, byte) in text.bytes().enumerate().skip(1) {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = true,
+            b'"' => return at + 1,
+            _ => {}
+        }
+    }
+    text.len()
 }
 
 #[cfg(test)]
@@ -192,6 +243,19 @@ mod tests {
         .expect("valid");
         assert_eq!((bundle.root_uid, bundle.root_gid), (100_000, 0));
         assert_eq!(bundle.process["x"], 1);
+    }
+
+    #[test]
+    fn config_that_a_runtime_takes_is_taken() {
+        for config in [
+            r#"{"process":{"args":["a"],"terminal":null,"user":null,"capabilities":null},"hooks":null,"linux":null}"#,
+            r#"{"process":{"args":["x"]},"process":{"args":["a"],"cwd":"/x","cwd":"/"}}"#,
+            "{ // a comment\n\"process\": /* { */ {\"args\":[\"a\"], \"cwd\": \"/a//b/*c\\\"*/\"}}",
+            "{\"process\":{\"args\":[\"a\"]}} trailing",
+        ] {
+            assert_eq!(load(config).expect(config).spec.args, ["a"], "{config}");
+        }
+        assert!(load("{ /* without end").expect_err("cut").contains("line 1"));
     }
 
     #[test]

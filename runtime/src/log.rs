@@ -99,9 +99,12 @@ pub(crate) fn reason_in_words(text: &str) -> String {
     if let Some(reason) = reason(&parse(text.as_bytes())) {
         return reason;
     }
-    let lines = || text.lines().map(str::trim).filter(|line| !line.is_empty());
-    let is_panic = |line: &&str| ["panic: ", "fatal error: ", "runtime: "].iter().any(|head| line.starts_with(head));
-    lines().find(is_panic).or_else(|| lines().next_back()).unwrap_or_default().to_string()
+    // What follows these lines explains nothing: the stacks of a Go program, or how it is to be used.
+    const HEADS: [&str; 4] = ["panic: ", "fatal error: ", "runtime: ", "Incorrect Usage: "];
+    let is_advice = |line: &&str| line.is_empty() || line.starts_with("Try ");
+    let lines = || text.lines().map(str::trim).filter(|line| !is_advice(line));
+    let is_head = |line: &&str| HEADS.iter().any(|head| line.starts_with(head));
+    lines().find(is_head).or_else(|| lines().next_back()).unwrap_or_default().to_string()
 }
 
 #[cfg(test)]
@@ -151,6 +154,10 @@ mod tests {
         let text = "panic: boom\n\ngoroutine 1 [running]:\nmain.main()\n\t/src/main.go:5 +0x1\n";
         assert_eq!(reason_in_words(text), "panic: boom");
         assert_eq!(reason_in_words("one\n two \n\n"), "two");
+        let usage = "crun: unrecognized option '--x'\nTry `crun --help' or `crun --usage' for more information.\n";
+        assert_eq!(reason_in_words(usage), "crun: unrecognized option '--x'");
+        let usage = "Incorrect Usage: flag provided but not defined: -x\n\nNAME:\n   runc - x\n";
+        assert_eq!(reason_in_words(usage), "Incorrect Usage: flag provided but not defined: -x");
         assert_eq!(reason_in_words("{\"level\":\"error\",\"msg\":\"in JSON\"}\n"), "in JSON");
     }
 

@@ -171,6 +171,18 @@ impl Oci {
         self.call(operation.name(), log, |stderr| self.start_copy(&command, stderr))
     }
 
+    /// What the program says when it is only asked for help with these arguments, if it cannot even do that: an option that it
+    /// does not know, or a library that it lacks. A runtime that makes a process says such things on the process's stderr
+    /// alone, where nobody can tell them from what the process writes.
+    pub async fn complaint(&self, limit: Duration) -> Option<String> {
+        let mut command = Command::new(&self.0.binary);
+        command.args(&self.0.arguments).arg("--help");
+        match ask(command, limit).await {
+            Ok((0, _)) | Err(_) => None,
+            Ok((_, words)) => Some(log::reason_in_words(&words)).filter(|reason| !reason.is_empty()),
+        }
+    }
+
     /// Freezes container `id` to disk and, unless `exit` is wanted, lets it go on. However long that takes: a CRIU that
     /// is killed at its work leaves the processes as they are, which may be in the middle of what it has them do. For
     /// the same reason neither the runtime nor CRIU ends with this program.

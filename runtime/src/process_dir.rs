@@ -67,7 +67,9 @@ impl ProcessRecord {
     }
 
     /// The names of the members that it adds to the process object.
-    const MEMBERS: [&str; 13] = [
+    const MEMBERS: [&str; 15] = [
+        "memoryMount",
+        "crc",
         "exec",
         "containerdStdin",
         "containerdStdout",
@@ -147,8 +149,10 @@ impl ProcessDir {
         // Of an init the container's directory says so.
         let marked = if record.exec { mark_as_creating(&self.0, &record.instance) } else { Ok(()) };
         record.add_to(&mut process);
+        // Every runtime takes null for absent; shims, of older daemons too, do not.
+        process.retain(|_, value| !value.is_null());
         // Older daemons, which a user may go back to, read it without a look at whether it is there.
-        if process.get("capabilities").is_none_or(Value::is_null) {
+        if !process.contains_key("capabilities") {
             process.insert("capabilities".into(), Map::new().into());
         }
         let made = marked.and_then(|()| self.fill(&Value::Object(process)));

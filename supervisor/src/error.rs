@@ -14,6 +14,12 @@ pub enum Error {
         /// As it was asked for.
         id: String,
     },
+    /// The container of this id is not there yet.
+    #[error("container {id} is being created, or removed again")]
+    ContainerNotReady {
+        /// As it was asked for.
+        id: String,
+    },
     /// What its directory holds cannot be read, so that nothing can be done with it but removing it.
     #[error("container {id} is broken and set aside: {reason}; SIGKILL to its init removes it")]
     Aside {

@@ -28,6 +28,9 @@ use crate::tasks::passed_on;
 /// How long the answer to a call that ran into its time limit may wait for the clean-up, which otherwise goes on behind it.
 pub(crate) const CLEANUP_LIMIT: Duration = Duration::from_secs(1);
 
+/// How long a runtime that has failed without a word may take to say what is wrong with it.
+const COMPLAINT_LIMIT: Duration = Duration::from_secs(1);
+
 /// How long a start goes on after the container's init has ended: the runtime finds out by itself, normally.
 const AFTER_INIT: Duration = Duration::from_secs(2);
 
@@ -324,7 +327,14 @@ impl Shared {
                     Some(Err(e)) => Some(Err(e)),
                     None => None,
                 };
-                Err(why_it_failed(&process.dir, container.oci(), ended))
+                let failed = why_it_failed(&process.dir, container.oci(), ended);
+                let is_unexplained = matches!(failed, Error::Shim(_))
+                    && process.dir.shim_error().is_some_and(|line| line.kind == "runtime");
+                let complaint = match is_unexplained {
+                    true => container.oci().complaint(COMPLAINT_LIMIT).await,
+                    false => None,
+                };
+                Err(complaint.map_or(failed, Error::Runtime))
             }
         }
     }

@@ -206,7 +206,8 @@ impl Shared {
         match self.map().get(id) {
             Some(Slot::Here(container)) => Ok(container.clone()),
             Some(Slot::Aside(aside)) => Err(aside.error(id)),
-            Some(Slot::Taken | Slot::Left(_)) | None => Err(Error::ContainerNotFound { id: id.to_string() }),
+            Some(Slot::Taken | Slot::Left(_)) => Err(Error::ContainerNotReady { id: id.to_string() }),
+            None => Err(Error::ContainerNotFound { id: id.to_string() }),
         }
     }
 
@@ -223,6 +224,11 @@ impl Shared {
                 (self.config.runtime.as_str(), own.cloned().collect())
             }
         };
+        if name.contains('/') && !name.starts_with('/') && runtime.is_some() {
+            // It would be looked for in the daemon's working directory, which the client does not know.
+            let (field, value) = ("runtime", shorten(name));
+            return Err(Error::Argument { field, value, reason: "must be a name or an absolute path" });
+        }
         // Runtimes that share a root do not understand each other's containers there.
         let directory = Path::new(name).file_name().unwrap_or_default();
         let found = Oci::find(name, runtime::with_root(arguments, &self.runtime_root.join(directory)))?;

@@ -6,7 +6,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
-use tests::{Client, FAULTS, Host, Options, eventually, runtime};
+use tests::{Client, FAULTS, Host, Options, eventually};
 use tonic::Code;
 
 fn nothing_of(host: &Host, id: &str) {
@@ -239,12 +239,11 @@ impl Theirs {
 }
 
 /// The runtime under another name, as a version of its own is installed beside the system's.
-fn named_copy(host: &Host) -> String {
-    let program = runtime();
+fn named_copy(host: &Host, program: &str) -> String {
     let found = std::env::split_paths(&tests::path_with_criu())
-        .map(|directory| directory.join(&program))
+        .map(|directory| directory.join(program))
         .find(|path| path.exists());
-    let path = host.join(&format!("{}-1.28", Path::new(&program).file_name().unwrap().to_str().unwrap()));
+    let path = host.join(&format!("{}-1.28", Path::new(program).file_name().unwrap().to_str().unwrap()));
     assert!(Command::new("cp").arg(found.unwrap()).arg(&path).status().unwrap().success());
     path
 }
@@ -264,9 +263,16 @@ async fn create_with(
 
 #[tokio::test]
 async fn container_of_another_program_with_the_same_id_is_not_touched() {
-    let host = Host::new().await;
+    for runtime in crate::versions::runtimes() {
+        println!("{runtime}");
+        container_of_another_program_is_not_touched(&runtime).await;
+    }
+}
+
+async fn container_of_another_program_is_not_touched(runtime: &str) {
+    let host = Host::with(Options { runtime: Some(runtime.into()), ..Options::default() }).await;
     let mut client = host.client().await;
-    let program = named_copy(&host);
+    let program = named_copy(&host, runtime);
     let id = host.path().file_name().unwrap().to_string_lossy().replace('.', "-");
     // In the runtime's usual root, which the daemon does not use by itself.
     let theirs = Theirs::run(&program, None, &id, &host.bundle(&["sleep", "1000"]).write());

@@ -383,3 +383,46 @@ async fn state_of_one_container_fits_a_clients_default_limit() {
     kill(&mut client, "c").await;
     host.finish();
 }
+
+#[tokio::test]
+async fn config_with_nulls_and_duplicate_keys_starts() {
+    let host = Host::new().await;
+    let mut client = host.client().await;
+    let mut watch = Watch::new(&mut client).await;
+    let mut bundle = host.bundle(&["sh", "-c", "exit 3"]);
+    for name in ["terminal", "apparmorProfile", "selinuxLabel", "rlimits"] {
+        bundle.config["process"][name] = serde_json::Value::Null;
+    }
+    bundle.config["hooks"] = serde_json::Value::Null;
+    let text = bundle.config.to_string();
+    let twice = text.replacen("{", "{\"hostname\":\"first\",", 1);
+    for (n, config) in [text, twice].iter().enumerate() {
+        start(&mut client, &format!("c{n}"), &bundle.write_config(config)).await;
+        assert_eq!(watch.exit(&format!("c{n}"), "init").await, 3);
+    }
+    host.finish();
+}
+
+#[tokio::test]
+async fn relative_runtime_of_a_client_is_refused_and_an_id_that_is_being_created_is_called_so() {
+    const SLOW: &str = r#"case " $* " in *" run "*) : >"$(dirname $0)/begun"; while [ ! -e "$(dirname $0)/go" ]; do sleep 0.01; done;; esac
+        exec $RUNTIME "$@""#;
+    let host = Host::with(Options { fake_runtime: Some(SLOW), ..Options::default() }).await;
+    let mut client = host.client().await;
+    let bundle = host.bundle(&["sleep", "1000"]).write();
+    let mut request = container("r", &bundle);
+    request.runtime = "./rel/crun".into();
+    refused(client.create_container(request).await, Code::InvalidArgument, &["runtime", "./rel/crun", "absolute"]);
+    let mut caller = client.clone();
+    let request = container("c", &bundle);
+    let call = tokio::spawn(async move { caller.create_container(request).await });
+    let begun = host.join("begun");
+    let is_begun = move || std::fs::exists(&begun).unwrap();
+    tokio::task::spawn_blocking(move || tests::eventually("the runtime is at work", is_begun)).await.unwrap();
+    let texts = ["containerd: container not found", "c is being created"];
+    refused(signal(&mut client, "c", "init", 9).await, Code::NotFound, &texts);
+    std::fs::write(host.join("go"), "").unwrap();
+    call.await.unwrap().unwrap();
+    kill(&mut client, "c").await;
+    host.finish();
+}

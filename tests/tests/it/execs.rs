@@ -193,7 +193,7 @@ async fn settings_of_an_exec_are_those_of_the_container_at_its_creation() {
     host.restart(rustix::process::Signal::KILL).await;
     let mut client = host.client().await;
     let ours = said(&host, &mut client, |_| {}).await;
-    assert!(line(&ours, "NoNewPrivs").contains('1') && line(&ours, "Max open files").contains("100"), "{ours}");
+    assert!(line(&ours, "NoNewPrivs").contains('1') && line(&ours, "Max open files").contains("200 "), "{ours}");
     kill(&mut client, "c").await;
     host.finish();
 }

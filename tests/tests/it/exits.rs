@@ -140,15 +140,6 @@ async fn an_exec_that_meets_the_containers_end_delays_it_by_nothing() {
     host.finish();
 }
 
-/// The processes of a PID namespace that have ended and that nobody has reaped.
-fn zombies_in_namespace_of(pid: u32) -> Vec<u32> {
-    let namespace = std::fs::read_link(format!("/proc/{pid}/ns/pid")).unwrap();
-    let pids = std::fs::read_dir("/proc").unwrap().flatten();
-    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    let is_there = |pid: &u32| std::fs::read_link(format!("/proc/{pid}/ns/pid")).is_ok_and(|link| link == namespace);
-    pids.filter(is_there).filter(|pid| sys::procfs::stat(*pid).unwrap().is_some_and(|stat| stat.is_dead())).collect()
-}
-
 #[tokio::test]
 async fn failed_exec_leaves_no_zombie_that_the_end_of_its_container_would_wait_for() {
     let host = Host::with(tests::Options {

@@ -38,4 +38,5 @@ mod support;
 mod takeover;
 mod terminal;
 mod upgrade;
+mod versions;
 mod wire;

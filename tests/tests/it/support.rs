@@ -131,3 +131,12 @@ pub(crate) fn is_cut_off(status: &Status) -> bool {
         _ => false,
     }
 }
+
+/// The processes of a PID namespace that have ended and that nobody has reaped.
+pub(crate) fn zombies_in_namespace_of(pid: u32) -> Vec<u32> {
+    let namespace = std::fs::read_link(format!("/proc/{pid}/ns/pid")).unwrap();
+    let pids = std::fs::read_dir("/proc").unwrap().flatten();
+    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let is_there = |pid: &u32| std::fs::read_link(format!("/proc/{pid}/ns/pid")).is_ok_and(|link| link == namespace);
+    pids.filter(is_there).filter(|pid| sys::procfs::stat(*pid).unwrap().is_some_and(|stat| stat.is_dead())).collect()
+}
