@@ -53,7 +53,7 @@ pub(crate) fn status(error: Error) -> Status {
         Error::StartTimeout { .. } => {
             (Code::DeadlineExceeded, "containerd: container did not start before the specified timeout".into())
         }
-        Error::DiskTimeout { .. } => (Code::DeadlineExceeded, format!("containerd: {error}")),
+        Error::DiskTimeout { .. } | Error::Busy { .. } => (Code::DeadlineExceeded, format!("containerd: {error}")),
         Error::Descriptors { .. } => (Code::ResourceExhausted, format!("containerd: {error}")),
         Error::File(_) | Error::Journal(_) | Error::System { .. } | Error::Spawn { .. } => {
             (Code::Internal, format!("containerd: {error}"))

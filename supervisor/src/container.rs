@@ -4,7 +4,8 @@ use cgroup::Cgroup;
 use runtime::{ContainerDir, ContainerRecord, INIT, Oci, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use tokio::sync::RwLock;
+use std::time::Duration;
+use tokio::sync::{RwLock, RwLockWriteGuard};
 
 use crate::error::Error;
 use crate::lifecycle::{Action, Happened, Request, State, permits, step};
@@ -162,6 +163,16 @@ impl Container {
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // Held for plain assignments only.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until no other call is changing it, and keeps others from that; but not longer than a call may take.
+    pub(crate) async fn turn(
+        &self,
+        operation: &'static str,
+        limit: Duration,
+    ) -> Result<RwLockWriteGuard<'_, ()>, Error> {
+        let busy = |_| Error::Busy { id: self.id.clone(), operation, limit };
+        tokio::time::timeout(limit, self.order.write()).await.map_err(busy)
     }
 
     /// Its runtime.

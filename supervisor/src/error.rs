@@ -196,6 +196,16 @@ pub enum Error {
         /// The container.
         id: String,
     },
+    /// Another call on the container, such as a long checkpoint, has not ended in time.
+    #[error("cannot {operation} container {id}: another call on it has not ended within {limit:?}")]
+    Busy {
+        /// The container.
+        id: String,
+        /// What was asked for.
+        operation: &'static str,
+        /// How long it was waited for.
+        limit: std::time::Duration,
+    },
     /// A file system that a client has named does not answer.
     #[error("cannot {operation} within {limit:?}: the file system does not answer")]
     DiskTimeout {

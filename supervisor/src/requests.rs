@@ -79,7 +79,7 @@ impl Supervisor {
         };
         let (shared, container) = (self.0.clone(), self.0.container(id)?);
         carried_through(async move {
-            let _order = container.order.write().await;
+            let _order = container.turn(operation.name(), shared.config.call_timeout).await?;
             shared.follow_freezer(&container);
             if request == Request::Resume {
                 check_frozen_above(&container)?;

@@ -41,7 +41,7 @@ impl Supervisor {
 
 impl Shared {
     async fn update(&self, container: &Arc<Container>, changes: Changes) -> Result<(), Error> {
-        let _order = container.order.write().await;
+        let _order = container.turn("update", self.config.call_timeout).await?;
         container.check(Request::Update)?;
         let refused = |source| Error::Limit { id: container.id.clone(), source };
         let cgroup = container.cgroup().ok_or_else(|| Error::NoCgroup { id: container.id.clone() })?;

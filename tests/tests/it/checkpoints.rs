@@ -1061,3 +1061,37 @@ async fn added_process_that_is_killed_during_a_checkpoint_takes_nothing_along() 
     kill(&mut client, "c").await;
     host.finish();
 }
+
+#[tokio::test]
+async fn directory_of_checkpoints_can_hold_anything() {
+    let host = Host::with(Options { flags: vec!["--start-timeout=2s".into()], ..Options::default() }).await;
+    let mut client = host.client().await;
+    sleeper(&host, &mut client, "c").await;
+    let directory = host.path().join("anything");
+    let at = |name: &str| directory.join(name).join("config.json");
+    let names = ["zero", "fifo", "huge", "directory", "good"];
+    names.iter().for_each(|name| std::fs::create_dir_all(directory.join(name)).unwrap());
+    std::os::unix::fs::symlink("/dev/zero", at("zero")).unwrap();
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    rustix::fs::mknodat(rustix::fs::CWD, at("fifo"), rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    std::fs::File::create(at("huge")).unwrap().set_len(1 << 40).unwrap();
+    std::fs::create_dir(at("directory")).unwrap();
+    std::fs::write(at("good"), "{}").unwrap();
+    let text = directory.to_str().unwrap();
+    let threads = || std::fs::read_dir(format!("/proc/{}/task", host.pid())).unwrap().count();
+    let before = threads();
+    for _ in 0..5 {
+        // What cannot be read is no checkpoint.
+        assert_eq!(list(&mut client, "c", text).await.unwrap(), ["good"]);
+        for name in names.iter().filter(|name| **name != "good") {
+            let mut request = container("r", &host.bundle(&["true"]).write());
+            (request.checkpoint, request.checkpoint_dir) = ((*name).into(), text.into());
+            client.create_container(request).await.expect_err(name);
+        }
+    }
+    let memory = tests::usage(host.pid()).rss;
+    assert!(memory < 64 << 10, "{memory} kB");
+    assert!(threads() <= before + 2, "no thread is held");
+    kill(&mut client, "c").await;
+    host.finish();
+}
