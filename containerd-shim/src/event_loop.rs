@@ -34,6 +34,9 @@ use crate::stdio::{Direction, Opened, open_client, process_pipe, set_nonblocking
 /// How many seconds to wait before the status is written again, where it could not be: nothing tells when it can.
 const STATUS_PAUSE: u32 = 1;
 
+/// How often readers are looked for that cannot be watched for.
+const BLIND_PAUSE: Duration = Duration::from_millis(250);
+
 /// How long what a failed runtime has left may take to die.
 const CHILDREN_LIMIT: Duration = Duration::from_secs(5);
 
@@ -78,6 +81,8 @@ pub(crate) struct Shim {
     terminal: Option<OwnedFd>,
     input: Option<Input>,
     outputs: Vec<Output>,
+    /// There is no inotify instance or watch to be had.
+    blind: bool,
     /// Tells when somebody opens a FIFO; made when first needed.
     readers: Option<OwnedFd>,
     init: ContainerInit,
@@ -127,6 +132,7 @@ impl Shim {
             terminal: None,
             input: None,
             outputs: Vec::new(),
+            blind: false,
             readers: None,
             init: ContainerInit::Own { namespace: true },
             killing: None,
@@ -401,7 +407,11 @@ impl Shim {
             _ => None,
         });
         let own = self.outputs.iter().filter_map(Output::deadline);
-        own.chain(last).min().map(|at| at.since(Instant::now()))
+        let left = own.chain(last).min().map(|at| at.since(Instant::now()));
+        if self.blind && self.outputs.iter().any(Output::waits_for_reader) {
+            return Some(left.map_or(BLIND_PAUSE, |left| left.min(BLIND_PAUSE)));
+        }
+        left
     }
 
     fn reap(&mut self) -> Result<(), Failure> {
@@ -464,7 +474,11 @@ impl Shim {
             });
         match watched {
             Ok(readers) => self.readers = Some(readers),
-            Err(e) => warn(&format!("a reader that comes now is not seen: {}", Explained(e))),
+            Err(e) if !self.blind => {
+                self.blind = true;
+                warn(&format!("a reader's coming is looked for, as it cannot be watched for: {}", Explained(e)));
+            }
+            Err(_) => {}
         }
         self.readers.is_some()
     }

@@ -33,6 +33,8 @@ pub mod limits;
 pub mod pidfd;
 pub mod procfs;
 mod raw;
+#[cfg(feature = "std")]
+pub mod seccomp;
 pub mod shown;
 pub mod signal;
 pub mod small_file;

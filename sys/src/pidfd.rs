@@ -81,37 +81,13 @@ mod tests {
         assert!(PidFd::open(u32::MAX, 1).expect("no such process is no error").is_none());
     }
 
-    /// Has pidfd_open(2) fail with `errno` in this thread from now on (seccomp(2)).
-    fn refuse_pidfd_open(errno: i32) {
-        let instruction = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
-        let (load, jump, answer) = (
-            libc::BPF_LD | libc::BPF_W | libc::BPF_ABS,
-            libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
-            libc::BPF_RET | libc::BPF_K,
-        );
-        let mut program = [
-            // The number of the call is the first member of struct seccomp_data.
-            instruction(load, 0, 0, 0),
-            instruction(jump, 0, 1, libc::SYS_pidfd_open as u32),
-            instruction(answer, 0, 0, libc::SECCOMP_RET_ERRNO | errno as u32),
-            instruction(answer, 0, 0, libc::SECCOMP_RET_ALLOW),
-        ];
-        let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
-        // SAFETY: prctl(2) reads the program, which outlives the call, and changes this thread alone.
-        let done = unsafe {
-            libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
-                && libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const filter, 0, 0) == 0
-        };
-        assert!(done, "{}", std::io::Error::last_os_error());
-    }
-
     #[test]
     fn each_answer_that_means_gone_is_taken_for_it() {
         for (errno, is_gone) in [(libc::ESRCH, true), (libc::EINVAL, true), (libc::ENOENT, true), (libc::EMFILE, false)]
         {
             // A thread of its own, as no filter is ever taken back.
             let opened = std::thread::spawn(move || {
-                refuse_pidfd_open(errno);
+                crate::seccomp::refuse("pidfd_open", errno).expect("filters");
                 PidFd::open(std::process::id(), 1).map(|process| process.is_none())
             });
             let opened = opened.join().expect("does not panic");

@@ -585,6 +585,26 @@ async fn as_many_as_can_be_started_can_be_killed() {
     host.finish();
 }
 
+#[tokio::test]
+async fn starts_and_output_need_no_inotify() {
+    for refused in ["inotify_init1=24", "inotify_add_watch=28"] {
+        let wrapper = [env!("CARGO_BIN_EXE_refusing"), refused, "--"].map(String::from).to_vec();
+        let host = Host::with(Options { wrapper, ..Options::default() }).await;
+        let mut client = host.client().await;
+        works(&host, &mut client, "c").await;
+        // A reader that comes after the end.
+        let mut watch = Watch::new(&mut client).await;
+        let out = host.fifo();
+        let mut request = container("d", &host.bundle(&["echo", "late"]).write());
+        request.stdout = out.path();
+        client.create_container(request).await.unwrap();
+        while state(&mut client).await.iter().any(|container| container.status == "running") {}
+        assert_eq!(out.collect().text(), "late\n");
+        assert_eq!(watch.exit("d", "init").await, 0);
+        host.finish();
+    }
+}
+
 /// The host's pid of a process, as its shim has written it.
 fn find(host: &Host, id: &str, process: &str) -> Pid {
     let text = std::fs::read_to_string(host.state_dir().join(id).join(process).join("pid")).unwrap();
