@@ -85,9 +85,12 @@ impl Cgroup {
         collected.is_ok() && self.pids().is_ok_and(|members| members == pids)
     }
 
-    /// Whether another container has the same groups.
-    pub fn is_same(&self, other: &Cgroup) -> bool {
-        self.places == other.places
+    /// Whether one of its groups is a group of `other`, or below one.
+    pub fn is_within(&self, other: &Cgroup) -> bool {
+        let is_in = |(mount, below): &Below, (other_mount, above): &Below| {
+            mount == other_mount && Path::new(below.as_ref()).starts_with(above.as_ref())
+        };
+        self.places.iter().any(|own| other.places.iter().any(|place| is_in(own, place)))
     }
 
     /// The place in a v1 hierarchy.

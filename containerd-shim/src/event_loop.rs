@@ -247,28 +247,23 @@ impl Shim {
         Ok(())
     }
 
-    /// Kills and reaps what a runtime has left that failed. A zombie in the container's PID namespace would keep the container
-    /// from ending until the zombie's new parent has reaped it (pid_namespaces(7)), which PID 1 may do late or never.
+    /// Kills and reaps what a failed runtime has left in the container. A zombie in the container's PID namespace would keep the
+    /// container from ending until the zombie's new parent has reaped it (pid_namespaces(7)), which PID 1 may do late or never.
     fn end_children(&self) {
         let begun = Instant::now();
+        // Only a child's end is waited for here.
+        self.poller.forget(&self.control);
         loop {
-            match sys::child::try_reap_any() {
-                Ok(Some(_)) => continue,
-                Ok(None) => {}
-                // There is none any more.
-                Err(_) => return,
+            while self.children.take().is_ok_and(|taken| taken.is_some()) {}
+            while sys::child::try_reap_any().is_ok_and(|ended| ended.is_some()) {}
+            if !oci::kill_children_elsewhere() {
+                return;
             }
             let Some(left) = CHILDREN_LIMIT.checked_sub(begun.elapsed()).filter(|left| !left.is_zero()) else {
-                return warn("what the runtime has left does not end");
+                return warn("what the runtime has left in the container does not end");
             };
-            oci::kill_children();
-            // The signal of a child that has ended since wakes this at once.
-            while self.children.take().is_ok_and(|taken| taken.is_some()) {}
-            match sys::child::try_reap_any() {
-                Ok(None) => drop(self.poller.wait(Some(left))),
-                Ok(Some(_)) => {}
-                Err(_) => return,
-            }
+            // The signal of a child that has ended since the signals were taken is still there.
+            let _ = self.poller.wait(Some(left));
         }
     }
 

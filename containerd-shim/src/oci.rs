@@ -5,7 +5,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{CWD, Dir, Mode, OFlags, open, unlinkat};
+use rustix::fs::{CWD, Dir, Mode, OFlags, open, readlink, unlinkat};
 use rustix::io::{self, Errno};
 use rustix::process::Pid;
 use sys::environment::variables_without;
@@ -129,13 +129,22 @@ pub(crate) fn start_kill_all(target: &Target, request: &Request) -> Result<Pid, 
     runtime.start().context(failed)
 }
 
-/// Kills all children of this process. Their numbers are their own for as long as this process has not reaped them.
-pub(crate) fn kill_children() {
+/// Kills the children of this process that are in another PID namespace; false if there is none. Their numbers are their own
+/// for as long as this process has not reaped them. What a hook has left outside the container is not the shim's to end.
+pub(crate) fn kill_children_elsewhere() -> bool {
+    let namespace = |pid: &str| readlink(format!("/proc/{pid}/ns/pid"), Vec::new()).ok();
+    let own = namespace("self");
     let children = sys::small_file::read_text(CWD, "/proc/thread-self/children").unwrap_or_default();
-    for pid in children.split_ascii_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)) {
-        // One that has ended just now takes the signal without effect.
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    let mut some = false;
+    for child in children.split_ascii_whitespace() {
+        let Some(pid) = child.parse().ok().and_then(Pid::from_raw) else { continue };
+        if namespace(child).is_some_and(|namespace| Some(namespace) != own) {
+            some = true;
+            // One that has ended just now takes the signal without effect.
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
     }
+    some
 }
 
 /// What is in front of every subcommand.

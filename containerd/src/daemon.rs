@@ -23,7 +23,7 @@ use crate::load::{Gate, Load};
 use crate::logging::{Level, Log};
 use crate::metrics;
 use crate::profile;
-use crate::replace::{self, Previous, Replacement};
+use crate::replace::{Previous, Replacement};
 use crate::service::Service;
 use crate::wire::with_plain_message;
 
@@ -49,8 +49,8 @@ const SERVICE: &str = "types.API";
 /// Room for so many descriptors is made at the start, beside those of the containers that are there.
 const FIRST_DESCRIPTORS: u64 = 1024;
 
-/// A container takes so many: its `exit`, what tells of an out-of-memory, and three that `State` holds.
-const DESCRIPTORS_OF_ONE: u64 = 5;
+/// A container takes so many: its `exit`, two that tell of an out-of-memory, and three that `State` holds.
+const DESCRIPTORS_OF_ONE: u64 = 6;
 
 /// What nobody but root may do with any file of the daemon's: write to it.
 const UMASK: Mode = Mode::from_raw_mode(0o022);
@@ -152,8 +152,6 @@ async fn serve(
     sockets.leave_file(previous.is_some());
     let metrics_listener = http_listener("--metrics-address", flags.metrics_address.as_deref()).await?;
     let profile_listener = http_listener("--pprof-address", flags.pprof_address.as_deref()).await?;
-    // What the program before this one has kept is free now.
-    drop(sys::activation::take_handed_over(sys::activation::RESERVE));
     let supervisor = Supervisor::open(Config {
         state_dir: state_dir.clone(),
         runtime: flags.runtime.clone(),
@@ -214,7 +212,6 @@ async fn serve(
     tokio::pin!(recovery);
     // Calls that are not waited for any more.
     let mut hanging = 0;
-    let mut reserve = Vec::new();
     let mut ready = false;
     let replaced = loop {
         tokio::select! {
@@ -245,7 +242,6 @@ async fn serve(
                     result = make_way => match result {
                         Ok(left) => {
                             hanging = left;
-                            reserve = replace::reserve();
                             break true;
                         }
                         Err(e) => tracing::error!("not replaced, going on: {e:#}"),
@@ -291,7 +287,7 @@ async fn serve(
         let sockets = sockets.hand_over().context("hand the sockets over")?;
         log.flush();
         let left = [Some(sockets), log.hand_over()];
-        bail!(replacement.take_over(left.into_iter().flatten().collect(), &reserve));
+        bail!(replacement.take_over(left.into_iter().flatten().collect()));
     }
     Ok(())
 }

@@ -106,6 +106,9 @@ pub(crate) async fn serve<F: Future<Output = Answer> + Send>(
                 continue;
             }
         };
+        if !crate::listen::has_descriptors() {
+            continue;
+        }
         let (answer, mut place) = (answer.clone(), places.begin(peer));
         tokio::spawn(async move {
             let service = service_fn(|request| respond(request, answer.as_ref()));

@@ -324,6 +324,9 @@ async fn accept_all(
         }),
         Listener::Tls(tcp, acceptor) => {
             let (stream, peer) = tcp.accept().await?;
+            if !has_descriptors() {
+                return Ok(None);
+            }
             let place = handshakes.begin(peer);
             let (acceptor, load, connections) = (acceptor.clone(), load.clone(), connections.clone());
             let handshakes = handshakes.clone();
@@ -359,10 +362,18 @@ async fn accept_all(
 /// As many descriptors as no connection takes: for signals, exits and deletions.
 const KEPT_FROM_CONNECTIONS: u64 = 12;
 
+/// Whether there are descriptors for another connection.
+pub(crate) fn has_descriptors() -> bool {
+    let has = !sys::descriptors::free().is_ok_and(|free| free < KEPT_FROM_CONNECTIONS);
+    if !has {
+        tracing::debug!("refused a connection: the descriptors that are left are kept for ending what runs");
+    }
+    has
+}
+
 /// A connection, if there are not too many.
 fn connection(load: &Load, stream: impl Io + 'static) -> Option<Connection> {
-    if sys::descriptors::free().is_ok_and(|free| free < KEPT_FROM_CONNECTIONS) {
-        tracing::debug!("refused a connection: the descriptors that are left are kept for ending what runs");
+    if !has_descriptors() {
         return None;
     }
     let open = load.connection();

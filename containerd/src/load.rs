@@ -240,6 +240,6 @@ mod tests {
         assert!(load.0.has_burst.load(Ordering::Relaxed));
         drop(open);
         assert_eq!(load.0.connections.load(Ordering::Relaxed), 0);
-        assert!(!load.0.has_burst.load(Ordering::Relaxed), "memory has been given back");
+        assert!(!load.0.has_burst.load(Ordering::Relaxed), "the burst is over");
     }
 }

@@ -7,13 +7,11 @@
 //! 2. [`Replacement::rehearse`] starts it as a child with the same flags, but with a state directory and a socket of its own,
 //!    and waits until it says that it serves (sd_notify(3)). That needs no flag that the next program would have to
 //!    know, so that any version can be installed, and it fails for all that would make the real start fail: a flag that
-//!    it does not know, a certificate, the format of the state directory, threads, inotify instances.
-//! 3. [`take_over`](Replacement::take_over) executes it, and leaves to it the sockets, what has not been logged, and an inotify
-//!    instance, which another program could take otherwise.
+//!    it does not know, a certificate, the format of the state directory, threads.
+//! 3. [`take_over`](Replacement::take_over) executes it, and leaves to it the sockets and what has not been logged.
 //! 4. If it fails before it serves all the same, it executes this program again ([`Previous`]).
 
 use anyhow::{Context, Result, bail};
-use rustix::fs::inotify;
 use rustix::fs::{Mode, OFlags, open};
 use std::ffi::OsString;
 use std::fs::{DirBuilder, File};
@@ -24,7 +22,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
-use sys::activation::{PREVIOUS, RESERVE, SOCKETS, hand_over, take_handed_over};
+use sys::activation::{PREVIOUS, SOCKETS, hand_over, take_handed_over};
 use sys::socket_path::SocketPath;
 use tokio::net::UnixDatagram;
 
@@ -102,6 +100,8 @@ impl Replacement {
                 command.args([flag, "127.0.0.1:0"]);
             }
         }
+        // It must not outlive a daemon that is killed meanwhile.
+        sys::child::die_with_parent(&mut command);
         command.env("NOTIFY_SOCKET", format!("{short}/notify"));
         command.env_remove("JOURNAL_STREAM").env_remove(failpoint::VARIABLE);
         command.stdin(std::process::Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
@@ -137,8 +137,7 @@ impl Replacement {
 
     /// Puts the program in this one's place. `left` are variables that tell it what this one leaves to it. Only returns if
     /// neither it nor this one itself can be started.
-    pub(crate) fn take_over(&self, mut left: Vec<(&'static str, String)>, reserve: &[OwnedFd]) -> anyhow::Error {
-        left.extend(hand_over(RESERVE, reserve));
+    pub(crate) fn take_over(&self, mut left: Vec<(&'static str, String)>) -> anyhow::Error {
         let own = open("/proc/self/exe", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
         if let Ok(own) = &own {
             left.extend(hand_over(PREVIOUS, std::slice::from_ref(own)));
@@ -154,21 +153,10 @@ impl Replacement {
 
 /// Executes a program in this one's place, if it can.
 fn execute(mut command: Command, left: &[(&'static str, String)]) -> std::io::Error {
-    for name in [SOCKETS, RESERVE, PREVIOUS, sys::activation::LOG, "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"] {
+    for name in [SOCKETS, PREVIOUS, sys::activation::LOG, "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"] {
         command.env_remove(name);
     }
     command.envs(left.iter().map(|(name, value)| (name, value))).exec()
-}
-
-/// What the next program must be able to open at its start, kept so that no other process takes it meanwhile.
-pub(crate) fn reserve() -> Vec<OwnedFd> {
-    match inotify::init(inotify::CreateFlags::CLOEXEC) {
-        Ok(instance) => vec![instance],
-        Err(e) => {
-            tracing::warn!("no inotify instance can be kept for the next program: {e}");
-            Vec::new()
-        }
-    }
 }
 
 /// Waits until the program says that it serves.

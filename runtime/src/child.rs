@@ -6,15 +6,15 @@ use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::Duration;
-use sys::activation::{LOG, PREVIOUS, RESERVE, SOCKETS};
+use sys::activation::{LOG, PREVIOUS, SOCKETS};
 use sys::child::ExitStatus;
 use sys::exhausted::is_exhausted;
 use sys::pidfd::open_number;
 use tokio::io::unix::AsyncFd;
 
 /// What systemd means for the daemon alone, and what the daemon means for its successor.
-pub(crate) const NOT_FOR_CHILDREN: [&str; 8] =
-    ["NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", SOCKETS, LOG, RESERVE, PREVIOUS];
+pub(crate) const NOT_FOR_CHILDREN: [&str; 7] =
+    ["NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", SOCKETS, LOG, PREVIOUS];
 
 /// How long to wait before a child is looked at again, when there is no descriptor to wait for it with.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);

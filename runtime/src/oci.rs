@@ -6,6 +6,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -310,7 +311,10 @@ impl Call {
 /// The runtimes that delete a container at the moment, by the logs that they write to: those that a daemon has started which
 /// has ended since. Goes through all of `/proc`.
 pub fn deletes_under_way() -> HashMap<PathBuf, (Pid, PidFd)> {
+    let own = rustix::process::geteuid().as_raw();
     let log_of = |pid: u32| {
+        // Any program can have such a command line.
+        std::fs::metadata(format!("/proc/{pid}")).ok().filter(|process| process.uid() == own)?;
         let text = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
         let mut words = text.split(|byte| *byte == 0);
         words.find(|word| *word == b"--log")?;

@@ -5,7 +5,6 @@
 //! of this boot: a shim that works in its directory, a readable `state.json`, or a state directory on a tmpfs.
 
 use runtime::{INIT, Oci};
-use std::path::PathBuf;
 use std::sync::Arc;
 use sys::pidfd::PidFd;
 use tokio::sync::OnceCell;
@@ -93,7 +92,10 @@ impl Shared {
                 Ok(oci) => {
                     let bundle = Some(&*aside.origin.bundle).filter(|bundle| !bundle.is_empty());
                     let init = dir.process(INIT).process().ok().flatten();
-                    let log = PathBuf::from("/dev/null");
+                    let log = dir.process(INIT).runtime_log();
+                    if let Some((pid, process)) = runtime::deletes_under_way().remove(&log) {
+                        self.deletions.note_running(id, pid, process);
+                    }
                     let deletion = Deletion {
                         id,
                         oci: &oci,

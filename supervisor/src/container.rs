@@ -255,11 +255,4 @@ impl Container {
     pub(crate) fn cgroup(&self) -> Option<&Cgroup> {
         self.cgroup.get()?.as_ref()
     }
-
-    /// Kills all that is in it, by every way there is.
-    pub(crate) fn kill_all(&self) {
-        if let Some(Err(e)) = self.cgroup().map(Cgroup::kill) {
-            tracing::warn!(container = %self.id, "cannot kill what is in the cgroup: {e}");
-        }
-    }
 }

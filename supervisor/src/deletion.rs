@@ -2,10 +2,10 @@
 //!
 //! That is a duty: it is tried until it is done or proved to be needless, with growing pauses, at once when a client asks
 //! for the id again or sends SIGKILL, and by the next daemon. Until then the container keeps its id, and its exit is not
-//! told, because clients rely on a free id once they have seen it. Why it takes so long is in the log, and in the answer to
+//! recorded, because clients rely on a free id once they have seen it. Why it takes so long is in the log, and in the answer to
 //! a client that asks for the id.
 //!
-//! Only what is proved to be this daemon's is deleted by force. A `delete` is never cut off while it runs a hook, and it
+//! Only what is proved to be this daemon's is deleted. A `delete` is never cut off while it runs a hook, and it
 //! outlives this daemon: the next one waits for it.
 
 use cgroup::Cgroup;
@@ -64,7 +64,7 @@ pub(crate) struct Deletion<'a> {
     pub(crate) init: Option<(u32, u64)>,
     /// When its creation began, in ticks of the clock that process start times are in, while it is being made.
     pub(crate) begun: Option<u64>,
-    /// The container's control groups, if no other container has them too.
+    /// The container's control groups.
     pub(crate) cgroup: Option<&'a Cgroup>,
     pub(crate) by_force: bool,
     /// A runtime may have been killed at its work on this container, and have left something.
@@ -130,54 +130,96 @@ impl Deletions {
     }
 }
 
+/// Whether other containers are in a container's control groups, or below them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sharing {
+    No,
+    Yes,
+    /// Another container is being made or taken up, of which the groups are not known yet.
+    Unknown,
+}
+
 impl Shared {
     /// Deletes what the runtime keeps of a container, however long that takes.
     pub(crate) async fn delete_by_runtime(&self, container: &Container, by_force: bool) {
+        self.delete(Shared::deletion_of(container, by_force)).await;
+    }
+
+    fn deletion_of(container: &Container, by_force: bool) -> Deletion<'_> {
         // A runtime was killed, by this daemon or by others.
         let interrupted = by_force || container.is_restored() || container.cut_off.load(Ordering::SeqCst);
-        let deletion = Deletion {
+        Deletion {
             id: &container.id,
             oci: container.oci(),
             log: container.dir.process(INIT).runtime_log(),
             bundle: Some(&container.origin.bundle),
             init: container.init().and_then(|init| init.identity()),
             begun: container.dir.creation_began(),
-            cgroup: container.cgroup().filter(|_| !self.shares_groups(container)),
+            cgroup: container.cgroup(),
             by_force,
             interrupted,
             has_hook: container.origin.has_poststop,
-        };
-        self.delete(deletion).await;
+        }
     }
 
-    /// Whether another container has the same control groups, which must not be thawed or killed for this one.
-    fn shares_groups(&self, container: &Container) -> bool {
-        let Some(cgroup) = container.cgroup() else { return false };
-        let has_same =
-            |other: &Container| !std::ptr::eq(other, container) && other.cgroup().is_some_and(|o| o.is_same(cgroup));
-        self.map().values().any(|slot| matches!(slot, Slot::Here(other) if has_same(other)))
+    /// Waits for a `delete` of an earlier daemon, if one still runs.
+    pub(crate) async fn finish_earlier_delete(&self, container: &Container) {
+        self.finish_earlier(&Shared::deletion_of(container, true)).await;
+    }
+
+    async fn finish_earlier(&self, deletion: &Deletion<'_>) {
+        if let Some((pid, process)) = self.deletions.take_running(deletion.id) {
+            tracing::info!(container = %deletion.id, pid = pid.as_raw_nonzero(), "an earlier daemon's runtime deletes it; waiting");
+            self.wait_for_running(deletion, pid, process).await;
+        }
+    }
+
+    /// Whether another container is in the groups of container `id`, or below them: it must not be thawed or killed with them.
+    pub(crate) fn sharing(&self, id: &str, cgroup: &Cgroup) -> Sharing {
+        let mut sharing = Sharing::No;
+        for (_, slot) in self.map().iter().filter(|(other, _)| *other != id) {
+            match slot {
+                Slot::Here(other) if other.cgroup().is_some_and(|other| other.is_within(cgroup)) => {
+                    return Sharing::Yes;
+                }
+                Slot::Taken | Slot::Left(_) => sharing = Sharing::Unknown,
+                Slot::Here(_) | Slot::Aside(_) => {}
+            }
+        }
+        sharing
+    }
+
+    /// Kills all that is in a container's groups, unless another container is known to be there.
+    pub(crate) fn kill_all(&self, container: &Container) {
+        let Some(cgroup) = container.cgroup() else { return };
+        if self.sharing(&container.id, cgroup) == Sharing::Yes {
+            return;
+        }
+        if let Err(e) = cgroup.kill() {
+            tracing::warn!(container = %container.id, "cannot kill what is in the cgroup: {e}");
+        }
     }
 
     /// See the head of this file.
     pub(crate) async fn delete(&self, mut deletion: Deletion<'_>) {
         let _task = self.tasks.begin_runtime("runtime delete", deletion.id, "");
-        if let Some((pid, process)) = self.deletions.take_running(deletion.id) {
-            tracing::info!(container = %deletion.id, pid = pid.as_raw_nonzero(), "an earlier daemon's runtime deletes it; waiting");
-            self.wait_for_running(&deletion, pid, process).await;
-        }
+        self.finish_earlier(&deletion).await;
         let mut pause = FIRST_PAUSE;
-        let mut said = String::new();
+        let mut is_stuck = false;
         while let Err(reason) = self.try_delete(&mut deletion).await {
             let stuck = self.deletions.note_stuck(deletion.id, &reason);
-            if reason != said {
+            if !std::mem::replace(&mut is_stuck, true) {
                 tracing::warn!(container = %deletion.id, "its runtime cannot delete it, which is tried again: {reason}");
-                said = reason;
+            } else {
+                tracing::debug!(container = %deletion.id, "its runtime still cannot delete it: {reason}");
             }
             if tokio::time::timeout(pause, stuck.again.notified()).await.is_err() {
                 pause = (2 * pause).min(LONGEST_PAUSE);
             }
+            // What the runtime has said of this attempt has been read.
+            let _ = std::fs::File::options().write(true).truncate(true).open(&deletion.log);
         }
-        if !said.is_empty() {
+        if is_stuck {
             tracing::info!(container = %deletion.id, "what its runtime kept is deleted");
         }
     }
@@ -185,12 +227,13 @@ impl Shared {
     /// One attempt. An error says why it has to be tried again.
     async fn try_delete(&self, deletion: &mut Deletion<'_>) -> Result<(), String> {
         let Deletion { id, oci, .. } = *deletion;
-        if deletion.by_force && is_of_others(deletion)? {
+        if !self.is_own_root(oci) && is_of_others(deletion)? {
             tracing::warn!(container = %id, "what {} keeps of this id is another program's; it is left", oci.name());
             return Ok(());
         }
+        let sharing = deletion.cgroup.map_or(Sharing::No, |cgroup| self.sharing(id, cgroup));
         // runc refuses to delete a paused container, and on cgroup v2 a container can die while frozen.
-        if let Some(cgroup) = deletion.cgroup {
+        if let Some(cgroup) = deletion.cgroup.filter(|_| sharing == Sharing::No) {
             cgroup.thaw().map_err(|e| format!("cannot thaw it: {e}"))?;
         }
         if deletion.interrupted {
@@ -209,10 +252,13 @@ impl Shared {
                 reach(Point::Deleted);
                 Ok(())
             }
-            Err(e) if keeps == Some(false) || is_unknown(&e) => {
+            Err(e) if keeps == Some(false) || (keeps.is_none() && is_unknown(&e)) => {
                 // An earlier attempt, an earlier daemon or the runtime itself has deleted it.
                 tracing::debug!(container = %id, "{} keeps nothing of it: {e}", oci.name());
-                if let Some(cgroup) = deletion.cgroup {
+                if sharing == Sharing::Unknown {
+                    return Err("its groups may be those of a container that is being made".into());
+                }
+                if let Some(cgroup) = deletion.cgroup.filter(|_| sharing == Sharing::No) {
                     let removed = cgroup.kill().and_then(|()| cgroup.remove());
                     removed.map_err(|e| format!("its cgroup cannot be removed: {e}"))?;
                 }
@@ -246,7 +292,7 @@ impl Shared {
                 return Err(timed_out);
             }
             let reason = format!("a hook has been running for more than {limit:?}");
-            tracing::warn!(container = %deletion.id, "{reason}; its exit is told when the hook has ended");
+            tracing::warn!(container = %deletion.id, "{reason}; its exit is recorded when the hook has ended");
             self.deletions.note_stuck(deletion.id, &reason);
         }
     }
@@ -262,7 +308,9 @@ impl Shared {
                 tracing::warn!(container = %deletion.id, "the runtime of an earlier daemon does not end; it is killed");
                 return kill_all([(pid, process)]).await;
             }
-            tracing::warn!(container = %deletion.id, "its hook still runs; its exit is told when the hook has ended");
+            let reason = format!("a hook of an earlier daemon's delete has been running for more than {limit:?}");
+            tracing::warn!(container = %deletion.id, "{reason}; its exit is recorded when the hook has ended");
+            self.deletions.note_stuck(deletion.id, &reason);
         }
     }
 
@@ -292,23 +340,35 @@ fn is_unknown(error: &OciError) -> bool {
     matches!(error, OciError::Failed(words) if words.contains("does not exist"))
 }
 
-/// Whether what the runtime keeps of an id was made by another program. Everything that this daemon has started for the
-/// container must have been killed before.
+/// Whether what the runtime keeps of an id in a root that others may use was made by another program. What the runtime has
+/// written down decides: this daemon's init, a process that began after the runtime had been asked, or the same bundle.
 fn is_of_others(deletion: &Deletion<'_>) -> Result<bool, String> {
     let Some(root) = deletion.oci.root() else { return Ok(deletion.init.is_none()) };
     let kept = runtime::kept(root, deletion.id).map_err(|e| format!("its state cannot be read: {e}"))?;
-    if let (Some(theirs), Some(ours)) = (&kept.bundle, deletion.bundle) {
-        if !is_same_directory(Path::new(theirs), Path::new(ours)) {
+    if kept == runtime::Kept::default() {
+        // Nothing there, or not written yet.
+        return Ok(deletion.begun.is_none() && deletion.init.is_none());
+    }
+    if kept.init.is_some() && kept.init == deletion.init {
+        return Ok(false);
+    }
+    let same_bundle = match (&kept.bundle, deletion.bundle) {
+        (Some(theirs), Some(ours)) => Some(is_same_directory(Path::new(theirs), Path::new(ours))),
+        _ => None,
+    };
+    if same_bundle == Some(false) {
+        return Ok(true);
+    }
+    if let Some((pid, starttime)) = kept.init {
+        if deletion.begun.is_some_and(|begun| begun <= starttime) {
+            // While the runtime keeps a container it makes no other one of that id.
+            return Ok(false);
+        }
+        if PidFd::open(pid, starttime).map_err(|e| format!("cannot look up process {pid}: {e}"))?.is_some() {
             return Ok(true);
         }
     }
-    let Some((pid, starttime)) = kept.init.filter(|init| Some(*init) != deletion.init) else { return Ok(false) };
-    if deletion.begun.is_some_and(|begun| begun <= starttime) {
-        // The runtime made it after it had been asked to: while it keeps a container it makes no other one of that id.
-        return Ok(false);
-    }
-    let alive = PidFd::open(pid, starttime).map_err(|e| format!("cannot look up process {pid}: {e}"))?;
-    Ok(alive.is_some())
+    Ok(same_bundle.is_none() && deletion.begun.is_none())
 }
 
 fn is_same_directory(one: &Path, other: &Path) -> bool {

@@ -16,7 +16,7 @@ use crate::event::EventKind;
 use crate::lifecycle::Request;
 use crate::process::{PAUSE, Process};
 use crate::start::{CLEANUP_LIMIT, carried_through};
-use crate::supervisor::{Shared, Supervisor, new_key};
+use crate::supervisor::{Shared, StartPlace, Supervisor, new_key};
 
 /// What is asked for when a process is added to a container.
 #[derive(Debug, Clone, Default)]
@@ -40,13 +40,14 @@ pub struct Created {
     container: Arc<Container>,
     process: Arc<Process>,
     started: bool,
+    _place: StartPlace,
 }
 
 impl Supervisor {
     /// Makes a process ready to run in a running container. Dropping the result removes it again.
     pub async fn create_process(&self, request: CreateProcess, deadline: Instant) -> Result<Created, Error> {
         let container = self.0.container(&request.id)?;
-        Shared::require_descriptors()?;
+        let place = self.0.place_for_start()?;
         Shared::check_process_name(&request.name)?;
         if request.spec.args.is_empty() {
             let (field, value) = ("args", String::new());
@@ -56,11 +57,11 @@ impl Supervisor {
         let (shared, id) = (self.0.clone(), request.id.clone());
         // To wake a thread and be woken by it takes longer than all that it would do.
         if let Some(stdio) = request.stdio.resolve_at_once(request.spec.terminal) {
-            return shared.prepare_process(container, CreateProcess { stdio, ..request });
+            return shared.prepare_process(container, CreateProcess { stdio, ..request }, place);
         }
         let created = on_clients_disk(move || {
             let stdio = request.stdio.resolve(request.spec.terminal)?;
-            shared.prepare_process(container, CreateProcess { stdio, ..request })
+            shared.prepare_process(container, CreateProcess { stdio, ..request }, place)
         });
         // What comes too late is dropped.
         tokio::time::timeout_at(deadline, created).await.map_err(|_| Error::StartTimeout { id })??
@@ -74,7 +75,12 @@ impl Supervisor {
 
 impl Shared {
     /// The paths of its stdio have been looked at.
-    fn prepare_process(self: Arc<Self>, container: Arc<Container>, request: CreateProcess) -> Result<Created, Error> {
+    fn prepare_process(
+        self: Arc<Self>,
+        container: Arc<Container>,
+        request: CreateProcess,
+        place: StartPlace,
+    ) -> Result<Created, Error> {
         container.check(Request::Exec)?;
         let stdio = request.stdio;
         // Read when it is asked for, as most of it is of no use otherwise.
@@ -101,7 +107,7 @@ impl Shared {
         // First of all the name, so that the directory is nobody else's.
         container.add(&process)?;
         self.journal.protect_new(&process.key);
-        let created = Created { shared: self, container, process, started: false };
+        let created = Created { shared: self, container, process, started: false, _place: place };
         created.process.dir.create(object, &record)?;
         Ok(created)
     }

@@ -198,7 +198,7 @@ impl Shared {
             tracing::error!(container = %container.id, process = %process.name, "cannot kill it: {e}");
         }
         if init {
-            container.kill_all();
+            self.kill_all(container);
         }
     }
 

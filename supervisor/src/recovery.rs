@@ -625,6 +625,8 @@ impl Shared {
 
     /// Removes a container that was never told of.
     async fn remove_half_made(self: &Arc<Self>, container: &Arc<Container>, init: &Arc<Process>) {
+        // It may run a hook.
+        self.finish_earlier_delete(container).await;
         if let Err(e) = init.kill().await {
             tracing::warn!(container = %container.id, "cannot kill init: {e}");
         }
@@ -636,7 +638,7 @@ impl Shared {
         let interrupted = init.dir.has_begun() && may_be_left(container, &init.dir);
         if init.identity().is_some() || interrupted {
             self.delete_by_runtime(container, true).await;
-            container.kill_all();
+            self.kill_all(container);
             self.remove_left_groups(container).await;
         } else {
             let words = init.dir.runtime_error().or_else(|| init.dir.shim_error().map(|line| line.msg));
@@ -658,17 +660,32 @@ impl Shared {
         keys: &[String],
         looking: Looking,
     ) {
-        tracing::info!(container = %container.id, "is of an earlier boot; its exit is told as unknown");
+        tracing::info!(container = %container.id, "is of an earlier boot; how it ended is unknown");
         let mut held = Vec::new();
         for process in due {
             held.push(self.record_exit(Shared::event(EventKind::Exit, container, Some(process), UNKNOWN)).await);
         }
         drop(looking);
         self.settle_dead(&container.id).await;
+        self.forget_in_own_root(container);
         self.remove(container).await;
         for key in keys {
             self.journal.release_key(key);
         }
         drop(held);
+    }
+
+    /// Removes what a runtime kept before the machine was started anew: its pids mean nothing any more, so the runtime must
+    /// not be asked. Only in the daemon's own root, which may be on disk as the state directory is.
+    fn forget_in_own_root(&self, container: &Container) {
+        let oci = container.oci();
+        let Some(root) = oci.root().filter(|_| self.is_own_root(oci)) else { return };
+        let removed = runtime::unmount_leftovers(oci, &container.id)
+            .and_then(|()| std::fs::remove_dir_all(root.join(&container.id)));
+        if let Err(e) = removed {
+            if e.kind() != io::ErrorKind::NotFound {
+                tracing::warn!(container = %container.id, "what its runtime kept is left in {}: {e}", root.display());
+            }
+        }
     }
 }

@@ -24,6 +24,8 @@ impl Supervisor {
             if (name, signal) != (INIT, SIGKILL) {
                 return Err(aside.error(id));
             }
+            // If that is under way, and its deletion has failed, the deletion is tried again now.
+            self.0.deletions.hurry(id);
             tokio::spawn(self.0.clone().clear(id.to_string(), aside));
             return Ok(());
         }
@@ -112,7 +114,12 @@ impl Supervisor {
             } else if request == Request::Resume {
                 check_frozen_above(&container)?;
             }
-            Ok(result?)
+            result?;
+            if is_done {
+                return Ok(());
+            }
+            let state = if wanted { "not frozen" } else { "still frozen" };
+            Err(Error::Runtime(format!("{} succeeded, but the container is {state}", operation.name())))
         })
         .await
     }

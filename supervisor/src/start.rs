@@ -93,7 +93,7 @@ impl Shared {
         mut deadline: Instant,
     ) -> Result<(Arc<Container>, OwnedRwLockWriteGuard<()>), Error> {
         let begun = Instant::now();
-        Shared::require_descriptors()?;
+        let _place = self.place_for_start()?;
         self.reserve_once_free(&request.id, deadline).await?;
         let (container, found) = self.clone().prepare_in_time(request, runs, deadline).await?;
         let Some(init) = container.init() else { unreachable!("a prepared container has an init") };
@@ -444,7 +444,7 @@ impl Shared {
             if identity.is_some() || interrupted {
                 self.delete_by_runtime(container, true).await;
             }
-            container.kill_all();
+            self.kill_all(container);
             init.kill_shim().await;
             if init.begun.load(Ordering::Acquire) {
                 self.remove_left_groups(container).await;
@@ -467,8 +467,10 @@ impl Shared {
         let mut pause = Duration::from_millis(1);
         while pause < DEATH_LIMIT {
             // A group above may be where another container is being made just now.
-            let others = self.map().values().filter(|slot| matches!(slot, Slot::Taken)).count();
-            if self.hierarchies.remove_left(requested, &before, others <= 1) {
+            let is_unsettled =
+                |(id, slot): (&String, &Slot)| *id != container.id && matches!(slot, Slot::Taken | Slot::Left(_));
+            let is_alone = !self.map().iter().any(is_unsettled);
+            if self.hierarchies.remove_left(requested, &before, is_alone) {
                 return;
             }
             for pid in self.hierarchies.members_of(requested, &before) {

@@ -4,9 +4,9 @@ use cgroup::Hierarchies;
 use failpoint::{Point, reach};
 use runtime::{Abilities, ContainerDir, Oci, ProcessDir, Shim};
 use std::collections::HashMap;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -31,6 +31,19 @@ use crate::tasks::Tasks;
 /// which a client asks for them, and for what a start itself opens.
 const KEPT_FROM_STARTS: u64 = 24;
 
+/// As many are counted for each other start that is under way.
+const FOR_A_START: u64 = 8;
+
+/// A start that is under way.
+#[derive(Debug)]
+pub(crate) struct StartPlace(Arc<Shared>);
+
+impl Drop for StartPlace {
+    fn drop(&mut self) {
+        self.0.starting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// Supervises the containers of one state directory. Cheap to clone; all clones are the same.
 #[derive(Debug, Clone)]
 pub struct Supervisor(pub(crate) Arc<Shared>);
@@ -49,6 +62,8 @@ pub(crate) struct Shared {
     pub(crate) deletions: Deletions,
     /// Where runtimes keep the containers that name no root of their own.
     runtime_root: PathBuf,
+    /// How many starts are under way.
+    starting: AtomicU64,
     /// Every id that is in use.
     containers: Mutex<HashMap<String, Slot>>,
     /// All that was there has been looked at.
@@ -82,7 +97,7 @@ impl Supervisor {
         disk::begin().map_err(Error::system("start a thread"))?;
         let shim = Shim::find(&config.shim).map_err(|e| Error::Shim(e.to_string()))?;
         let journal = Journal::open(&config.state_dir, config.retain)?;
-        let runtime_root = own_root(&config.state_dir)?;
+        let runtime_root = own_root(&config.state_dir);
         let boot_id =
             std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(Error::system("read boot_id"))?;
         Ok(Supervisor(Arc::new(Shared {
@@ -96,6 +111,7 @@ impl Supervisor {
             boot_id: boot_id.trim().to_string(),
             deletions: Deletions::default(),
             runtime_root,
+            starting: AtomicU64::new(0),
             containers: Mutex::default(),
             recovered: Once::default(),
             last_runtime: Mutex::default(),
@@ -190,13 +206,16 @@ impl Shared {
         }
     }
 
-    /// Refuses to start something that could not be looked after: the descriptors that are left are for ending what runs.
-    pub(crate) fn require_descriptors() -> Result<(), Error> {
+    /// Takes a place for a start, as long as the result is held. Refuses what could not be looked after: the descriptors that are
+    /// left are for ending what runs.
+    pub(crate) fn place_for_start(self: &Arc<Self>) -> Result<StartPlace, Error> {
+        let place = StartPlace(self.clone());
+        let others = self.starting.fetch_add(1, Ordering::Relaxed);
         let limit = sys::descriptors::limit();
         match sys::descriptors::free() {
-            Ok(free) if free < KEPT_FROM_STARTS => Err(Error::Descriptors { free, limit }),
+            Ok(free) if free < KEPT_FROM_STARTS + FOR_A_START * others => Err(Error::Descriptors { free, limit }),
             // Whatever it needs says so itself.
-            _ => Ok(()),
+            _ => Ok(place),
         }
     }
 
@@ -232,6 +251,9 @@ impl Shared {
         // Runtimes that share a root do not understand each other's containers there.
         let directory = Path::new(name).file_name().unwrap_or_default();
         let found = Oci::find(name, runtime::with_root(arguments, &self.runtime_root.join(directory)))?;
+        if self.is_own_root(&found) {
+            self.make_own_root()?;
+        }
         // One copy for all containers that have the same.
         let mut last = self.last_runtime.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(same) = last.as_ref().filter(|last| **last == found) {
@@ -239,6 +261,26 @@ impl Shared {
         }
         *last = Some(found.clone());
         Ok(found)
+    }
+
+    /// Whether a runtime keeps its containers where no other program has any.
+    pub(crate) fn is_own_root(&self, oci: &Oci) -> bool {
+        oci.root().is_some_and(|root| root.starts_with(&self.runtime_root))
+    }
+
+    /// Makes the runtimes' own root, if it is not there. A directory of another user's is not taken.
+    fn make_own_root(&self) -> Result<(), Error> {
+        let failed = || Error::system("make the runtimes' root beside the state directory");
+        match std::fs::DirBuilder::new().mode(0o700).create(&self.runtime_root) {
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
+            result => return result.map_err(failed()),
+        }
+        let found = std::fs::symlink_metadata(&self.runtime_root).map_err(failed())?;
+        if found.is_dir() && found.uid() == rustix::process::geteuid().as_raw() {
+            return Ok(());
+        }
+        let odd = format!("{} is not a directory of this user's", self.runtime_root.display());
+        Err(failed()(std::io::Error::other(odd)))
     }
 
     /// An event about the container, or about one of its processes.
@@ -267,16 +309,12 @@ impl Shared {
     }
 }
 
-/// Makes the directory that runtimes keep containers in that name no root: beside the state directory, where older daemons
-/// would take each directory for a container, and of this daemon alone.
-fn own_root(state_dir: &Path) -> Result<PathBuf, Error> {
-    let name = state_dir.file_name().unwrap_or_default();
-    let mut root = name.to_os_string();
-    root.push("-runtime");
-    let root = state_dir.with_file_name(root);
-    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&root);
-    made.map_err(Error::system("create the runtimes' root directory"))?;
-    Ok(root)
+/// The directory that runtimes keep containers in that name no root: beside the state directory, where older daemons would take
+/// each directory for a container, and of this daemon alone.
+fn own_root(state_dir: &Path) -> PathBuf {
+    let mut name = state_dir.file_name().unwrap_or_default().to_os_string();
+    name.push("-runtime");
+    state_dir.with_file_name(name)
 }
 
 /// Checks a name that a client gave.

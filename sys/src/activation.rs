@@ -50,9 +50,6 @@ pub const SOCKETS: &str = "CONTAINERD_SOCKETS";
 /// The variable that names a file with what that program had not logged yet.
 pub const LOG: &str = "CONTAINERD_LOG";
 
-/// The variable that names what that program kept for this one, so that nothing else could take it.
-pub const RESERVE: &str = "CONTAINERD_RESERVE";
-
 /// The variable that names that program's own file, to go back to if this one cannot serve.
 pub const PREVIOUS: &str = "CONTAINERD_PREVIOUS";
 

@@ -4,7 +4,7 @@ use rustix::io::{self, Errno};
 use rustix::process::{Pid, WaitOptions, wait, waitpid};
 
 #[cfg(feature = "std")]
-pub use hosted::{keep_open, spawn, start_no_more};
+pub use hosted::{die_with_parent, keep_open, spawn, start_no_more};
 
 /// How a process ended, as shells and this API count: its exit code, or 128 and the signal's number.
 pub type ExitStatus = u32;
@@ -71,6 +71,18 @@ mod hosted {
     /// to make way for another one: what it leaves to that one is not for children.
     pub fn start_no_more() {
         std::mem::forget(STARTING.write().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Has the child killed when the thread that starts it ends (prctl(2), `PR_SET_PDEATHSIG`).
+    pub fn die_with_parent(command: &mut Command) {
+        // SAFETY: between fork and exec only one system call is made, which is async-signal-safe, and nothing is
+        // allocated.
+        unsafe {
+            command.pre_exec(|| {
+                let signal = Some(rustix::process::Signal::KILL);
+                rustix::process::set_parent_process_death_signal(signal).map_err(Into::into)
+            });
+        }
     }
 
     /// Lets the child, and what it starts, have a descriptor that is otherwise closed by an exec.

@@ -57,10 +57,12 @@ mod tests {
 
     #[test]
     fn free_descriptors_are_those_that_are_not_open() {
-        let listed = std::fs::read_dir("/proc/self/fd").expect("lists").count().saturating_sub(1) as u64;
-        let free = free().expect("looks");
-        // Other tests open and close some meanwhile.
-        assert!((limit() - listed).abs_diff(free) < 100, "{listed} {free}");
+        // Other tests open and close some meanwhile, but not so many.
+        let before = free().expect("looks");
+        let files: Vec<_> = (0..300).map(|_| std::fs::File::open("/dev/null").expect("opens")).collect();
+        let after = free().expect("looks");
+        assert!((250..350).contains(&(before - after)), "{before} {after}");
+        drop(files);
     }
 
     #[test]

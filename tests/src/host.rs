@@ -115,6 +115,14 @@ pub fn write_program(path: &Path, text: &str) {
     assert!(writer.wait().expect("is ours").success());
 }
 
+/// Has what is started from here on obey SIGHUP, which the starter of the tests may ignore, as nohup(1) does.
+///
+/// # Panics
+/// Never: it is a signal.
+pub fn obey_hangups() {
+    sys::signal::restore_default(rustix::process::Signal::HUP.as_raw()).expect("a signal");
+}
+
 /// A client of whoever listens on a socket, which connects when it is used, and again when it has to.
 pub fn client_at(socket: &str) -> Client {
     let channel = endpoint().connect_with_connector_lazy(connector(socket));
@@ -375,6 +383,7 @@ impl Host {
 
     /// `ctr` with this daemon's address.
     pub fn ctr(&self, arguments: &[&str]) -> Command {
+        obey_hangups();
         let mut command = Command::new(bin("ctr"));
         command.arg("--address").arg(self.address()).args(arguments).env("PATH", path_with_criu());
         command

@@ -16,7 +16,7 @@ mod random;
 
 pub use bundle::{Bundle, rootfs};
 pub use fifo::{Fifo, Pipe};
-pub use host::{Client, Host, Options, bin, client_at, has_criu, path_with_criu, runtime, write_program};
+pub use host::{Client, Host, Options, bin, client_at, has_criu, obey_hangups, path_with_criu, runtime, write_program};
 pub use ledger::{Expected, Ledger};
 pub use process::{Usage, children_of, eventually, usage};
 pub use random::Random;

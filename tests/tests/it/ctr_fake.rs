@@ -24,6 +24,7 @@ impl Place {
     }
 
     fn ctr(&self, arguments: &[&str]) -> Command {
+        tests::obey_hangups();
         let mut command = Command::new(bin("ctr"));
         command.arg("--address").arg(format!("unix://{}", self.socket.display()));
         command.args(arguments).env("TMPDIR", self.directory.path()).current_dir(self.directory.path());

@@ -167,6 +167,30 @@ async fn poststop_hook_runs_once_to_its_end_before_the_exit_whatever_becomes_of_
 }
 
 #[tokio::test]
+async fn hook_of_a_container_that_was_never_started_is_not_cut_off_by_the_next_daemon() {
+    let mut host = Host::with(Options { fake_runtime: Some(FAULTS), ..Options::default() }).await;
+    let mut client = host.client().await;
+    let bundle = hooked(&host).fault("start:fail");
+    let _group = bundle.make_group();
+    let request = container("c", &bundle.write());
+    let call = tokio::spawn(async move { client.create_container(request).await });
+    until(&host, "the hook runs", |log| log == "begin\n").await;
+    host.restart(Signal::KILL).await;
+    call.await.unwrap().expect_err("its daemon was killed");
+    let mut client = host.client().await;
+    assert!(state(&mut client).await.is_empty());
+    assert_eq!(hook_log(&host), "begin\n");
+    std::fs::write(host.path().join("go"), "").unwrap();
+    until(&host, "the hook has ended", |log| log == "begin\nend\n").await;
+    std::fs::write(host.path().join("mended"), "").unwrap();
+    let mut watch = Watch::new(&mut client).await;
+    start(&mut client, "c", &host.bundle(&["true"]).write()).await;
+    assert_eq!(watch.exit("c", "init").await, 0);
+    assert_eq!(hook_log(&host), "begin\nend\n");
+    host.finish();
+}
+
+#[tokio::test]
 async fn runtime_state_that_was_removed_by_hand_leaves_nothing_and_is_no_warning() {
     let host = Host::new().await;
     let mut client = host.client().await;
