@@ -38,6 +38,8 @@ pub(crate) struct Output {
     sink: Opened,
     /// Whether the sink is one that can be without a reader.
     fifo: bool,
+    /// The source is a pipe.
+    splices: bool,
     mover: Mover,
     /// The source has ended.
     over: bool,
@@ -64,6 +66,7 @@ impl Output {
             source,
             sink,
             fifo,
+            splices: splice,
             mover,
             over: false,
             abandoned: None,
@@ -176,7 +179,12 @@ impl Output {
                     return false;
                 }
                 // Only when our own reading end is closed: kept until a reader comes.
-                Step::Blocked | Step::SinkGone => return false,
+                Step::Blocked => return false,
+                Step::SinkGone => {
+                    // splice(2) tells of the reader that is missing before it tells of the end.
+                    self.over |= self.is_at_end();
+                    return false;
+                }
                 Step::Failed(e) => {
                     if !self.failed {
                         warn(&format!("{}: {}; output is lost", self.name, Explained(e)));
@@ -188,6 +196,14 @@ impl Output {
             }
         }
         true
+    }
+
+    /// Whether the process's end of a pipe is closed, and nothing is left in it. A terminal may be opened again.
+    fn is_at_end(&self) -> bool {
+        let mut polled = [PollFd::new(&self.source, PollFlags::IN)];
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let events = poll(&mut polled, Some(&at_once)).map(|_| polled[0].revents());
+        self.splices && events.is_ok_and(|events| events.contains(PollFlags::HUP) && !events.contains(PollFlags::IN))
     }
 
     /// A terminal's end is the end of those who had it open; somebody may have opened it again.
@@ -289,6 +305,20 @@ mod tests {
         let (theirs, mut output) = output(&fifo);
         drop(theirs);
         output.wind_up(ended(Instant::now()));
+        assert!(output.is_done());
+    }
+
+    #[test]
+    fn silent_end_of_an_added_process_is_seen_without_a_reader() {
+        let fifo = Fifo::new("silent-exec");
+        let (theirs, mut output) = output(&fifo);
+        let now = Instant::now();
+        // Its container goes on, so that another process could still write.
+        let of_exec = Ended { nobody_writes: false, now };
+        output.wind_up(of_exec);
+        assert!(!output.is_done());
+        drop(theirs);
+        output.wind_up(of_exec);
         assert!(output.is_done());
     }
 

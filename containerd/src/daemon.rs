@@ -69,7 +69,8 @@ pub(crate) fn run(flags: Flags, log: &Log, level: Level) -> Result<()> {
     }
     let state_dir = std::path::absolute(&flags.state_dir).context("find the state directory")?;
     // Before anything is written there: another program may use it.
-    let checked = Supervisor::check_state_dir(&state_dir).map_err(anyhow::Error::from);
+    // Its text has the cause already.
+    let checked = Supervisor::check_state_dir(&state_dir).map_err(|e| anyhow::anyhow!("{e}"));
     let _lock = match checked.and_then(|()| lock(&state_dir)) {
         Ok(lock) => lock,
         failed => return go_back(failed.map(drop), previous, log),

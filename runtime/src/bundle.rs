@@ -1,7 +1,9 @@
 //! OCI bundles: a directory with a `config.json` (OCI runtime specification, bundle.md).
 
 use serde::Deserialize;
+use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use crate::json::null_as_default;
@@ -156,6 +158,11 @@ impl Bundle {
             .map_err(|source| BundleError::Unreadable { path: file.clone(), source })?;
         let malformed = |reason: String| BundleError::Malformed { path: file.clone(), reason };
         let config = parse(&text).map_err(|e| malformed(e.to_string()))?;
+        if let Some(twice) = Twice::find(&text) {
+            return Err(malformed(format!(
+                "{twice} is there twice, and runtimes differ in which of the two they take"
+            )));
+        }
         let config = Config::deserialize(config).map_err(|e| malformed(e.to_string()))?;
         if let Some(number) = config.impossible_number() {
             return Err(malformed(number));
@@ -175,7 +182,7 @@ impl Bundle {
 }
 
 /// The value in a `config.json`. What one of the runtimes takes is taken here, too, since it is the runtime that reads the
-/// file: of a key that is there twice the last one counts (all of them), comments and bytes that are no UTF-8 are passed over
+/// file: keys that are there twice where that does not matter here, comments and bytes that are no UTF-8 are passed over
 /// (crun), and so is what follows the object (runc).
 fn parse(text: &[u8]) -> Result<Value, serde_json::Error> {
     let strict = match serde_json::from_slice(text) {
@@ -186,6 +193,87 @@ fn parse(text: &[u8]) -> Result<Value, serde_json::Error> {
     match serde_json::Deserializer::from_str(&text).into_iter().next() {
         Some(Ok(value)) => Ok(value),
         _ => Err(strict),
+    }
+}
+
+/// A key of an object that is there twice where the daemon decides by what is behind it: some runtimes take the first one, others
+/// the last one.
+struct Twice {
+    path: Vec<String>,
+    found: Option<String>,
+}
+
+impl Twice {
+    /// The path of such a key.
+    fn find(text: &[u8]) -> Option<String> {
+        let text = without_comments(&String::from_utf8_lossy(text));
+        let mut twice = Twice { path: Vec::new(), found: None };
+        // What is malformed has been refused before, or is behind the object.
+        let _ = (&mut twice).deserialize(&mut serde_json::Deserializer::from_str(&text));
+        twice.found
+    }
+
+    /// Whether the daemon decides by what is at the path.
+    fn matters(&self) -> bool {
+        matches!(self.path.first().map(String::as_str), Some("process" | "linux" | "hooks" | "mounts"))
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for &mut Twice {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for &mut Twice {
+    type Value = ();
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a value")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let mut keys = HashSet::new();
+        while let Some(key) = map.next_key::<String>()? {
+            self.path.push(key.clone());
+            if !keys.insert(key) && self.matters() && self.found.is_none() {
+                self.found = Some(self.path.join("."));
+            }
+            map.next_value_seed(&mut *self)?;
+            self.path.pop();
+        }
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
+        while seq.next_element_seed(&mut *self)?.is_some() {}
+        Ok(())
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
     }
 }
 
@@ -249,13 +337,25 @@ mod tests {
     fn config_that_a_runtime_takes_is_taken() {
         for config in [
             r#"{"process":{"args":["a"],"terminal":null,"user":null,"capabilities":null},"hooks":null,"linux":null}"#,
-            r#"{"process":{"args":["x"]},"process":{"args":["a"],"cwd":"/x","cwd":"/"}}"#,
+            r#"{"hostname":"x","process":{"args":["a"]},"hostname":"y"}"#,
             "{ // a comment\n\"process\": /* { */ {\"args\":[\"a\"], \"cwd\": \"/a//b/*c\\\"*/\"}}",
             "{\"process\":{\"args\":[\"a\"]}} trailing",
         ] {
             assert_eq!(load(config).expect(config).spec.args, ["a"], "{config}");
         }
         assert!(load("{ /* without end").expect_err("cut").contains("line 1"));
+        for (config, key) in [
+            (r#"{"process":{"args":["x"]},"process":{"args":["a"]}}"#, "process"),
+            (r#"{"process":{"args":["a"],"user":{"uid":4294967295,"uid":0}}}"#, "process.user.uid"),
+            (
+                "{\"process\":{\"args\":[\"a\"], // c\n\"noNewPrivileges\":true,\"noNewPrivileges\":false}}",
+                "noNewPrivileges",
+            ),
+            (r#"{"linux":{"uidMappings":[{"hostID":1,"hostID":2}]},"process":{"args":["a"]}}"#, "uidMappings.hostID"),
+        ] {
+            let refused = load(config).expect_err(config);
+            assert!(refused.contains(&format!("{key} is there twice")), "{refused}");
+        }
     }
 
     #[test]

@@ -104,7 +104,11 @@ pub(crate) fn reason_in_words(text: &str) -> String {
     let is_advice = |line: &&str| line.is_empty() || line.starts_with("Try ");
     let lines = || text.lines().map(str::trim).filter(|line| !is_advice(line));
     let is_head = |line: &&str| HEADS.iter().any(|head| line.starts_with(head));
-    lines().find(is_head).or_else(|| lines().next_back()).unwrap_or_default().to_string()
+    let reason = lines().find(is_head).or_else(|| lines().next_back()).unwrap_or_default();
+    // runc logs as text before it has read its options.
+    let quoted = reason.split_once(" level=error msg=").map(|(_, message)| message);
+    let message = quoted.and_then(|message| serde_json::from_str(message).ok());
+    message.unwrap_or_else(|| reason.to_string())
 }
 
 #[cfg(test)]
@@ -156,6 +160,8 @@ mod tests {
         assert_eq!(reason_in_words("one\n two \n\n"), "two");
         let usage = "crun: unrecognized option '--x'\nTry `crun --help' or `crun --usage' for more information.\n";
         assert_eq!(reason_in_words(usage), "crun: unrecognized option '--x'");
+        let text = "time=\"2026-11-28T20:00:00Z\" level=error msg=\"flag provided but not defined: -x\"\n";
+        assert_eq!(reason_in_words(text), "flag provided but not defined: -x");
         let usage = "Incorrect Usage: flag provided but not defined: -x\n\nNAME:\n   runc - x\n";
         assert_eq!(reason_in_words(usage), "Incorrect Usage: flag provided but not defined: -x");
         assert_eq!(reason_in_words("{\"level\":\"error\",\"msg\":\"in JSON\"}\n"), "in JSON");

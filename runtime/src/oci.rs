@@ -256,6 +256,12 @@ impl Call {
         self.child.set_free();
     }
 
+    /// Its pid and start time; `None` if it has ended.
+    pub fn identity(&self) -> Option<(u32, u64)> {
+        let pid = self.child.pid().as_raw_nonzero().get().unsigned_abs();
+        Some((pid, sys::procfs::stat(pid).ok()??.starttime))
+    }
+
     /// Whether it has started another program that still runs, such as a hook.
     pub fn has_children(&self) -> bool {
         sys::procfs::has_children(self.child.pid().as_raw_nonzero().get().unsigned_abs())

@@ -123,6 +123,9 @@ pub enum Command {
     },
 }
 
+/// The runtime that deletes the container.
+const DELETING: &str = ".deleting";
+
 /// The directory of one process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProcessDir(PathBuf);
@@ -245,6 +248,19 @@ impl ProcessDir {
     /// Of pid and start time what can be read.
     pub fn legible(&self) -> (Option<u32>, Option<u64>) {
         (self.number("pid").ok().flatten(), self.number("starttime").ok().flatten())
+    }
+
+    /// Notes which process deletes the container whose init this is, for a daemon that comes after this one.
+    pub fn write_deleting(&self, pid: u32, starttime: u64) -> Result<(), PathError> {
+        let path = self.0.join(DELETING);
+        write_whole(&path, format!("{pid} {starttime}\n").as_bytes()).map_err(PathError::new("write", &path))
+    }
+
+    /// What [`ProcessDir::write_deleting`] noted last: pid and start time.
+    pub fn deleting(&self) -> Option<(u32, u64)> {
+        let text = sys::small_file::read_text(CWD, self.0.join(DELETING)).ok()?;
+        let (pid, starttime) = text.trim_end().split_once(' ')?;
+        Some((pid.parse().ok()?, starttime.parse().ok()?))
     }
 
     /// The pid that the runtime has written and the shim has not taken over.

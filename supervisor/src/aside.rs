@@ -11,7 +11,7 @@ use tokio::sync::OnceCell;
 
 use crate::checkpoint::while_dumping;
 use crate::container::Origin;
-use crate::deletion::Deletion;
+use crate::deletion::{Deletion, under_way};
 use crate::error::Error;
 use crate::event::{Event, EventKind, Timestamp};
 use crate::exit::{KILLED, UNKNOWN};
@@ -92,14 +92,15 @@ impl Shared {
                 Ok(oci) => {
                     let bundle = Some(&*aside.origin.bundle).filter(|bundle| !bundle.is_empty());
                     let init = dir.process(INIT).process().ok().flatten();
-                    let log = dir.process(INIT).runtime_log();
-                    if let Some((pid, process)) = runtime::deletes_under_way().remove(&log) {
+                    let init_dir = dir.process(INIT);
+                    let by_log = || runtime::deletes_under_way().remove(&init_dir.runtime_log());
+                    if let Some((pid, process)) = under_way(&init_dir, by_log) {
                         self.deletions.note_running(id, pid, process);
                     }
                     let deletion = Deletion {
                         id,
                         oci: &oci,
-                        log,
+                        dir: init_dir,
                         bundle,
                         init,
                         begun: dir.creation_began(),

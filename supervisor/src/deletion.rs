@@ -10,10 +10,10 @@
 
 use cgroup::Cgroup;
 use failpoint::{Point, reach};
-use runtime::{Call, INIT, Oci, OciError, Operation};
+use runtime::{Call, INIT, Oci, OciError, Operation, ProcessDir};
 use rustix::process::Pid;
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -56,8 +56,8 @@ struct Stuck {
 pub(crate) struct Deletion<'a> {
     pub(crate) id: &'a str,
     pub(crate) oci: &'a Oci,
-    /// Where the runtime writes its log.
-    pub(crate) log: PathBuf,
+    /// The directory of its init, where the runtime writes its log.
+    pub(crate) dir: ProcessDir,
     /// The bundle, where it is known.
     pub(crate) bundle: Option<&'a str>,
     /// Pid and start time of its init, where they are known.
@@ -151,7 +151,7 @@ impl Shared {
         Deletion {
             id: &container.id,
             oci: container.oci(),
-            log: container.dir.process(INIT).runtime_log(),
+            dir: container.dir.process(INIT),
             bundle: Some(&container.origin.bundle),
             init: container.init().and_then(|init| init.identity()),
             begun: container.dir.creation_began(),
@@ -217,7 +217,7 @@ impl Shared {
                 pause = (2 * pause).min(LONGEST_PAUSE);
             }
             // What the runtime has said of this attempt has been read.
-            let _ = std::fs::File::options().write(true).truncate(true).open(&deletion.log);
+            let _ = std::fs::File::options().write(true).truncate(true).open(deletion.dir.runtime_log());
         }
         if is_stuck {
             tracing::info!(container = %deletion.id, "what its runtime kept is deleted");
@@ -241,7 +241,7 @@ impl Shared {
             runtime::unmount_leftovers(oci, id).map_err(|e| format!("its mounts cannot be taken away: {e}"))?;
         }
         let operation = if deletion.by_force { Operation::ForceDelete } else { Operation::Delete };
-        let ended = match oci.start(operation, id, &deletion.log) {
+        let ended = match oci.start(operation, id, &deletion.dir.runtime_log()) {
             Ok(call) => self.finish_delete(deletion, call).await,
             Err(e) => Err(e),
         };
@@ -279,6 +279,11 @@ impl Shared {
     async fn finish_delete(&self, deletion: &Deletion<'_>, mut call: Call) -> Result<(), OciError> {
         // If this daemon ends meanwhile, the next one waits for it.
         call.set_free();
+        if let Some((pid, starttime)) = call.identity() {
+            if let Err(e) = deletion.dir.write_deleting(pid, starttime) {
+                tracing::debug!(container = %deletion.id, "{e}; the next daemon would look for it by its command line");
+            }
+        }
         let limit = self.config.call_timeout;
         loop {
             if let Ok(ended) = tokio::time::timeout(limit, call.ended()).await {
@@ -319,6 +324,16 @@ impl Shared {
         let reason = self.deletions.tried_again(id).await?;
         Some(Error::ContainerLeaving { id: id.to_string(), reason })
     }
+}
+
+/// The runtime that still deletes the container whose init's directory this is: the one that was noted, or one that names the
+/// container's log, if its daemon ended before it could note it.
+pub(crate) fn under_way(dir: &ProcessDir, by_log: impl FnOnce() -> Option<(Pid, PidFd)>) -> Option<(Pid, PidFd)> {
+    let noted = dir.deleting().and_then(|(pid, starttime)| {
+        let process = PidFd::open(pid, starttime).ok().flatten()?;
+        Some((Pid::from_raw(i32::try_from(pid).ok()?)?, process))
+    });
+    noted.or_else(by_log)
 }
 
 /// Where a runtime keeps a container, for a message.

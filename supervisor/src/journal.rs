@@ -329,7 +329,7 @@ impl Journal {
         let what = match rustix::fs::lstat(&self.path) {
             Ok(stat) if (stat.st_dev, stat.st_ino) != inner.identity => {
                 if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-                    let why = io::ErrorKind::InvalidInput.into();
+                    let why = io::Error::other("it is not a regular file");
                     let failed = |source| JournalError { operation: "set aside", path: self.path.clone(), source };
                     set_aside(&self.path, &why).map_err(failed)?;
                 }

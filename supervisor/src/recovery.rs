@@ -25,6 +25,7 @@ use sys::pidfd::PidFd;
 use tokio::sync::{mpsc, watch};
 
 use crate::container::{Container, Origin};
+use crate::deletion::under_way;
 use crate::disk::on_disk;
 use crate::error::Error;
 use crate::event::{Event, EventKind};
@@ -221,9 +222,11 @@ impl Recovery {
 
     /// The runtime of an earlier daemon that still deletes the container in `dir`.
     fn take_delete(&self, dir: &ContainerDir) -> Option<(Pid, PidFd)> {
-        let deletes = self.deletes.get_or_init(|| Mutex::new(runtime::deletes_under_way()));
-        let log = dir.process(INIT).runtime_log();
-        deletes.lock().unwrap_or_else(PoisonError::into_inner).remove(&log)
+        let init = dir.process(INIT);
+        under_way(&init, || {
+            let deletes = self.deletes.get_or_init(|| Mutex::new(runtime::deletes_under_way()));
+            deletes.lock().unwrap_or_else(PoisonError::into_inner).remove(&init.runtime_log())
+        })
     }
 
     /// The runtime of a container, looked up once for all that have it.
