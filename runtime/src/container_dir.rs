@@ -26,7 +26,7 @@ const LARGEST_DUMP: u64 = 64 << 10;
 /// CRIU's log of the last one that failed.
 const DUMP_LOG: &str = ".dump.log";
 const RESOURCES: &str = ".resources.json";
-/// There while the container, or an added process, is being made. What has no such marker was told of as started,
+/// There while the container, or an added process, is being made. What has no such marker was acknowledged as started,
 /// whether or not the journal still says so.
 pub(crate) const CREATING: &str = ".creating";
 /// How the name of a directory begins until it holds what a container's directory must.

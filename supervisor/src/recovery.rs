@@ -70,9 +70,9 @@ enum Found {
     Empty,
     /// Nothing that a daemon of this API has made.
     Foreign,
-    /// Its exit has been told; the key.
+    /// Its exit is in the journal; the key.
     Told(String),
-    /// Its start was not told.
+    /// It was being made, and its start is not in the journal.
     HalfMade(Arc<Container>, Arc<Process>),
     /// It is of an earlier boot; with the processes whose exit is due, and the keys of all.
     Buried(Arc<Container>, Vec<Arc<Process>>, Vec<String>),
@@ -102,9 +102,9 @@ struct Others {
 /// What is to be done about an added process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fate {
-    /// Its exit has been told.
+    /// Its exit is in the journal.
     Told,
-    /// Its start was not told.
+    /// It was being made, and its start is not in the journal.
     HalfMade,
     /// It is to be supervised. Its start is in the journal, or is to be recorded again.
     Alive { told: bool },
@@ -518,7 +518,7 @@ impl Shared {
                 self.map().remove(id);
             }
             Found::Told(key) => {
-                tracing::info!(container = %id, "its exit has been told; cleaning up");
+                tracing::info!(container = %id, "its exit is in the journal; cleaning up");
                 drop(looking);
                 self.remove_directory(id, &self.container_dir(id)).await;
                 self.map().remove(id);
