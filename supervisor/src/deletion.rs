@@ -176,15 +176,21 @@ impl Shared {
 
     /// Whether another container is in the groups of container `id`, or below them: it must not be thawed or killed with them.
     pub(crate) fn sharing(&self, id: &str, cgroup: &Cgroup) -> Sharing {
-        let mut sharing = Sharing::No;
-        for (_, slot) in self.map().iter().filter(|(other, _)| *other != id) {
+        let (mut sharing, mut set_aside) = (Sharing::No, Vec::new());
+        for (other_id, slot) in self.map().iter().filter(|(other, _)| *other != id) {
             match slot {
                 Slot::Here(other) if other.cgroup().is_some_and(|other| other.is_within(cgroup)) => {
                     return Sharing::Yes;
                 }
                 Slot::Taken | Slot::Left(_) => sharing = Sharing::Unknown,
-                Slot::Here(_) | Slot::Aside(_) => {}
+                Slot::Aside(_) => set_aside.push(other_id.clone()),
+                Slot::Here(_) => {}
             }
+        }
+        // What is set aside may be alive.
+        let of_other = |id: &String| self.hierarchies.here().cgroup(&self.container_dir(id).cgroup()?);
+        if set_aside.iter().filter_map(of_other).any(|other| other.is_within(cgroup)) {
+            return Sharing::Yes;
         }
         sharing
     }
