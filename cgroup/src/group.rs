@@ -257,8 +257,8 @@ impl Cgroup {
     }
 }
 
-/// Removes a group and those below it, which must all be empty.
-fn remove_group(hierarchy: BorrowedFd<'_>, group: &Path) -> io::Result<()> {
+/// Removes a group and those below it, which must all be empty. A group that is gone is no error.
+pub(crate) fn remove_group(hierarchy: BorrowedFd<'_>, group: &Path) -> io::Result<()> {
     for below in groups_below(hierarchy, group)? {
         remove_group(hierarchy, &below)?;
     }

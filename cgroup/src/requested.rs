@@ -18,7 +18,8 @@ use rustix::fs::{AtFlags, statat};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-use crate::files::{groups_below, read};
+use crate::files::read;
+use crate::group::remove_group;
 use crate::hierarchies::{Hierarchies, Mount, Place, overlaps, parse_places};
 
 /// What a bundle says of its container's groups, and what else decides where the runtime makes them.
@@ -214,7 +215,7 @@ impl Hierarchies {
     pub fn remove_left(&self, requested: Requested<'_>, before: &Survey, parents: bool) -> bool {
         let mut gone = true;
         for group in self.made(requested, before) {
-            gone &= remove_tree(&group);
+            gone &= remove_if_empty(&group);
         }
         let mut missing: Vec<&PathBuf> = before.missing.iter().filter(|_| parents && gone).collect();
         missing.sort_unstable_by_key(|path| std::cmp::Reverse(path.components().count()));
@@ -254,15 +255,10 @@ fn own_groups() -> String {
     std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default()
 }
 
-/// Removes a group with those below it, as far as they are empty; false if there are processes in it.
-fn remove_tree(group: &Path) -> bool {
-    for below in groups_below(rustix::fs::CWD, group).unwrap_or_default() {
-        remove_tree(&below);
-    }
-    match std::fs::remove_dir(group) {
-        Err(e) => e.raw_os_error() != Some(rustix::io::Errno::BUSY.raw_os_error()),
-        Ok(()) => true,
-    }
+/// Removes a group with those below it, if they are empty; false if there are processes in one of them.
+fn remove_if_empty(group: &Path) -> bool {
+    let busy = Some(rustix::io::Errno::BUSY.raw_os_error());
+    remove_group(rustix::fs::CWD, group).err().is_none_or(|e| e.raw_os_error() != busy)
 }
 
 #[cfg(test)]

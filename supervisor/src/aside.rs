@@ -82,9 +82,7 @@ impl Shared {
         // Otherwise what has its groups, or the id with the runtime, may be somebody else's.
         if ends.alive || self.is_of_this_boot(aside) {
             if let Some(cgroup) = dir.cgroup().and_then(|places| self.hierarchies.cgroup(&places)) {
-                if let Err(e) = cgroup.thaw_for_kill().and_then(|_| cgroup.kill()) {
-                    tracing::warn!(container = %id, "cannot kill what is in the cgroup: {e}");
-                }
+                self.kill_group(id, &cgroup);
             }
             let known = aside.boot_id.is_some().then(|| aside.origin.oci.clone());
             let oci = known.map_or_else(|| self.runtime_for(None, &[]), Ok);

@@ -195,14 +195,20 @@ impl Shared {
         sharing
     }
 
-    /// Kills all that is in a container's groups, unless another container is known to be there.
+    /// Kills every process in a container's groups, unless another container is known to be there ([`Shared::kill_group`]).
     pub(crate) fn kill_all(&self, container: &Container) {
-        let Some(cgroup) = container.cgroup() else { return };
-        if self.sharing(&container.id, cgroup) == Sharing::Yes {
+        if let Some(cgroup) = container.cgroup() {
+            self.kill_group(&container.id, cgroup);
+        }
+    }
+
+    /// Kills every process in the groups of container `id`, unless another container is known to be there.
+    pub(crate) fn kill_group(&self, id: &str, cgroup: &Cgroup) {
+        if self.sharing(id, cgroup) == Sharing::Yes {
             return;
         }
         if let Err(e) = cgroup.kill() {
-            tracing::warn!(container = %container.id, "cannot kill what is in the cgroup: {e}");
+            tracing::warn!(container = %id, "cannot kill the processes in its cgroup: {e}");
         }
     }
 

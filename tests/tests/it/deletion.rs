@@ -229,6 +229,44 @@ async fn container_that_ends_in_a_shared_paused_group_leaves_nothing() {
     host.finish();
 }
 
+#[tokio::test]
+async fn containers_in_one_group_outlive_each_other_when_one_is_set_aside() {
+    let mut host = Host::new().await;
+    let mut client = host.client().await;
+    let bundle = host.bundle(&["sleep", "1000"]);
+    let sharing = |name: &str| {
+        let mut other = bundle.copy(name, &["sleep", "1000"]);
+        other.config["linux"]["cgroupsPath"] = bundle.cgroup().into();
+        other.write()
+    };
+    start(&mut client, "known", &bundle.write()).await;
+    let pid = start(&mut client, "aside", &sharing("other")).await.processes[0].system_pid;
+    host.stop(Signal::KILL);
+    std::fs::write(host.state_dir().join("aside/state.json"), "{rubbish").unwrap();
+    host.start().await;
+    let mut client = host.client().await;
+    // crun's own `delete` kills every process of the group.
+    let spares = !tests::runtime().contains("crun");
+    let lives = |pid: u32| sys::procfs::stat(pid).unwrap().is_some_and(|stat| !stat.is_dead());
+    kill(&mut client, "known").await;
+    nothing_of(&host, "known");
+    assert!(lives(pid) || !spares, "the container that was set aside");
+    let next = start(&mut client, "next", &sharing("next")).await.processes[0].system_pid;
+    kill(&mut client, "aside").await;
+    nothing_of(&host, "aside");
+    assert!(!lives(pid));
+    assert!(lives(next) || !spares, "the other container");
+    let mut watch = Watch::with(
+        &mut client,
+        api::EventsRequest { timestamp: Some(api::Timestamp { seconds: 1, nanos: 0 }), ..Default::default() },
+    )
+    .await;
+    let _ = signal(&mut client, "next", "init", 9).await;
+    assert_eq!(watch.exit("next", "init").await, 137);
+    nothing_of(&host, "next");
+    host.finish();
+}
+
 /// A container that another program has made with the same runtime.
 struct Theirs {
     arguments: Vec<String>,
