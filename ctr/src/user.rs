@@ -35,6 +35,11 @@ impl Wanted {
         if !is_name(user) || !group.is_none_or(is_name) {
             return Err("a user is written as NAME, NAME:GROUP or as numbers, such as www-data or 33:33".into());
         }
+        for text in group.into_iter().chain([user]) {
+            if is_digits(text) && number(text).is_none() {
+                return Err(format!("{text} is not a user or group number: they go from 0 to {}", NO_ID - 1));
+            }
+        }
         Ok(Wanted { user: user.into(), group: group.map(str::to_string) })
     }
 
@@ -124,9 +129,12 @@ fn open_directory(path: &Path) -> std::io::Result<OwnedFd> {
 }
 
 fn number(text: &str) -> Option<u32> {
-    // What str::parse takes besides, such as "+1", is a name.
-    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    text.parse().ok().filter(|number| digits && *number != NO_ID)
+    // `str::parse` also accepts "+1", which is a name.
+    text.parse().ok().filter(|number| is_digits(text) && *number != NO_ID)
+}
+
+fn is_digits(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// The lines of passwd(5) or group(5), in fields. There is always a first one.
@@ -196,7 +204,11 @@ mod tests {
         for text in ["", ":", "a:", ":a", "a:b:c", "a,b"] {
             assert!(Wanted::parse(text).is_err(), "{text}");
         }
-        for text in ["nobody", "www-data:nogroup", "broken", "max", "www-data:huge", "4294967295", "-1", "+1"] {
+        for text in ["4294967295", "0:4294967295", "99999999999", "root:99999999999"] {
+            let said = Wanted::parse(text).expect_err("no such number");
+            assert!(said.contains("they go from 0 to 4294967294"), "{said}");
+        }
+        for text in ["nobody", "www-data:nogroup", "broken", "max", "www-data:huge", "-1", "+1"] {
             assert!(resolve(text, &files()).is_err(), "{text}");
         }
     }
