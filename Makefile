@@ -87,8 +87,8 @@ install: build ## install into PREFIX (default /usr/local)
 		mv -f $(DESTDIR)$(PREFIX)/bin/.$$program.new $(DESTDIR)$(PREFIX)/bin/$$program || exit 1; \
 	done
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
-	sed 's|/usr/local/bin|$(PREFIX)/bin|' dist/systemd/containerd.service >$(DESTDIR)$(PREFIX)/lib/systemd/system/containerd.service
-	install -m 0644 dist/systemd/containerd.socket $(DESTDIR)$(PREFIX)/lib/systemd/system/
+	sed 's|/usr/local/bin|$(PREFIX)/bin|' packaging/systemd/containerd.service >$(DESTDIR)$(PREFIX)/lib/systemd/system/containerd.service
+	install -m 0644 packaging/systemd/containerd.socket $(DESTDIR)$(PREFIX)/lib/systemd/system/
 
 clean: ## remove what was built
 	$(CARGO) clean

@@ -45,13 +45,13 @@ pub(crate) async fn measure(report: &mut Report, runtime: &str, rounds: usize) -
                 create(&mut client, "on", false).await?;
                 total.ours.add(begun.elapsed());
                 let checkpoint = bundle.path().join("checkpoints/on");
-                frozen.ours.add(runtime::time_frozen(&checkpoint).context("CRIU's statistics")?);
+                frozen.ours.add(oci::time_frozen(&checkpoint).context("CRIU's statistics")?);
                 sizes.0 = size_of(&checkpoint)?;
                 remove(&mut client, "on").await?;
             } else {
                 run(&host, runtime, &["checkpoint", "--leave-running"], &bare, &["c"])?;
                 total.bare.add(begun.elapsed());
-                frozen.bare.add(runtime::time_frozen(&bare).context("CRIU's statistics")?);
+                frozen.bare.add(oci::time_frozen(&bare).context("CRIU's statistics")?);
                 sizes.1 = size_of(&bare)?;
                 std::fs::remove_dir_all(&bare)?;
             }

@@ -398,7 +398,7 @@ async fn a_newer_state_directory_is_refused() {
     // As a newer daemon writes it.
     let newer = ours.replace("\"format\":1", "\"format\":2");
     let (body, _) = newer.split_once(",\"crc\"").unwrap();
-    std::fs::write(&declaration, runtime::checksum::seal(format!("{body}}}").into_bytes())).unwrap();
+    std::fs::write(&declaration, oci::checksum::seal(format!("{body}}}").into_bytes())).unwrap();
     assert!(
         !host.try_start().await || {
             eventually("it has ended", || host.has_died());
