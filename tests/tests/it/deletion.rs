@@ -242,7 +242,10 @@ async fn containers_in_one_group_outlive_each_other_when_one_is_set_aside() {
     start(&mut client, "known", &bundle.write()).await;
     let pid = start(&mut client, "aside", &sharing("other")).await.processes[0].system_pid;
     host.stop(Signal::KILL);
-    std::fs::write(host.state_dir().join("aside/state.json"), "{rubbish").unwrap();
+    // It cannot be adopted without the FIFO, and its `state.json` proves that it is of this boot.
+    let exit = host.state_dir().join("aside/init/exit");
+    std::fs::remove_file(&exit).unwrap();
+    std::fs::write(&exit, "").unwrap();
     host.start().await;
     let mut client = host.client().await;
     // crun's own `delete` kills every process of the group.

@@ -366,7 +366,8 @@ async fn processes_in_frozen_groups_below_can_be_killed() {
         signal(&mut client, "c", "p", 9).await.unwrap();
         assert_eq!(watch.exit("c", "p").await, 137);
         let other = std::fs::read_to_string(group.join("q/freezer.state")).unwrap();
-        assert_eq!(other.trim(), "FROZEN", "what the container itself has frozen stays so");
+        // The kernel may not have stopped all of them yet, which it says as FREEZING.
+        assert_ne!(other.trim(), "THAWED", "what the container itself has frozen stays so");
         if externally {
             // Its end waits for the others, and nobody tells the daemon.
             kill_process(Pid::from_raw(init as i32).unwrap(), Signal::KILL).unwrap();
