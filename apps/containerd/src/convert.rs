@@ -172,7 +172,7 @@ fn encode_process_of(
 fn status_name(state: State) -> &'static str {
     match state {
         State::Paused => "paused",
-        State::Stopped => "stopped",
+        State::Stopped | State::Removed | State::Discarded => "stopped",
         State::Broken => "broken",
         State::Creating | State::Created | State::Running => "running",
     }

@@ -207,6 +207,7 @@ async fn serve(
     let recovery = async {
         recovering.recover().await.context("recover the containers")?;
         set_health(&health, ServingStatus::Serving).await;
+        recovering.serve();
         tell_manager(NotifyState::Ready);
         anyhow::Ok(())
     };

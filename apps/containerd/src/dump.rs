@@ -36,7 +36,7 @@ pub(crate) async fn lines(supervisor: &Supervisor) -> Vec<String> {
         }
         Ok(Err(e)) => lines.push(format!("cannot look at the containers: {e}")),
     }
-    let (events, subscribers) = supervisor.events();
+    let (events, subscribers) = (supervisor.event_count(), supervisor.subscriber_count());
     lines.push(format!("events: {events} written, {subscribers} subscribers"));
     let metrics = Handle::current().metrics();
     lines.push(format!(

@@ -31,7 +31,7 @@ impl Figures {
     /// Reads a few files in `/proc`.
     fn gather_now(supervisor: &Supervisor) -> Figures {
         let metrics = supervisor.metrics();
-        let (events, subscribers) = supervisor.events();
+        let (events, subscribers) = (supervisor.event_count(), supervisor.subscriber_count());
         let (descriptors, watched) = descriptors();
         Figures {
             timers: [
@@ -43,7 +43,7 @@ impl Figures {
                 ("exit-process-time", metrics.exit.read()),
             ],
             counters: [
-                ("containers", supervisor.containers() as u64),
+                ("containers", supervisor.container_count() as u64),
                 ("events", events),
                 ("event-subscribers", subscribers as u64),
                 ("tasks", supervisor.tasks().begun()),

@@ -6,9 +6,7 @@ use futures_util::Stream;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::time::Duration;
-use supervisor::{
-    Checkpoint, CreateContainer, CreateProcess, OnExit, Stdio, Supervisor, carried_through, with_runtime_time,
-};
+use supervisor::{Checkpoint, CreateContainer, CreateProcess, Stdio, Supervisor, carried_through, with_runtime_time};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::{Code, Request, Response, Status};
@@ -130,7 +128,6 @@ impl Api for Service {
                 runtime,
                 runtime_args: request.runtime_args,
                 no_pivot_root: request.no_pivot_root,
-                on_exit: OnExit::Delete,
                 checkpoint: Some(request.checkpoint).filter(|name| !name.is_empty()),
                 checkpoint_dir: given(request.checkpoint_dir),
                 terminal_size: convert::terminal_size(request.width, request.height)?,

@@ -3,7 +3,7 @@
 use cgroup::LimitError;
 use oci::{Ability, BundleError, NameError, OciError, PathError, StdioError};
 
-use crate::journal::JournalError;
+use crate::events::JournalError;
 
 /// Why an operation failed.
 #[derive(Debug, thiserror::Error)]
@@ -272,4 +272,14 @@ pub(crate) fn shorten(value: &str) -> String {
         Some((end, _)) => format!("{}…", &value[..end]),
         None => value.to_string(),
     }
+}
+
+/// Checks a name that a client gave.
+pub(crate) fn check_name(field: &'static str, name: &str, reserved: &[&str]) -> Result<(), Error> {
+    oci::check_name(name, reserved).map_err(|reason| Error::Name { field, value: shorten(name), reason })
+}
+
+/// Checks the name of a process that is to be added, or that a client asks for.
+pub(crate) fn check_process_name(name: &str) -> Result<(), Error> {
+    check_name("pid", name, oci::ContainerDir::RESERVED)
 }

@@ -1,60 +1,48 @@
-//! Containers and their processes: what they are doing, what has happened to them, and how they are found again.
+//! Containers and their processes: what state they are in, what has happened to them, and how a new daemon finds them again.
 //!
-//! The lifecycle is that of the OCI runtime specification, with create, start, kill and delete as separate steps
-//! for a container and for each process added to it. What an API makes of these (that an exit deletes, say) it
-//! says when it creates a container; nothing here knows of any API, of gRPC or of flags.
+//! [`Supervisor`] is the door to this crate. Behind it are services, each of which is given what it needs when it is made:
 //!
-//! What always holds:
-//! - an event is in the journal's file before anybody sees it, and what proves an exit stays until the exit is
-//!   in the journal;
-//! - calls on one container are put in order, calls on different ones never wait for each other, and no mutex is
-//!   held while a runtime or a shim is waited for;
-//! - an operation that was begun is carried through whether or not its caller is still there.
+//! - `events`: the journal of events and its subscribers;
+//! - `container`: a container, its processes, and the table of their lifecycle;
+//! - `host`: what is there once for all containers, such as the registry of ids and the known runtimes;
+//! - `operations`: one file for each thing that is done to a container;
+//! - `recovery`: what a new daemon does with the containers of an earlier one;
+//! - `observe`: reading what containers are and what they use.
+//!
+//! A module imports from modules that come before it in this list, and never from later ones.
+//!
+//! These hold at all times:
+//! - An event is in the journal's file before any subscriber can see it, and what proves an exit stays on disk until the exit
+//!   is in the journal.
+//! - State changes and events come from one table (`container::lifecycle`); no other code makes them.
+//! - Operations on one container run one after the other; operations on different containers never wait for each other. No
+//!   mutex is held while the daemon waits for a runtime or a shim.
+//! - An operation that has begun runs to its end, also if its caller goes away.
+//!
+//! The crate knows nothing of gRPC, of flags or of any API's policy.
 
-mod aside;
-mod checkpoint;
 mod config;
 mod container;
-mod deletion;
-mod disk;
 mod error;
-mod event;
-mod exec;
-mod exit;
-mod journal;
-mod lifecycle;
-mod metrics;
-mod network;
-mod once;
-mod oom;
-mod pid_watch;
-mod process;
+mod events;
+mod host;
+mod observe;
+mod operations;
 mod recovery;
-mod requests;
-mod snapshot;
-mod start;
-mod stats;
-mod subscription;
 mod supervisor;
-mod tasks;
-mod timer;
-mod update;
 
 pub use cgroup::{Blkio, BlkioEntry, Changes, Cpu, Device, Field, Limit, LimitError, Memory, Setting, Stats, Usage};
 pub use config::Config;
-pub use container::{CreateContainer, OnExit};
+pub use container::info::{ContainerInfo, ProcessInfo};
+pub use container::lifecycle::State;
 pub use error::Error;
-pub use event::{Event, EventKind, Timestamp};
-pub use exec::CreateProcess;
-pub use journal::JournalError;
-pub use lifecycle::State;
-pub use metrics::Metrics;
-pub use network::Interface;
+pub use events::{Event, EventKind, JournalError, Lost, Subscription, Timestamp};
+pub use host::metrics::Metrics;
+pub use host::tasks::{Task, TaskGuard, Tasks, carried_through, with_runtime_time};
+pub use host::timer::{Reading, Timer};
+pub use observe::network::Interface;
+pub use observe::stats::ContainerStats;
 pub use oci::{Checkpoint, ProcessSpec, Rlimit, Stdio, TerminalSize, User};
-pub use snapshot::{ContainerInfo, ProcessInfo};
-pub use start::carried_through;
-pub use stats::ContainerStats;
-pub use subscription::{Lost, Subscription};
+pub use operations::create::CreateContainer;
+pub use operations::exec::{CreateProcess, Created};
 pub use supervisor::Supervisor;
-pub use tasks::{Task, TaskGuard, Tasks, with_runtime_time};
-pub use timer::{Reading, Timer};
