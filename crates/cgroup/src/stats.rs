@@ -1,5 +1,5 @@
 //! One reading of a container's groups. v1 and v2 fill the same fields; what a version lacks is filled by its nearest
-//! equal, or left at zero (`docs/stats.md` has the table).
+//! equal, or left at zero (`docs/src/reference/stats.md` has the table).
 
 mod v1;
 mod v2;
