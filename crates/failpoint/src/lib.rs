@@ -5,7 +5,8 @@
 //! else might have done just then. A number behind the name lets the step pass that many times first.
 //!
 //! The list is complete by construction: only what is in it can be named in the code, and the tests insist that each
-//! step is reached. `ARCHITECTURE.md` says of each what the next daemon finds, and does.
+//! step is reached. `docs/dev/recovery.md` says for each step what the next daemon finds and does; a unit test checks that
+//! no step is missing there.
 
 #![cfg_attr(not(test), no_std)]
 
@@ -199,5 +200,15 @@ mod tests {
         let all = names.len();
         names.dedup();
         assert_eq!(names.len(), all);
+    }
+
+    #[test]
+    fn recovery_tables_name_every_point() {
+        let tables = include_str!("../../../docs/dev/recovery.md");
+        let rows: Vec<&str> = tables.lines().filter(|line| line.starts_with('|')).collect();
+        for point in Point::ALL {
+            let name = format!("`{}`", point.name());
+            assert!(rows.iter().any(|row| row.contains(&name)), "docs/dev/recovery.md has no row for {name}");
+        }
     }
 }
