@@ -285,8 +285,6 @@ impl Shim {
     /// The loop, until all is delivered and `exitStatus` is written.
     pub(crate) fn run(mut self) -> Result<(), Failure> {
         let mut ready = Ready::default();
-        // Of what the beginning took, waiting needs a page or two.
-        sys::stack::give_back();
         reach(Point::ShimWatches);
         loop {
             // Who has ended is found out before the bytes are moved: what counts as delivered depends on it.

@@ -49,6 +49,16 @@ fn end(panic: &core::panic::PanicInfo<'_>) -> ! {
     sys::start::exit(101)
 }
 
+/// Runs the event loop, which needs a page or two of the stack, after giving back what the preparation has used of it.
+#[allow(unsafe_code)]
+#[cfg_attr(test, allow(dead_code))]
+fn wait(shim: event_loop::Shim) -> Result<(), Failure> {
+    // SAFETY: this is the program's only thread, on the main thread's stack, below which the kernel maps nothing close.
+    // Nothing points below this frame: `shim` is in this frame or in a caller's.
+    unsafe { sys::stack::give_back() };
+    shim.run()
+}
+
 /// The program; its exit status.
 #[cfg_attr(test, allow(dead_code))]
 fn run() -> i32 {
@@ -62,7 +72,7 @@ fn run() -> i32 {
         return 2;
     };
     let target = oci::Target { id, bundle, runtime };
-    match event_loop::Shim::prepare(target).and_then(event_loop::Shim::run) {
+    match event_loop::Shim::prepare(target).and_then(wait) {
         Ok(()) => 0,
         // Without a daemon there is nobody to tell.
         Err(Failure::NoDaemon) => 1,

@@ -1,30 +1,40 @@
-//! The stack of a program that has a deep beginning and a shallow life.
+//! The stack of a program that needs much of it while it starts, and little afterwards.
 
 use core::ffi::c_void;
 use rustix::mm::{Advice, madvise};
 
-/// The largest page of any architecture.
+/// The largest page size of the architecture.
 #[cfg(not(target_arch = "x86_64"))]
 const PAGE: usize = 64 << 10;
 #[cfg(target_arch = "x86_64")]
 const PAGE: usize = 4096;
 
-/// What may have been used below the caller.
-const DEPTH: usize = 64 << 10;
+/// How much of the stack below the caller [`give_back`] returns to the kernel.
+pub const DEPTH: usize = 64 << 10;
 
-/// Gives the kernel back what earlier calls have used of this thread's stack, below the caller. It gives pages of zeros
-/// for it when they are used again.
-pub fn give_back() {
+/// Returns to the kernel the pages that earlier calls have used of this thread's stack, up to [`DEPTH`] bytes below the
+/// caller. When the stack grows there again, the kernel provides pages of zeros.
+///
+/// # Safety
+///
+/// The [`DEPTH`] bytes below the caller's frame must belong to the calling thread's stack or be unmapped, since
+/// whatever is mapped there is overwritten with zeros. No pointer into them may be used afterwards.
+///
+/// The main thread's stack always meets the first condition: it grows on demand, and the kernel maps nothing else
+/// within 256 pages below it (Documentation/admin-guide/kernel-parameters.txt, `stack_guard_gap`). A thread that a
+/// library created has a stack of a fixed size, with other mappings close below: there the caller must know how much of
+/// it is left.
+pub unsafe fn give_back() {
     let here = 0u8;
     let here = core::ptr::from_ref(core::hint::black_box(&here)).addr();
-    // The page of this function's own frame, and the next one, in which what it calls has its own.
+    // Keep the page of this function's own frame and the page below it, where `madvise` has its frame.
     let end = (here & !(PAGE - 1)).saturating_sub(PAGE);
     let start = end.saturating_sub(DEPTH.next_multiple_of(PAGE));
-    // SAFETY: a stack grows down. What is more than a page below a live frame is in no other one: the system call needs none,
-    // no signal handler is on this stack, and nobody else knows of it. Nothing else is mapped so near below a stack
-    // (Documentation/admin-guide/kernel-parameters.txt, `stack_guard_gap`: 256 pages).
-    let _ =
-        unsafe { madvise(core::ptr::with_exposed_provenance_mut::<c_void>(start), end - start, Advice::LinuxDontNeed) };
+    let start = core::ptr::with_exposed_provenance_mut::<c_void>(start);
+    // SAFETY: stacks grow down, so that the range, which ends more than a page below a live frame, holds no frame in
+    // use: `madvise` is a single system call whose frame is in the page above. The caller promises that the range is
+    // stack or unmapped, and that nothing points into it.
+    let _ = unsafe { madvise(start, DEPTH.next_multiple_of(PAGE), Advice::LinuxDontNeed) };
 }
 
 #[cfg(test)]
@@ -38,34 +48,36 @@ mod tests {
         below + u64::from(core::hint::black_box(room)[7])
     }
 
-    /// How many of the pages below are there (mincore(2) does not tell of anonymous ones): `/proc/self/pagemap`, bit 63.
+    /// Counts the pages below the caller that are in memory, by bit 63 of `/proc/self/pagemap`. mincore(2) does not
+    /// report anonymous pages.
     fn pages_below() -> usize {
         use std::os::unix::fs::FileExt;
         let here = 0u8;
         let here = core::ptr::from_ref(core::hint::black_box(&here)).addr() / PAGE;
         let map = std::fs::File::open("/proc/self/pagemap").expect("opens");
-        let is_there = |page: usize| {
+        let is_present = |page: usize| {
             let mut entry = [0; 8];
             map.read_exact_at(&mut entry, page as u64 * 8).is_ok() && u64::from_le_bytes(entry) >> 63 == 1
         };
-        (here - DEPTH / PAGE..here - 1).filter(|page| is_there(*page)).count()
+        (here - DEPTH / PAGE..here - 1).filter(|page| is_present(*page)).count()
     }
 
     #[test]
-    fn what_was_used_is_given_back_and_can_be_used_again() {
+    fn used_stack_pages_are_returned_and_can_be_used_again() {
         if PAGE != 4096 {
-            eprintln!("SKIPPED: how large a page is here is not known");
+            eprintln!("SKIPPED: the page size of this machine is not known");
             return;
         }
-        // A thread's stack has room below it that nobody has used.
         let thread = std::thread::Builder::new().stack_size(1 << 20).spawn(|| {
             let used = deep(20);
             let before = pages_below();
-            give_back();
+            // SAFETY: the thread has a stack of 1 MiB and has used a small part of it, so that all of the range is
+            // stack. The frames of `deep` and `pages_below`, which were in the range, are gone.
+            unsafe { give_back() };
             let after = pages_below();
             assert!(before >= 8, "{before} pages were used");
-            // What looking takes is used again.
-            assert!(after + 4 <= before, "{after} of {before} pages are there");
+            // `pages_below` uses some pages itself.
+            assert!(after + 4 <= before, "{after} of {before} pages are present");
             assert_eq!(deep(20), used);
         });
         thread.expect("starts").join().expect("does not panic");
