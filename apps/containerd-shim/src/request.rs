@@ -74,11 +74,14 @@ pub(crate) struct Checkpoint {
     empty_ns: Option<Vec<String>>,
 }
 
+/// The largest `config.json` of a checkpoint that is read. A client names the directory; the daemon has the same limit.
+const LARGEST_CONFIG: usize = 4 << 20;
+
 impl Checkpoint {
     /// Reads the `config.json` of the checkpoint in `directory`.
     pub(crate) fn read(directory: &str) -> Result<Checkpoint, Failure> {
         let path = format!("{directory}/config.json");
-        let text = sys::small_file::read(CWD, &path[..]).context(|| format!("read {path}"))?;
+        let text = sys::small_file::read_at_most(CWD, &path[..], LARGEST_CONFIG).context(|| format!("read {path}"))?;
         serde_json::from_slice(&text).map_err(|e| Failure::Request(format!("{path}: {e}")))
     }
 
