@@ -1,103 +1,124 @@
-//! A heap for programs of one thread that allocate little, most of it at their begin: blocks of a few sizes, each of which is
-//! given out again when it has been given back, out of pieces that are never given back.
+//! A heap for a program that has one thread and allocates little, most of it while it starts.
+//!
+//! Blocks have a few fixed sizes. A freed block is kept for the next allocation of its size, and the memory that blocks
+//! are cut from is never returned to the kernel. Larger allocations are mappings of their own.
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::cell::UnsafeCell;
 use core::ptr::{NonNull, null_mut};
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
-/// The smallest block, the largest one that is not a mapping of its own, and how many sizes there are between them.
+/// The smallest block.
 const SMALLEST: usize = 16;
+
+/// The largest block. A larger allocation becomes a mapping of its own.
 const LARGEST: usize = 16 << 10;
+
+/// How many sizes of blocks there are. Each size is twice the one before.
 const SIZES: usize = (LARGEST / SMALLEST).ilog2() as usize + 1;
 
-/// What is taken at once for blocks. The kernel gives a page only when it is touched.
+/// The smallest page size of any architecture, which is also the largest alignment that the heap provides.
+const PAGE: usize = 4096;
+
+/// How much memory is taken at once to cut blocks from. The kernel provides a page of it when the page is first
+/// touched.
 const PIECE: usize = 64 << 10;
 
-/// The first piece: beside the program's other data, which share a page of the page tables.
+/// A piece within the program's data. It comes first, since it shares a page table page with the program's other data.
 #[repr(align(4096))]
 struct Piece(UnsafeCell<[u8; PIECE]>);
 
-// SAFETY: as of `Heap`, which gives it out.
+// SAFETY: only the program's one heap uses it, and the program has one thread (see `Heap`).
 unsafe impl Sync for Piece {}
 
 static FIRST: Piece = Piece(UnsafeCell::new([0; PIECE]));
 
+/// The header of a freed block: a pointer to the next freed block of the same size.
 struct Free(*mut Free);
 
-/// Blocks of twice the size each; what is freed is given out again at the same size.
 struct State {
+    /// For each size, a list of the freed blocks.
     free: [*mut Free; SIZES],
-    next: usize,
+    /// Where the unused rest of the present piece begins.
+    next: *mut u8,
+    /// The address at which the present piece ends.
     end: usize,
 }
 
-/// What a program allocates from.
+/// The allocator. Its program must have one thread.
 pub(crate) struct Heap(UnsafeCell<State>);
 
-// SAFETY: there is only one thread. A child that shares the memory (`spawn`) does not allocate.
+// SAFETY: without std, programs have one thread (`start`), so that a shared heap is used by one thread only. A child
+// process that shares the memory for a while (`spawn`) does not allocate.
 unsafe impl Sync for Heap {}
 
 impl Heap {
     pub(crate) const fn new() -> Heap {
-        Heap(UnsafeCell::new(State { free: [null_mut(); SIZES], next: 0, end: 0 }))
+        Heap(UnsafeCell::new(State { free: [null_mut(); SIZES], next: null_mut(), end: 0 }))
     }
 }
 
-/// Which size a layout takes; `None` for a mapping of its own.
+/// Returns the size of the block for a layout; `None` if the layout needs a mapping of its own.
 fn size_of_block(layout: Layout) -> Option<usize> {
     let size = layout.size().max(layout.align()).max(SMALLEST);
     (size <= LARGEST).then(|| size.next_power_of_two())
 }
 
+/// Maps `size` bytes; a null pointer if that fails.
 fn map(size: usize) -> *mut u8 {
-    // SAFETY: a new mapping at an address that the kernel chooses is nobody's.
+    // SAFETY: the kernel chooses an address where nothing is mapped.
     let mapped = unsafe { mmap_anonymous(null_mut(), size, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE) };
     mapped.map_or(null_mut(), |address| address.cast())
 }
 
 impl State {
+    /// Returns a block of `size`, which is one of the sizes; a null pointer if there is no memory.
     fn take(&mut self, size: usize) -> *mut u8 {
         let free = &mut self.free[(size / SMALLEST).ilog2() as usize];
         if let Some(block) = NonNull::new(*free) {
-            // SAFETY: what is in the list was put there by `give`, which has written the next one into it.
+            // SAFETY: `give` put the block into the list and wrote a `Free` into it. Nobody has used the block since
+            // then.
             *free = unsafe { block.read() }.0;
             return block.as_ptr().cast();
         }
-        // All sizes are powers of two, and a piece begins at a page: blocks up to one page are aligned to their size.
-        let at = self.next.next_multiple_of(size.min(4096));
-        if at + size <= self.end {
-            self.next = at + size;
-            return core::ptr::with_exposed_provenance_mut(at);
+        // Sizes are powers of two and pieces begin at a page, so that this aligns a block to its size or to a page.
+        let skipped = self.next.addr().next_multiple_of(size.min(PAGE)) - self.next.addr();
+        let block = self.next.wrapping_add(skipped);
+        if block.addr() + size <= self.end {
+            self.next = block.wrapping_add(size);
+            return block;
         }
-        // Tests have several heaps, and this is one.
+        // There is one static piece, and tests have several heaps.
         let is_first = self.end == 0 && !cfg!(test);
         let piece = if is_first { FIRST.0.get().cast() } else { map(PIECE) };
         if !piece.is_null() {
-            self.next = piece.expose_provenance() + size;
+            self.next = piece.wrapping_add(size);
             self.end = piece.addr() + PIECE;
         }
         piece
     }
 
+    /// Takes back a block of `size` that [`State::take`] returned.
     fn give(&mut self, block: *mut u8, size: usize) {
         let free = &mut self.free[(size / SMALLEST).ilog2() as usize];
         let block = block.cast::<Free>();
-        // SAFETY: it is a block of ours, large enough and aligned for a pointer, that nobody uses any more.
+        // SAFETY: the block came from `take`, so that it has at least 16 bytes and is aligned to 16. Its user has given
+        // it up.
         unsafe { block.write(Free(*free)) };
         *free = block;
     }
 }
 
-// SAFETY: blocks are as large and as aligned as asked for, are given out to one at a time, and nothing unwinds.
+// SAFETY: a block is at least as large and as aligned as its layout, belongs to one allocation at a time, and keeps its
+// content until it is freed. No function unwinds.
 unsafe impl GlobalAlloc for Heap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // What is aligned to more than a page is asked for by nothing here.
-        if layout.align() > 4096 {
+        if layout.align() > PAGE {
             return null_mut();
         }
         match size_of_block(layout) {
-            // SAFETY: one thread, and `take` calls nothing that allocates.
+            // SAFETY: there is one thread, and `take` does not allocate, so that this is the only reference to the
+            // state.
             Some(size) => unsafe { &mut *self.0.get() }.take(size),
             None => map(layout.size()),
         }
@@ -105,21 +126,23 @@ unsafe impl GlobalAlloc for Heap {
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         match size_of_block(layout) {
-            // SAFETY: as above; the caller gives back what it was given.
+            // SAFETY: there is one thread, and `give` does not allocate, so that this is the only reference to the
+            // state.
             Some(size) => unsafe { &mut *self.0.get() }.give(block, size),
-            // SAFETY: it is a mapping of this size, which nobody uses any more.
+            // SAFETY: `alloc` mapped exactly this many bytes there, and the caller no longer uses them.
             None => drop(unsafe { munmap(block.cast(), layout.size()) }),
         }
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        // SAFETY: the caller promises that the new size is a valid one for this alignment.
+        // SAFETY: the caller promises that `new_size`, rounded up to the alignment, does not overflow `isize`.
         let new = unsafe { Layout::from_size_align_unchecked(new_size, layout.align()) };
         let size = size_of_block(layout);
         if size.is_some() && size == size_of_block(new) {
             return block;
         }
-        // SAFETY: two blocks, of which the smaller size is copied; the old one is the caller's to give back.
+        // SAFETY: `moved` and `block` are two live allocations, which do not overlap, and both have at least the
+        // smaller of the two sizes. The caller gives up `block`, whose layout it has passed.
         unsafe {
             let moved = self.alloc(new);
             if !moved.is_null() {
@@ -135,7 +158,7 @@ unsafe impl GlobalAlloc for Heap {
 mod tests {
     use super::*;
 
-    /// Numbers that look random.
+    /// Returns the next number of a pseudo-random sequence (xorshift).
     fn next(number: &mut u64) -> usize {
         *number ^= *number << 13;
         *number ^= *number >> 7;
@@ -144,15 +167,19 @@ mod tests {
     }
 
     #[test]
-    fn blocks_are_aligned_apart_and_keep_what_is_in_them() {
+    fn live_blocks_are_aligned_and_keep_their_content() {
         let heap = Heap::new();
         let mut number = 88_172_645_463_325_252;
         let mut live: Vec<(*mut u8, Layout, u8)> = Vec::new();
-        for round in 0..20_000_usize {
-            let size = 1 + next(&mut number) % [40, 600, 9000, 40_000][next(&mut number) % 4];
+        // Miri is slow: fewer rounds and smaller blocks, of which few become mappings of their own.
+        let (rounds, sizes) =
+            if cfg!(miri) { (1000, [40, 100, 600, 20_000]) } else { (20_000, [40, 600, 9000, 40_000]) };
+        for round in 0..rounds {
+            let size = 1 + next(&mut number) % sizes[next(&mut number) % 4];
             let layout = Layout::from_size_align(size, 1 << (next(&mut number) % 13)).expect("small");
             let fill = round as u8;
-            // SAFETY: what is given back and changed is what was given, with the layout that it has; nothing is used later.
+            // SAFETY: each block is passed back with the layout that it has, and is removed from the list before that.
+            // All bytes of a block in the list have been written.
             unsafe {
                 match next(&mut number) % 4 {
                     0 | 1 if live.len() < 200 => {
@@ -180,16 +207,16 @@ mod tests {
                 }
             }
         }
-        // SAFETY: a layout that no block may have.
+        // SAFETY: the size is not zero.
         assert!(unsafe { heap.alloc(Layout::from_size_align(16, 8192).expect("valid")) }.is_null());
     }
 
     #[test]
-    fn what_is_given_back_is_given_out_again() {
+    fn freed_block_is_reused() {
         let heap = Heap::new();
         let layout = Layout::from_size_align(3000, 8).expect("small");
-        // SAFETY: each block is given back as it was given, and not used.
-        let mut blocks: Vec<usize> = (0..10_000)
+        // SAFETY: each block is passed back at once, with the layout that it has.
+        let mut blocks: Vec<usize> = (0..if cfg!(miri) { 100 } else { 10_000 })
             .map(|_| unsafe {
                 let block = heap.alloc(layout);
                 heap.dealloc(block, layout);
