@@ -1,9 +1,9 @@
 //! Settings of glibc's malloc.
 
-/// Lets all threads share `count` heaps instead of one for each thread, so that memory does not grow with
-/// the number of threads that once allocated (mallopt(3), `M_ARENA_MAX`).
+/// Makes all threads share `count` arenas, so that memory does not grow with the number of threads that have ever
+/// allocated (mallopt(3), `M_ARENA_MAX`). By default glibc gives each thread an arena of its own.
 pub fn limit_heaps(count: u16) {
-    // SAFETY: mallopt only sets a number of the allocator's; both arguments are plain integers.
+    // SAFETY: mallopt takes two plain integers and only sets a number inside the allocator.
     #[cfg(target_env = "gnu")]
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, i32::from(count));
@@ -12,9 +12,9 @@ pub fn limit_heaps(count: u16) {
     let _ = count;
 }
 
-/// Gives freed memory back to the system (malloc_trim(3)), after much was used for a short time.
+/// Returns freed memory to the kernel (malloc_trim(3)). Worth calling after a short burst of large allocations.
 pub fn give_back() {
-    // SAFETY: malloc_trim takes the allocator's own locks and touches only what is free.
+    // SAFETY: malloc_trim takes the allocator's own locks and releases only pages that hold no allocation.
     #[cfg(target_env = "gnu")]
     unsafe {
         libc::malloc_trim(0);

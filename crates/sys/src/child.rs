@@ -1,4 +1,4 @@
-//! Child processes: what std's `Command` lacks, and reaping one by its number.
+//! Child processes: what std's `Command` lacks, and reaping a child by its pid.
 
 use rustix::io::{self, Errno};
 use rustix::process::{Pid, WaitOptions, wait, waitpid};
@@ -6,21 +6,23 @@ use rustix::process::{Pid, WaitOptions, wait, waitpid};
 #[cfg(feature = "std")]
 pub use hosted::{die_with_parent, keep_open, spawn, start_no_more};
 
-/// How a process ended, as shells and this API count: its exit code, or 128 and the signal's number.
+/// The exit status of a process as shells and this API count it: the exit code, or 128 plus the number of the signal
+/// that ended the process.
 pub type ExitStatus = u32;
 
-/// Held while a child is started.
+/// Returns a guard to hold while a child is being started ([`start_no_more`]).
 #[cfg(feature = "std")]
 pub(crate) fn starting() -> std::sync::RwLockReadGuard<'static, ()> {
     hosted::starting()
 }
 
-/// Reaps the child `pid` if it has ended; `None` while it runs. `ECHILD` if it is no child of ours.
+/// Reaps the child `pid` if it has ended. Returns `None` while it runs, and fails with `ECHILD` if it is no child of
+/// this process.
 pub fn try_reap(pid: Pid) -> io::Result<Option<ExitStatus>> {
     reap(Some(pid)).map(|ended| ended.map(|(_, status)| status))
 }
 
-/// Reaps any child that has ended. Only for a process that is the single reaper of all its children.
+/// Reaps any child that has ended. Only for a program in which no other code reaps children.
 pub fn try_reap_any() -> io::Result<Option<(Pid, ExitStatus)>> {
     reap(None)
 }
@@ -54,29 +56,28 @@ mod hosted {
     use std::process::Command;
     use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
-    /// Held for reading while a child is started.
+    /// Locked for reading while a child is being started, and for writing, forever, by [`start_no_more`].
     static STARTING: RwLock<()> = RwLock::new(());
 
     pub(crate) fn starting() -> RwLockReadGuard<'static, ()> {
         STARTING.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts a child, unless none may be started any more ([`start_no_more`]): then this never returns.
+    /// Starts a child. After [`start_no_more`] this never returns.
     pub fn spawn(command: &mut Command) -> io::Result<std::process::Child> {
         let _starting = starting();
         command.spawn()
     }
 
-    /// Waits for those that are being started, and lets no other one be started by [`spawn`]. For a program that is about
-    /// to make way for another one: what it leaves to that one is not for children.
+    /// Waits until no child is being started, and blocks every later [`spawn`] forever. A program calls this before it
+    /// replaces itself by another program, so that no child inherits the descriptors that it hands over.
     pub fn start_no_more() {
         std::mem::forget(STARTING.write().unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// Has the child killed when the thread that starts it ends (prctl(2), `PR_SET_PDEATHSIG`).
+    /// Makes the kernel kill the child when the thread that starts it ends (prctl(2), `PR_SET_PDEATHSIG`).
     pub fn die_with_parent(command: &mut Command) {
-        // SAFETY: between fork and exec only one system call is made, which is async-signal-safe, and nothing is
-        // allocated.
+        // SAFETY: between fork and exec the closure makes one system call, prctl(2), which needs no lock and no heap.
         unsafe {
             command.pre_exec(|| {
                 let signal = Some(rustix::process::Signal::KILL);
@@ -85,10 +86,12 @@ mod hosted {
         }
     }
 
-    /// Lets the child, and what it starts, have a descriptor that is otherwise closed by an exec.
+    /// Lets the child, and the programs that it starts, inherit the descriptor `fd`, which has close-on-exec here. The
+    /// caller keeps `fd` open until the child has been started.
     pub fn keep_open(command: &mut Command, fd: std::os::fd::RawFd) {
-        // SAFETY: between fork and exec only one system call is made, which is async-signal-safe, and nothing is
-        // allocated. The number may be of another file by then, which the child then keeps: whoever calls this holds it.
+        // SAFETY: between fork and exec the closure makes two system calls, both fcntl(2), which need no lock and no
+        // heap. It changes a flag of a descriptor of the child alone. If the caller has closed `fd`, the call fails or
+        // concerns another file, which the child then inherits; neither is a matter of memory safety.
         unsafe {
             command.pre_exec(move || {
                 let fd = std::os::fd::BorrowedFd::borrow_raw(fd);
@@ -104,7 +107,7 @@ mod tests {
     use super::*;
     use std::process::Command;
 
-    #[allow(clippy::zombie_processes)] // reaped by what is tested
+    #[allow(clippy::zombie_processes)] // `try_reap` reaps it
     fn run(script: &str) -> ExitStatus {
         let child = Command::new("/bin/sh").args(["-c", script]).spawn().expect("sh starts");
         let pid = Pid::from_raw(child.id() as i32).expect("a pid is not zero");
@@ -115,14 +118,14 @@ mod tests {
     }
 
     #[test]
-    fn statuses_are_told_as_shells_do() {
+    fn exit_status_is_counted_as_shells_do() {
         assert_eq!(run("exit 0"), 0);
         assert_eq!(run("exit 255"), 255);
         assert_eq!(run("kill -9 $$"), 137);
     }
 
     #[test]
-    fn a_stranger_is_no_child() {
+    fn process_that_is_no_child_is_not_reaped() {
         let init = Pid::from_raw(1).expect("not zero");
         assert_eq!(try_reap(init).expect_err("init is not ours"), Errno::CHILD);
     }

@@ -1,33 +1,35 @@
-//! Time that only goes forward (clock_gettime(2), `CLOCK_MONOTONIC`), for programs with and without std.
+//! The monotonic clock (clock_gettime(2), `CLOCK_MONOTONIC`), for programs with and without std.
 
 use core::ops::Add;
 use core::time::Duration;
 
-/// A moment.
+/// A moment of the monotonic clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Instant(Duration);
 
 impl Instant {
-    /// This one.
+    /// Returns the present moment.
     pub fn now() -> Instant {
         let now = crate::raw::monotonic();
-        // Counted from the machine's start: neither is negative, and there are less than 10⁹ nanoseconds.
+        // The clock starts at zero when the machine starts, so that neither number is negative. The nanoseconds are
+        // below 10⁹.
         Instant(Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or_default()))
     }
 
-    /// How long after `earlier` this is; nothing if it is before.
+    /// Returns the time from `earlier` to this moment; zero if `earlier` is later.
     pub fn since(self, earlier: Instant) -> Duration {
         self.0.saturating_sub(earlier.0)
     }
 
-    /// How long ago this was.
+    /// Returns the time that has passed since this moment.
     pub fn elapsed(self) -> Duration {
         Instant::now().since(self)
     }
 }
 
-/// Now, in the ticks since the machine's start in which `/proc/<pid>/stat` has start times (proc_pid_stat(5), field 22). On
-/// all architectures that this program is built for there are 100 a second (`USER_HZ`).
+/// Returns the present time in clock ticks since the machine started, the unit of start times in `/proc/<pid>/stat`
+/// (proc_pid_stat(5), field 22). A second has 100 ticks (`USER_HZ`) on every architecture that this program is built
+/// for.
 #[cfg(feature = "std")]
 pub fn ticks() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
@@ -47,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ticks_are_those_of_process_start_times() {
+    fn ticks_have_the_unit_of_process_start_times() {
         let before = ticks();
         let child = std::process::Command::new("true").spawn();
         let mut child = child.expect("true starts");
@@ -57,7 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn it_goes_forward() {
+    fn moments_are_ordered_and_never_negative_apart() {
         let begun = Instant::now();
         let later = begun + Duration::from_secs(3600);
         assert_eq!(later.since(begun), Duration::from_secs(3600));

@@ -1,9 +1,9 @@
-//! What a program was started with: its arguments and its environment.
+//! The arguments and the environment of this program.
 
 use alloc::ffi::CString;
 use alloc::vec::Vec;
 
-/// The arguments, the program's own name first.
+/// Returns the arguments. The first one is the program's own name.
 #[cfg(feature = "std")]
 pub fn arguments() -> Vec<CString> {
     use std::os::unix::ffi::OsStringExt;
@@ -13,7 +13,7 @@ pub fn arguments() -> Vec<CString> {
 #[cfg(not(feature = "std"))]
 pub use crate::start::arguments;
 
-/// The variables, as `NAME=value`.
+/// Returns the environment variables in the form `NAME=value`.
 #[cfg(feature = "std")]
 pub fn variables() -> Vec<CString> {
     use std::os::unix::ffi::OsStrExt;
@@ -26,14 +26,14 @@ pub fn variables() -> Vec<CString> {
 #[cfg(not(feature = "std"))]
 pub use crate::start::variables;
 
-/// The variables but for some.
+/// Returns the environment variables except those with one of `names`.
 pub fn variables_without(names: &[&str]) -> Vec<CString> {
     let mut variables = variables();
     variables.retain(|variable| names.iter().all(|name| value_of(variable.as_bytes(), name).is_none()));
     variables
 }
 
-/// The value, if `variable` has that name.
+/// Returns the value of `variable`, a text of the form `NAME=value`, if its name is `name`.
 pub(crate) fn value_of<'a>(variable: &'a [u8], name: &str) -> Option<&'a [u8]> {
     variable.strip_prefix(name.as_bytes())?.strip_prefix(b"=")
 }
@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_is_meant_as_a_whole() {
+    fn variable_matches_only_by_its_whole_name() {
         assert_eq!(value_of(b"PATH=/bin:x=y", "PATH"), Some(&b"/bin:x=y"[..]));
         assert_eq!(value_of(b"PATHS=/bin", "PATH"), None);
         assert_eq!(value_of(b"PATH", "PATH"), None);

@@ -1,9 +1,9 @@
-//! What errors mean in words, where no C library says it.
+//! The words for error numbers, for programs without a C library.
 
 use core::fmt;
 use rustix::io::Errno;
 
-/// An error as std shows it: its meaning and its number.
+/// An error number that is displayed as std displays it: the words, then the number.
 #[derive(Debug, Clone, Copy)]
 pub struct Explained(pub Errno);
 
@@ -17,7 +17,7 @@ impl fmt::Display for Explained {
     }
 }
 
-/// Those that a program meets which opens files, moves bytes and starts programs; the words of strerror(3).
+/// The errors that a program meets when it opens files, moves bytes and starts programs, with the words of strerror(3).
 const WORDS: &[(Errno, &str)] = &[
     (Errno::PERM, "Operation not permitted"),
     (Errno::NOENT, "No such file or directory"),
@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_words_are_those_of_the_c_library() {
+    fn words_of_each_error_match_the_c_library() {
         for (error, _) in WORDS {
             assert_eq!(Explained(*error).to_string(), std::io::Error::from(*error).to_string());
         }

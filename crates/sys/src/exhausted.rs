@@ -1,22 +1,22 @@
-//! Errors that go away by themselves.
+//! Errors that may go away without a change of what was asked for.
 
 use rustix::io::Errno;
 
-/// Whether an error says that this machine has run out of something: descriptors, processes, memory, space. What
-/// failed may be tried again, once somebody has given it back.
+/// Returns whether an error means that this machine or process has run out of something: descriptors, processes, memory
+/// or space. The operation may succeed later, when some of it has been freed.
 #[cfg(feature = "std")]
 pub fn is_exhausted(error: &std::io::Error) -> bool {
     Errno::from_io_error(error).is_some_and(has_run_out)
 }
 
-/// Whether what failed may be possible later without anybody changing what was asked for: something has run out, or a
-/// file system is read-only for the time being.
+/// Returns whether the same operation may succeed later: something has run out ([`is_exhausted`]), or a file system is
+/// read-only at the moment.
 #[cfg(feature = "std")]
 pub fn may_pass(error: &std::io::Error) -> bool {
     Errno::from_io_error(error).is_some_and(will_pass)
 }
 
-/// As [`may_pass`].
+/// Does what [`may_pass`] does for an [`Errno`].
 pub fn will_pass(error: Errno) -> bool {
     has_run_out(error) || error == Errno::ROFS
 }
@@ -24,7 +24,8 @@ pub fn will_pass(error: Errno) -> bool {
 fn has_run_out(error: Errno) -> bool {
     matches!(
         error,
-        // EAGAIN is fork(2)'s for want of processes. ENOBUFS and ENOLCK are the kernel's own tables.
+        // fork(2) fails with EAGAIN when no more processes are allowed. ENOBUFS and ENOLCK mean that a table of the
+        // kernel's is full.
         Errno::MFILE
             | Errno::NFILE
             | Errno::AGAIN
@@ -42,7 +43,7 @@ mod tests {
     use std::io;
 
     #[test]
-    fn what_is_missing_is_not_exhausted() {
+    fn only_errors_of_scarcity_count_as_exhausted() {
         let is = |number| is_exhausted(&io::Error::from_raw_os_error(number));
         assert!(is(libc::EMFILE) && is(libc::ENOSPC) && is(libc::EAGAIN));
         assert!(!is(libc::ENOENT) && !is(libc::EROFS) && !is_exhausted(&io::ErrorKind::WouldBlock.into()));

@@ -1,9 +1,10 @@
-//! Reading a file whose path or content others decide: a client, a bundle, a checkpoint, or whoever may write there.
+//! Reading a file whose path or content another program decides, for example a client, or the author of a bundle or
+//! checkpoint.
 //!
-//! The path may name anything: a FIFO, which would block the reader for ever, a device that acts on being opened or
-//! never ends, a file of many gigabytes. So the file is looked at before it is opened, what is opened is what was looked
-//! at, and no more than a limit is read. A file system that hangs still blocks the caller: run this in a thread that may
-//! be given up.
+//! The path may name anything: a FIFO, which would block the reader forever, a device that does something when it is
+//! opened or that never ends, or a file of many gigabytes. So these functions check what the file is before they open
+//! it, open exactly the file that they checked, and read no more than a limit. A file system that hangs still blocks
+//! the caller: call them in a thread that may be abandoned.
 
 use rustix::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, open, openat2};
@@ -11,13 +12,13 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-/// Opens a regular file for reading. Symbolic links are followed; the file that they lead to must be a regular one.
+/// Opens a regular file for reading. Follows symbolic links; their target must be a regular file.
 pub fn open_regular(path: &Path) -> io::Result<File> {
-    // O_PATH opens nothing that acts on it, and waits for no other side of a FIFO (open(2)).
+    // With O_PATH the kernel does not open the device and does not wait for the other end of a FIFO (open(2)).
     reopen_regular(&open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?)
 }
 
-/// Opens what `handle`, which was opened with `O_PATH`, stands for: what was looked at is what is opened.
+/// Opens the regular file that `handle`, opened with `O_PATH`, stands for, whatever is at its path by now.
 fn reopen_regular(handle: &OwnedFd) -> io::Result<File> {
     match FileType::from_raw_mode(fstat(handle)?.st_mode) {
         FileType::RegularFile => {}
@@ -28,31 +29,28 @@ fn reopen_regular(handle: &OwnedFd) -> io::Result<File> {
     Ok(File::from(open(format!("/proc/self/fd/{}", handle.as_raw_fd()), flags, Mode::empty())?))
 }
 
-/// Reads a regular file of at most `limit` bytes below `root`. Links are followed as a process would follow them that has
-/// `root` as its root directory.
+/// Reads a regular file of at most `limit` bytes below `root`. Resolves symbolic links as for a process whose root
+/// directory is `root`.
 pub fn read_in_root(root: BorrowedFd<'_>, path: &str, limit: u64) -> io::Result<Vec<u8>> {
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     let handle = openat2(root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)?;
     read_open(&reopen_regular(&handle)?, limit)
 }
 
-/// Reads a regular file of at most `limit` bytes. A longer one is an error ([`io::ErrorKind::FileTooLarge`]).
+/// Reads a regular file of at most `limit` bytes. A longer file is an error ([`io::ErrorKind::FileTooLarge`]).
 pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     read_open(&open_regular(path)?, limit)
 }
 
-/// Reads what is left of an open file, at most `limit` bytes. A longer one is an error.
+/// Reads the rest of an open file, at most `limit` bytes. A longer rest is an error ([`io::ErrorKind::FileTooLarge`]).
 pub fn read_open(file: &File, limit: u64) -> io::Result<Vec<u8>> {
     let length = file.metadata()?.len();
     let mut bytes = Vec::with_capacity(usize::try_from(length.min(limit)).unwrap_or_default() + 1);
-    // One byte more tells a file that is too long from one that just fits. The size that the file system gives is only
-    // a hint: a FUSE file system may lie about it.
+    // One byte more distinguishes a file that is too long from one that just fits. The size is only a hint: a FUSE file
+    // system may report a wrong one.
     let read = file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
     if read as u64 > limit {
-        return Err(io::Error::new(
-            io::ErrorKind::FileTooLarge,
-            format!("is larger than the {limit} bytes that are read of such a file"),
-        ));
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("is larger than the limit of {limit} bytes")));
     }
     Ok(bytes)
 }
@@ -82,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn links_in_a_root_stay_in_it() {
+    fn symbolic_links_below_a_root_do_not_lead_out_of_it() {
         let directory = std::env::temp_dir().join(format!("foreign-root-{}", std::process::id()));
         let root = directory.join("root");
         std::fs::create_dir_all(root.join("etc")).expect("makes");

@@ -1,11 +1,11 @@
-//! Kernel objects behind safe faces, one a file.
+//! Kernel objects behind safe interfaces, one object per file.
 //!
-//! This is the only crate with `unsafe` in it, and all of that is for what rustix lacks. It knows nothing
-//! of containers, allocates little, and is shared by the daemon, the shim and the client.
+//! This is the only crate that contains `unsafe`, and it does so only where rustix has no safe function. It knows
+//! nothing of containers and allocates little. The daemon, the shim and the client share it.
 //!
-//! Without the feature `std` it needs no C library, and brings what a program cannot do without: its first
-//! instructions, a heap and `memcpy` ([`start`]). That is for the shim, of which there are thousands, and of which
-//! each start would cost a third more with a C library's.
+//! Without the feature `std` the crate needs no C library. It then provides what no program can do without: the first
+//! instructions, a heap and `memcpy` ([`start`]). The shim is built this way: a host runs thousands of shims, and a C
+//! library would add a third to the time that each of them takes to start.
 
 #![cfg_attr(not(feature = "std"), no_std)]
 
@@ -51,5 +51,5 @@ pub mod watched;
 pub use errno::Explained;
 pub use stdio::{stderr, stdin, stdout};
 
-/// What a system call failed with.
+/// The error number of a system call that failed.
 pub use rustix::io::Errno;

@@ -1,4 +1,4 @@
-//! Processes by descriptor, so that a signal never reaches whoever has the same number later.
+//! Processes by descriptor, so that a signal never reaches a later process with the same pid.
 
 #[cfg(feature = "std")]
 use rustix::fd::AsRawFd;
@@ -8,10 +8,11 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::procfs;
 
-/// Opens whichever process has the number `pid` now; `None` if there is none.
+/// Opens the process that has the number `pid` now. Returns `None` if no process has it.
 ///
-/// The kernel says so in several ways. `ESRCH`: the number is free. `EINVAL`, up to Linux 6.12: the process is gone, and a
-/// process group or a session still has its number. `ENOENT`, later: a thread that leads no process has it.
+/// The kernel reports that in several ways. `ESRCH`: the number is free. `EINVAL`, up to Linux 6.12: the process is
+/// gone, and a process group or a session still has its number. `ENOENT`, in later kernels: a thread that leads no
+/// process has it.
 pub fn open_number(pid: Pid) -> io::Result<Option<OwnedFd>> {
     match pidfd_open(pid, PidfdFlags::empty()) {
         Ok(fd) => Ok(Some(fd)),
@@ -20,42 +21,42 @@ pub fn open_number(pid: Pid) -> io::Result<Option<OwnedFd>> {
     }
 }
 
-/// A process that is known to be the one that was meant.
+/// A descriptor of one certain process, identified by pid and start time.
 #[derive(Debug)]
 pub struct PidFd(OwnedFd);
 
 impl PidFd {
-    /// Opens the process `pid` if it started at `starttime` (field 22 of `/proc/<pid>/stat`). `None` if it is
-    /// gone, is a zombie, or is another one that has the number now.
+    /// Opens the process `pid` that started at `starttime` (field 22 of `/proc/<pid>/stat`). Returns `None` if that
+    /// process is gone or a zombie, even if another process has the pid now.
     pub fn open(pid: u32, starttime: u64) -> io::Result<Option<PidFd>> {
         let Some(number) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
             return Ok(None);
         };
         let Some(fd) = open_number(number)? else { return Ok(None) };
-        // Looked at after the opening: if it is the right one now, the descriptor is of the right one.
+        // Read the start time after opening: if it is right now, the descriptor was opened for the right process.
         match procfs::stat(pid)? {
             Some(stat) if stat.starttime == starttime && !stat.is_dead() => Ok(Some(PidFd(fd))),
             _ => Ok(None),
         }
     }
 
-    /// Sends `signal`. `ESRCH` once the process has been reaped; a zombie takes signals without effect.
+    /// Sends `signal`. Fails with `ESRCH` once the process has been reaped. A signal to a zombie has no effect.
     #[cfg(feature = "std")]
     pub fn send(&self, signal: u32) -> std::io::Result<()> {
         let null: *const libc::siginfo_t = std::ptr::null();
-        // SAFETY: the descriptor is open for as long as `self` is; a null siginfo is what the call documents
-        // for "as kill(2) does" (pidfd_send_signal(2)).
+        // SAFETY: `self` keeps the descriptor open. With a null siginfo the kernel fills in what kill(2) would
+        // (pidfd_send_signal(2)), so that it follows no pointer.
         let result = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, self.0.as_raw_fd(), signal, null, 0) };
         if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
     }
 
-    /// Another descriptor of the same process.
+    /// Returns another descriptor of the same process.
     #[cfg(feature = "std")]
     pub fn try_clone(&self) -> std::io::Result<PidFd> {
         Ok(PidFd(self.0.try_clone()?))
     }
 
-    /// The descriptor itself: readable once the process has ended, reaped or not.
+    /// Returns the descriptor itself. It becomes readable when the process ends, before the process is reaped.
     pub fn into_fd(self) -> OwnedFd {
         self.0
     }
@@ -72,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_process_that_was_meant_is_opened() {
+    fn process_is_opened_only_with_its_start_time() {
         let me = std::process::id();
         let stat = procfs::stat(me).expect("proc is readable").expect("we are alive");
         assert!(PidFd::open(me, stat.starttime).expect("opens").is_some());
@@ -82,10 +83,10 @@ mod tests {
     }
 
     #[test]
-    fn each_answer_that_means_gone_is_taken_for_it() {
+    fn every_error_that_means_gone_is_understood() {
         for (errno, is_gone) in [(libc::ESRCH, true), (libc::EINVAL, true), (libc::ENOENT, true), (libc::EMFILE, false)]
         {
-            // A thread of its own, as no filter is ever taken back.
+            // Use a thread of its own, since a filter cannot be removed.
             let opened = std::thread::spawn(move || {
                 crate::seccomp::refuse("pidfd_open", errno).expect("filters");
                 PidFd::open(std::process::id(), 1).map(|process| process.is_none())
@@ -96,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn a_zombie_is_not_alive() {
+    fn zombie_is_not_opened() {
         let mut child =
             std::process::Command::new("/bin/cat").stdin(std::process::Stdio::piped()).spawn().expect("cat");
         let stat = procfs::stat(child.id()).expect("proc").expect("alive");

@@ -1,4 +1,4 @@
-//! What `/proc` says of a process (proc(5)).
+//! What `/proc` reports about a process (proc(5)).
 
 use alloc::format;
 use alloc::string::String;
@@ -8,42 +8,43 @@ use rustix::io::{self, Errno};
 use crate::child::ExitStatus;
 use crate::small_file;
 
-/// The fields of `/proc/<pid>/stat` that tell whether a process is the same one, and alive.
+/// The fields of `/proc/<pid>/stat` that identify a process and tell whether it lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stat {
-    /// Field 3: `R`, `S`, `Z`, …
+    /// Field 3: the state, for example `R`, `S` or `Z`.
     pub state: u8,
-    /// Field 4: its parent.
+    /// Field 4: the parent's pid.
     pub parent: u32,
-    /// Field 5: its process group.
+    /// Field 5: the process group.
     pub group: u32,
-    /// Field 9: `PF_…` of include/linux/sched.h.
+    /// Field 9: the `PF_` flags of include/linux/sched.h.
     flags: u64,
-    /// Field 22: clock ticks after boot at which the process started.
+    /// Field 22: when the process started, in clock ticks after boot.
     pub starttime: u64,
-    /// Field 52, as waitpid(2) gives it; only of a process that has ended, and only for root.
+    /// Field 52: the status as waitpid(2) returns it. Set only for a process that has ended, and only if root reads it.
     wait_status: i32,
 }
 
 impl Stat {
-    /// Whether the process has ended and only waits to be reaped.
+    /// Returns whether the process has ended and waits to be reaped.
     pub fn is_dead(&self) -> bool {
         matches!(self.state, b'Z' | b'X' | b'x')
     }
 
-    /// Whether the process has begun to end, and may be waiting for others before it is dead.
+    /// Returns whether the process has begun to exit. It may still have to wait for other processes before it is dead.
     pub fn is_ending(&self) -> bool {
         const PF_EXITING: u64 = 4;
         self.flags & PF_EXITING != 0
     }
 
-    /// Whether somebody has stopped the process (SIGSTOP), or traces it.
+    /// Returns whether the process is stopped, by a signal such as SIGSTOP or by a tracer.
     pub fn is_stopped(&self) -> bool {
         matches!(self.state, b'T' | b't')
     }
 }
 
-/// Reads `/proc/<pid>/stat`; `None` if there is no such process. `EBADMSG` if it is not as proc(5) says.
+/// Reads `/proc/<pid>/stat`. Returns `None` if the process does not exist. Fails with `EBADMSG` if the content is not
+/// as proc(5) describes it.
 pub fn stat(pid: u32) -> io::Result<Option<Stat>> {
     let Some(text) = read(pid, "stat")? else { return Ok(None) };
     if is_released(&text) {
@@ -52,7 +53,7 @@ pub fn stat(pid: u32) -> io::Result<Option<Stat>> {
     parse_stat(&text).map(Some).ok_or(Errno::BADMSG)
 }
 
-/// How a process ended that nobody has reaped yet, as shells count; `None` if it is gone or runs.
+/// Returns the exit status of a process that has ended and has not been reaped. Returns `None` if it runs or is gone.
 pub fn exit_status(pid: u32, starttime: u64) -> io::Result<Option<ExitStatus>> {
     let ended = stat(pid)?.filter(|stat| stat.starttime == starttime && stat.is_dead());
     Ok(ended.map(|stat| match stat.wait_status & 0x7f {
@@ -61,7 +62,7 @@ pub fn exit_status(pid: u32, starttime: u64) -> io::Result<Option<ExitStatus>> {
     }))
 }
 
-/// Reads the file `name` of a process; `None` if the process is gone.
+/// Reads the file `name` of a process. Returns `None` if the process is gone.
 pub fn read(pid: u32, name: &str) -> io::Result<Option<String>> {
     match small_file::read_text(CWD, format!("/proc/{pid}/{name}")) {
         Ok(text) => Ok(Some(text)),
@@ -70,27 +71,27 @@ pub fn read(pid: u32, name: &str) -> io::Result<Option<String>> {
     }
 }
 
-/// A path as it is, which `/proc/<pid>/mountinfo` has with blanks as octal numbers.
+/// Restores a path from `/proc/<pid>/mountinfo`, where the kernel writes blanks and backslashes as octal numbers.
 pub fn unescape(text: &str) -> String {
     text.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
 }
 
-/// Whether a process is the first of its PID namespace, whose end ends all others in it: `NSpid` of
-/// `/proc/<pid>/status` has more than one number and the last is 1.
+/// Returns whether a process is the init of a PID namespace other than this one's. The kernel kills the rest of the
+/// namespace when it ends. `NSpid` in `/proc/<pid>/status` then has more than one number, and the last one is 1.
 pub fn is_namespace_init(pid: u32) -> io::Result<bool> {
     let Some(status) = read(pid, "status")? else { return Ok(false) };
     Ok(parse_nspid(&status))
 }
 
-/// Who traces a process (ptrace(2)), if anybody does.
+/// Returns the pid of the process that traces `pid` (ptrace(2)), if there is one.
 pub fn tracer(pid: u32) -> io::Result<Option<u32>> {
     let Some(status) = read(pid, "status")? else { return Ok(None) };
     let number = status.lines().find_map(|line| line.strip_prefix("TracerPid:")?.trim().parse().ok());
     Ok(number.filter(|tracer| *tracer != 0))
 }
 
-/// Whether a process may write through its descriptor `fd` (a name in `/proc/<pid>/fd`): the file status flags are in
-/// `/proc/<pid>/fdinfo/<fd>`, in octal.
+/// Returns whether a process has its descriptor `fd` (a name in `/proc/<pid>/fd`) open for writing, by the file status
+/// flags in `/proc/<pid>/fdinfo/<fd>`.
 pub fn is_open_for_writing(pid: u32, fd: &str) -> io::Result<bool> {
     const ACCESS_MODE: u32 = 3;
     let Some(text) = read(pid, &format!("fdinfo/{fd}"))? else { return Ok(false) };
@@ -104,13 +105,14 @@ fn parse_nspid(status: &str) -> bool {
     numbers.next().is_some() && numbers.next_back() == Some("1")
 }
 
-/// The fields from the third on. The command's name before them is in parentheses and may itself have spaces and
-/// parentheses in it.
+/// Returns the fields from the third on. The second field, the command's name in parentheses, may itself contain spaces
+/// and parentheses.
 fn fields_of_stat(text: &str) -> Option<core::str::SplitAsciiWhitespace<'_>> {
     Some(text[text.rfind(')')? + 1..].split_ascii_whitespace())
 }
 
-/// Whether the process was reaped while the kernel wrote the text: its group is then -1 (fs/proc/array.c, `do_task_stat`).
+/// Returns whether the process was reaped while the kernel wrote the text. The process group is then -1
+/// (fs/proc/array.c, `do_task_stat`).
 fn is_released(text: &str) -> bool {
     fields_of_stat(text).and_then(|mut fields| fields.nth(2)) == Some("-1")
 }
@@ -126,8 +128,8 @@ fn parse_stat(text: &str) -> Option<Stat> {
     Some(Stat { state, parent, group, flags, starttime, wait_status })
 }
 
-/// Whether a process has a child that is not dead. Without the kernel's list of children (`CONFIG_PROC_CHILDREN`) it counts
-/// as having none.
+/// Returns whether a process has a child that is not dead. Returns false on a kernel without lists of children
+/// (`CONFIG_PROC_CHILDREN`).
 #[cfg(feature = "std")]
 pub fn has_children(pid: u32) -> bool {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
@@ -144,7 +146,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_with_parentheses_is_skipped() {
+    fn stat_of_a_name_with_parentheses_is_parsed() {
         let text = "42 (a) Z (b) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 7777 20";
         let stat = Stat { state: b'S', parent: 1, group: 2, flags: 6, starttime: 7777, wait_status: 0 };
         assert_eq!(parse_stat(text), Some(stat));
@@ -155,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn namespace_init_is_told_by_its_last_number() {
+    fn namespace_init_is_recognised_by_its_last_pid() {
         assert!(parse_nspid("Name:\tx\nNSpid:\t4242\t1\nFoo: 1"));
         assert!(!parse_nspid("NSpid:\t4242\n"));
         assert!(!parse_nspid("NSpid:\t4242\t17\n"));
@@ -163,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_may_be_any_bytes() {
+    fn stat_of_a_name_that_is_not_utf8_is_read() {
         std::thread::spawn(|| {
             std::fs::write("/proc/thread-self/comm", b"\xff\xfe)").expect("renames this thread");
             let tid = rustix::thread::gettid().as_raw_nonzero().get() as u32;
@@ -174,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_zombie_tells_how_it_ended() {
+    fn exit_status_of_a_zombie_is_read() {
         for (script, status) in [("exit 7", 7), ("kill -9 $$", 137)] {
             let mut child = std::process::Command::new("/bin/sh").args(["-c", script]).spawn().expect("sh starts");
             let started = stat(child.id()).expect("proc").expect("not reaped").starttime;
@@ -190,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_open_for_writing_is_told_from_what_is_not() {
+    fn descriptor_is_open_for_writing_by_its_flags() {
         use std::os::fd::AsRawFd;
         let open = |read, write| std::fs::File::options().read(read).write(write).open("/dev/null").expect("opens");
         let (writing, both, reading) = (open(false, true), open(true, true), open(true, false));
@@ -200,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_has_no_stat() {
+    fn missing_process_has_no_stat() {
         assert_eq!(stat(u32::MAX).expect("no error"), None);
         assert!(stat(std::process::id()).expect("proc").is_some());
     }

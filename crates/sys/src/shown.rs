@@ -1,17 +1,17 @@
-//! Text from elsewhere, made harmless before it is shown on a terminal or written to a text log.
+//! Makes foreign text harmless before it is shown on a terminal or written to a text log.
 //!
-//! Labels, paths, ids of foreign archives and messages of a runtime can hold a newline or an escape sequence. Written
-//! as they are, they would add a row to a table or a line to a log, or change what the terminal shows.
+//! Labels, paths, ids in foreign archives and messages of a runtime can contain a newline or an escape sequence.
+//! Unescaped, they would add a row to a table or a line to a log, or change what the terminal shows.
 
 use alloc::borrow::Cow;
 use alloc::string::String;
 
-/// Returns `text` with each character that a terminal or a log would obey replaced by its escape: `\n`, `\r`, `\t`,
-/// or `\u{1b}` with the number of any other.
+/// Returns `text` with each character that a terminal or a log would obey replaced by its escape: `\n`, `\r`, `\t`, or
+/// `\u{1b}` with the number of any other.
 ///
 /// These are the control characters (C0, DEL, C1), the line and paragraph separators, and the characters that change
-/// the direction of text (Unicode Standard Annex #9). A backslash stays, so that ordinary text is never changed; an
-/// escape can therefore not be told from the same characters in the text.
+/// the direction of text (Unicode Standard Annex #9). A backslash stays as it is, so that ordinary text is never
+/// changed. An escape therefore looks like the same characters written out in the text.
 pub fn escape(text: &str) -> Cow<'_, str> {
     let Some(first) = text.find(is_obeyed) else { return Cow::Borrowed(text) };
     let (harmless, rest) = text.split_at(first);
@@ -27,7 +27,7 @@ pub fn escape(text: &str) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
-/// Whether a terminal obeys `character` in place of showing it: those that [`escape`] replaces.
+/// Returns whether a terminal obeys `character` instead of showing it, so that [`escape`] replaces it.
 pub fn is_obeyed(character: char) -> bool {
     character.is_control()
         || matches!(
@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn escaped_text_stays_as_it_is_when_escaped_again() {
+    fn escaped_text_is_unchanged_when_escaped_again() {
         let once = escape("a\n\u{202e}\\n").into_owned();
         assert_eq!(escape(&once), once);
     }

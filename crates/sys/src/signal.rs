@@ -1,4 +1,4 @@
-//! Signals as events: a mask, and a descriptor that tells which have come (signalfd(2)).
+//! Signals as events: masks, and descriptors that report pending signals (signalfd(2)).
 
 #[cfg(feature = "std")]
 pub use hosted::*;
@@ -10,46 +10,46 @@ use crate::raw::{self, How, Mask};
 /// The largest signal number that the kernel knows.
 pub const MAX: u32 = 64;
 
-/// Blocks every signal in this thread, the threads it starts later, and its children
-/// ([`crate::spawn`] frees these).
+/// Blocks every signal in this thread and in the threads and children that it starts later. [`crate::spawn`] unblocks
+/// them again in the children that it starts.
 pub fn block_all() -> io::Result<()> {
     raw::set_mask(How::Set, &raw::full_mask()).map(drop)
 }
 
-/// Blocks every signal in this thread until [`restore`] is given the result.
+/// Blocks every signal in this thread. Returns the previous mask, for [`restore`].
 pub(crate) fn block_all_for_now() -> io::Result<Mask> {
     raw::set_mask(How::Set, &raw::full_mask())
 }
 
-/// Gives this thread the mask back that it had.
+/// Restores the mask of this thread that [`block_all_for_now`] returned.
 pub(crate) fn restore(before: &Mask) -> io::Result<()> {
     raw::set_mask(How::Set, before).map(drop)
 }
 
-/// Blocks no signal in this thread any more.
+/// Unblocks every signal in this thread.
 pub fn unblock_all() -> io::Result<()> {
     raw::set_mask(How::Set, &raw::mask_of(&[])).map(drop)
 }
 
-/// A descriptor that is readable while one of its signals is pending. The signals must be blocked.
+/// A descriptor that is readable while one of its signals is pending. The thread must block these signals.
 #[derive(Debug)]
 pub struct SignalFd(OwnedFd);
 
 impl SignalFd {
-    /// Watches `signals`.
+    /// Creates a descriptor for `signals`.
     pub fn new(signals: &[i32]) -> io::Result<SignalFd> {
         raw::signalfd(&raw::mask_of(signals)).map(SignalFd)
     }
 
-    /// Takes one pending signal's number; `None` if there is none.
+    /// Takes one pending signal and returns its number. Returns `None` if none is pending.
     pub fn take(&self) -> io::Result<Option<u32>> {
         take_from(&self.0)
     }
 }
 
-/// As [`SignalFd::take`], from the descriptor of one.
+/// Does what [`SignalFd::take`] does, given the descriptor of a [`SignalFd`].
 pub fn take_from(fd: impl AsFd) -> io::Result<Option<u32>> {
-    // The kernel writes whole structures or nothing (signalfd(2)); the signal's number is its first member.
+    // The kernel writes whole structures or nothing (signalfd(2)). Their first member is the signal's number.
     let mut info = [0_u8; 128];
     match rustix::io::read(fd, &mut info) {
         Ok(128) => Ok(info.first_chunk().copied().map(u32::from_ne_bytes)),
@@ -77,54 +77,56 @@ mod hosted {
 
     use crate::raw::{self, How};
 
-    /// Blocks some signals in this thread and the threads it starts later.
+    /// Blocks `signals` in this thread and in the threads that it starts later.
     pub fn block(signals: &[i32]) -> io::Result<()> {
         Ok(raw::set_mask(How::Block, &raw::mask_of(signals)).map(drop)?)
     }
 
-    /// The signal of the CPU time profiler (setitimer(2), `ITIMER_PROF`).
+    /// The signal that the CPU time profiler uses (setitimer(2), `ITIMER_PROF`).
     pub const PROF: i32 = libc::SIGPROF;
 
-    /// Stops the CPU time profiler's timer, which execve(2) keeps, where it would end the next program.
+    /// Stops the timer of the CPU time profiler. execve(2) keeps the timer, and its signal would end the next program.
     pub fn stop_profile_timer() {
         let none = libc::itimerval {
             it_interval: libc::timeval { tv_sec: 0, tv_usec: 0 },
             it_value: libc::timeval { tv_sec: 0, tv_usec: 0 },
         };
-        // SAFETY: the value is initialised, and the old one is not asked for; a valid timer cannot be refused.
+        // SAFETY: the call reads the initialised `none` and writes nothing, as the pointer for the old value is null.
         unsafe { libc::setitimer(libc::ITIMER_PROF, &raw const none, std::ptr::null_mut()) };
     }
 
-    /// Ignores a signal. That is inherited by children and kept over execve(2).
+    /// Ignores a signal. Children inherit that, and execve(2) keeps it.
     pub fn ignore(signal: i32) -> io::Result<()> {
-        // SAFETY: no handler of ours goes away by this, and SIG_IGN needs none.
+        // SAFETY: SIG_IGN runs no code of this program, and the call accesses no memory of it.
         let before = unsafe { libc::signal(signal, libc::SIG_IGN) };
         if before == libc::SIG_ERR { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
-    /// Whether this process ignores `signal`, as nohup(1) has a program ignore SIGHUP.
+    /// Returns whether this process ignores `signal`. For example, nohup(1) starts programs that ignore SIGHUP.
     pub fn is_ignored(signal: i32) -> bool {
         let mut now = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
-        // SAFETY: nothing is set, and there is room for the answer, of which all zeros is a valid value too.
+        // SAFETY: with a null pointer for the new action the call only writes the present one to `now`, which has room
+        // for it. `now` is initialised even if the call fails, since a sigaction of zeros is valid.
         unsafe {
             libc::sigaction(signal, std::ptr::null(), now.as_mut_ptr()) == 0
                 && now.assume_init().sa_sigaction == libc::SIG_IGN
         }
     }
 
-    /// Gives a signal its default action back. What is ignored is inherited by children, what is handled is not.
+    /// Restores the default action of a signal. Children inherit which signals are ignored, but no handlers.
     pub fn restore_default(signal: i32) -> io::Result<()> {
-        // SAFETY: no handler of ours goes away by this, and SIG_DFL needs none.
+        // SAFETY: SIG_DFL runs no code of this program, and the call accesses no memory of it.
         let before = unsafe { libc::signal(signal, libc::SIG_DFL) };
         if before == libc::SIG_ERR { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
-    /// Gives each signal that this process's starter ignored its default action back, but for `kept`. Handlers stay.
+    /// Restores the default action of each ignored signal except those in `kept`. Handlers stay.
     pub fn restore_ignored(kept: &[i32]) {
         for signal in (1..=super::MAX as i32).filter(|signal| !kept.contains(signal)) {
             let mut now = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
-            // SAFETY: no action is set, and the present one is written to a structure of its own, which is valid when all
-            // of it is zero. A signal that cannot be asked for is refused.
+            // SAFETY: with a null pointer for the new action the call only writes the present one to `now`, which has
+            // room for it. `now` is initialised even if the call refuses the signal, since a sigaction of zeros is
+            // valid.
             let now = unsafe {
                 libc::sigaction(signal, std::ptr::null(), now.as_mut_ptr());
                 now.assume_init()
@@ -135,13 +137,13 @@ mod hosted {
         }
     }
 
-    /// Lets a write beyond the limit of file sizes fail with `EFBIG` and do nothing else (setrlimit(2)). The signal is
-    /// handled rather than ignored, as children would inherit the latter.
+    /// Makes a write beyond the limit of file size only fail with `EFBIG`, instead of also ending the process by
+    /// SIGXFSZ (setrlimit(2)). The signal gets a handler and is not ignored, since children would inherit the latter.
     pub fn survive_file_size_limit() -> io::Result<()> {
         extern "C" fn nothing(_: libc::c_int) {}
         let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
-        // SAFETY: a structure that is all zero is valid: no flags and an empty mask. The handler does nothing, which is
-        // async-signal-safe, and no other handler of ours goes away.
+        // SAFETY: a sigaction of zeros is valid: no flags and an empty mask. The call reads it and writes nothing, as
+        // the pointer for the old action is null. The handler does nothing, so that it may run at any moment.
         let result = unsafe {
             (*action.as_mut_ptr()).sa_sigaction = nothing as extern "C" fn(libc::c_int) as usize;
             (*action.as_mut_ptr()).sa_flags = libc::SA_RESTART;
@@ -150,8 +152,8 @@ mod hosted {
         if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
-    /// The signals that end a process unless it handles them, and that can be handled (signal(7)). Those that tell of a
-    /// fault of the process's own are not among them.
+    /// Returns the signals that end a process by default and that it can handle (signal(7)), except those by which the
+    /// kernel reports a fault of the process itself.
     pub fn deadly() -> Vec<i32> {
         let faults =
             [libc::SIGKILL, libc::SIGSTOP, libc::SIGILL, libc::SIGFPE, libc::SIGSEGV, libc::SIGBUS, libc::SIGTRAP];
@@ -169,14 +171,14 @@ mod hosted {
         standard.chain(libc::SIGRTMIN()..=libc::SIGRTMAX()).collect()
     }
 
-    /// Lets `signal` reach this thread again.
+    /// Unblocks `signal` in this thread.
     pub fn unblock(signal: i32) -> io::Result<()> {
         Ok(raw::set_mask(How::Unblock, &raw::mask_of(&[signal])).map(drop)?)
     }
 
-    /// Ends this process by `signal`, with the signal's default action, as if it had never been handled.
+    /// Ends this process by the default action of `signal`, as if the signal had no handler.
     pub fn die_by(signal: i32) -> ! {
-        // SAFETY: the default action needs no handler; raise and _exit are async-signal-safe.
+        // SAFETY: the calls take plain numbers, and the default action runs no code of this program.
         unsafe {
             libc::signal(signal, libc::SIG_DFL);
             let _ = unblock(signal);
@@ -185,7 +187,8 @@ mod hosted {
         }
     }
 
-    /// The number of a signal by its name, with or without `SIG`, in any case; real-time ones as `RTMIN+n`, `RTMAX-n`.
+    /// Returns the number of the signal `name`, in upper or lower case, with or without `SIG`. Real-time signals are
+    /// called `RTMIN+n` and `RTMAX-n`.
     pub fn by_name(name: &str) -> Option<u32> {
         let upper = name.to_ascii_uppercase();
         let name = upper.strip_prefix("SIG").unwrap_or(&upper);
@@ -202,7 +205,7 @@ mod hosted {
         NAMES.iter().find(|(known, _)| *known == name).map(|(_, number)| *number as u32)
     }
 
-    /// signal(7), and the two names that `kill -l` has beside them.
+    /// The names that signal(7) lists, with the synonyms `IOT`, `CLD` and `POLL`.
     const NAMES: &[(&str, i32)] = &[
         ("HUP", libc::SIGHUP),
         ("INT", libc::SIGINT),
@@ -246,7 +249,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_found_as_people_write_them() {
+    fn signal_names_are_understood_in_every_usual_form() {
         assert_eq!(by_name("KILL"), Some(9));
         assert_eq!(by_name("SIGKILL"), Some(9));
         assert_eq!(by_name("sigterm"), Some(15));
@@ -259,12 +262,13 @@ mod tests {
     }
 
     #[test]
-    fn a_blocked_signal_comes_through_the_descriptor() {
+    fn blocked_signal_is_read_from_the_descriptor() {
         std::thread::spawn(|| {
             block(&[libc::SIGUSR2]).expect("blocks");
             let fd = SignalFd::new(&[libc::SIGUSR2]).expect("signalfd");
             assert_eq!(fd.take().expect("reads"), None);
-            // SAFETY: the signal is blocked in this thread and sent to this thread.
+            // SAFETY: the thread sends the signal to itself, so that the thread id is valid. It blocks the signal,
+            // which therefore stays pending.
             unsafe { libc::pthread_kill(libc::pthread_self(), libc::SIGUSR2) };
             assert_eq!(fd.take().expect("reads"), Some(libc::SIGUSR2 as u32));
             assert_eq!(fd.take().expect("reads"), None);

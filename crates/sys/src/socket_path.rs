@@ -1,7 +1,7 @@
 //! Paths of unix sockets of any length.
 //!
-//! `sockaddr_un` has room for 108 bytes (unix(7)). A longer path is reached through `/proc/self/fd`: the directory, or the
-//! socket itself, is opened with `O_PATH`, and the kernel resolves the short path to the descriptor.
+//! `sockaddr_un` has room for 108 bytes (unix(7)). [`SocketPath`] reaches a longer path through `/proc/self/fd`: it
+//! opens the directory, or the socket itself, with `O_PATH` and uses the short path of that descriptor.
 
 use rustix::fd::{AsRawFd, OwnedFd};
 use rustix::fs::{Mode, OFlags, open};
@@ -10,20 +10,20 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-/// The bytes of `sun_path`, with the zero that ends it.
+/// The size of `sun_path`, including the zero byte that ends it.
 const SUN_PATH: usize = 108;
 
-/// A path that fits into a socket address. It is valid in this process, for as long as this value lives: pass it by
-/// reference to functions that may drop it before they use it, as tokio's do.
+/// A path that fits into a socket address. It is valid in this process only, as long as this value lives. Pass it by
+/// reference to functions that might drop it before they use it, such as tokio's.
 #[derive(Debug)]
 pub struct SocketPath {
     path: PathBuf,
-    /// What a path below `/proc/self/fd` leads through.
+    /// The descriptor that a path below `/proc/self/fd` refers to.
     _held: Option<OwnedFd>,
 }
 
 impl SocketPath {
-    /// Returns a path by which the socket at `path` can be connected to.
+    /// Returns a path for connecting to the socket at `path`.
     pub fn to_connect(path: &Path) -> io::Result<SocketPath> {
         if fits(path) {
             return Ok(SocketPath { path: path.to_path_buf(), _held: None });
@@ -32,8 +32,8 @@ impl SocketPath {
         Ok(SocketPath { path: through(&socket), _held: Some(socket) })
     }
 
-    /// Returns a path at which a socket can be bound, so that it appears at `path`. Its directory must exist, and
-    /// of a path that is too long by itself the last part has at most 80 bytes.
+    /// Returns a path for binding a socket that then appears at `path`. The directory must exist. If `path` does not
+    /// fit into a socket address, its last component may have at most 80 bytes.
     pub fn to_bind(path: &Path) -> io::Result<SocketPath> {
         if fits(path) {
             return Ok(SocketPath { path: path.to_path_buf(), _held: None });
@@ -68,7 +68,7 @@ mod tests {
     use super::*;
     use std::os::unix::net::{UnixListener, UnixStream};
 
-    /// A directory whose path has more bytes than a socket address.
+    /// Creates a directory whose path does not fit into a socket address.
     fn deep(name: &str) -> (PathBuf, PathBuf) {
         let top = std::env::temp_dir().join(format!("socket-path-{name}-{}", std::process::id()));
         let deep = top.join("d".repeat(100)).join("e".repeat(200));

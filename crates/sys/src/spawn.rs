@@ -1,8 +1,8 @@
-//! Starting a program without a copy of this one's memory (clone(2), `CLONE_VM | CLONE_VFORK`): the child runs on a
-//! stack of its own beside this program's memory until its exec, and the thread that starts it waits for that.
+//! Starting a program without copying this one's memory (clone(2), `CLONE_VM | CLONE_VFORK`). Until its exec the child
+//! shares this program's memory and runs on a stack of its own. The thread that starts it waits until then.
 //!
-//! std's `Command` copies the page tables as soon as something is to be done between fork and exec, and glibc's
-//! posix_spawn(3), which does not, cannot have the child die with its parent.
+//! std's `Command` copies the page tables as soon as it has to run code between fork and exec. glibc's posix_spawn(3)
+//! does not copy them, but cannot make the child die with its parent.
 
 use alloc::ffi::CString;
 use alloc::vec;
@@ -18,27 +18,27 @@ use crate::{environment, raw};
 /// A program to be started.
 #[derive(Debug)]
 pub struct Spawn<'a> {
-    /// Where it may be, in this order.
+    /// The paths at which it may be, in the order in which they are tried.
     programs: Vec<CString>,
     arguments: Vec<CString>,
     environment: &'a [CString],
     directory: Option<CString>,
     stdio: [BorrowedFd<'a>; 3],
-    /// The program as it is open here; if it cannot be begun so, it is by its path.
+    /// The program as an open file. It is tried first, and the paths are tried only if it cannot be executed.
     pub file: Option<BorrowedFd<'a>>,
-    /// A process group of its own.
+    /// Whether the child gets a process group of its own.
     pub own_group: bool,
-    /// Killed when the thread that starts it dies (prctl(2), `PR_SET_PDEATHSIG`). Outlives the exec, and is not passed on to
-    /// the child's own children.
+    /// Whether the kernel kills the child when the thread that starts it dies (prctl(2), `PR_SET_PDEATHSIG`). The
+    /// setting survives the exec, and the child's own children do not inherit it.
     pub dies_with_parent: bool,
-    /// It begins with all signals blocked. Otherwise with none.
+    /// Whether the child starts with all signals blocked. Otherwise it starts with none blocked.
     pub blocks_signals: bool,
 }
 
-/// The child makes a handful of system calls.
+/// The size of the child's stack, on which it makes a handful of system calls.
 const STACK: usize = 16 << 10;
 
-/// What the child reads, and where it says what failed.
+/// What the child reads, and where it writes the error if it fails.
 struct Prepared<'a> {
     programs: &'a [CString],
     file: Option<BorrowedFd<'a>>,
@@ -57,7 +57,7 @@ fn text(text: impl Arg) -> io::Result<CString> {
     text.into_c_str().map(|text| text.into_owned())
 }
 
-/// The paths under which execvp(3) would look for `program`.
+/// Returns the paths at which execvp(3) would look for `program`.
 fn candidates(program: CString) -> Vec<CString> {
     if program.as_bytes().contains(&b'/') {
         return vec![program];
@@ -67,14 +67,15 @@ fn candidates(program: CString) -> Vec<CString> {
     let directories = path.unwrap_or(b"/bin:/usr/bin").split(|byte| *byte == b':');
     let below = |directory: &[u8]| match directory {
         b"" => program.clone(),
-        // None has a zero byte: all are parts of strings.
+        // No zero byte is possible, since all are parts of C strings.
         directory => CString::new([directory, b"/", program.as_bytes()].concat()).unwrap_or_default(),
     };
     directories.map(below).collect()
 }
 
 impl<'a> Spawn<'a> {
-    /// `program` is a path, or a name that is looked up in this program's `PATH`. `stdio` is what it gets as 0, 1 and 2.
+    /// Prepares to start `program`, a path or a name that is looked up in this program's `PATH`. The child gets `stdio`
+    /// as its descriptors 0, 1 and 2.
     pub fn new(program: impl Arg, environment: &'a [CString], stdio: [BorrowedFd<'a>; 3]) -> io::Result<Spawn<'a>> {
         let program = text(program)?;
         Ok(Spawn {
@@ -101,16 +102,17 @@ impl<'a> Spawn<'a> {
         arguments.into_iter().try_for_each(|argument| self.argument(argument))
     }
 
-    /// Sets its working directory.
+    /// Sets the child's working directory.
     pub fn directory(&mut self, directory: impl Arg) -> io::Result<()> {
         self.directory = Some(text(directory)?);
         Ok(())
     }
 
-    /// Starts it; the pid of a child that is the caller's to reap. Like [`crate::child::spawn`] this waits for ever once no
-    /// child may be started any more.
+    /// Starts the program and returns the child's pid. The caller must reap the child. Like [`crate::child::spawn`]
+    /// this never returns once no child may be started any more.
     pub fn start(&self) -> io::Result<Pid> {
-        // What becomes 0, 1 and 2 must not be among them, or one would be overwritten before it is used.
+        // The child puts these descriptors at 0, 1 and 2 one by one. One that is itself 0, 1 or 2 might be overwritten
+        // before it is used, so move it.
         let moved = |fd: &BorrowedFd<'_>| match fd.as_raw_fd() {
             ..3 => rustix::io::fcntl_dupfd_cloexec(fd, 3).map(Some),
             _ => Ok(None),
@@ -137,7 +139,7 @@ impl<'a> Spawn<'a> {
         };
         #[cfg(feature = "std")]
         let _starting = crate::child::starting();
-        // No handler of this program's may run in the child, in the memory of both.
+        // A signal handler of this program must not run in the child, which shares its memory.
         let before = crate::signal::block_all_for_now()?;
         let pid = begin(&mut prepared);
         crate::signal::restore(&before)?;
@@ -150,14 +152,14 @@ impl<'a> Spawn<'a> {
     }
 }
 
-/// Returns when the child has begun its program, or ended.
+/// Creates the child and returns when it has executed its program or has ended.
 fn begin(prepared: &mut Prepared<'_>) -> io::Result<Pid> {
     #[repr(align(16))]
     struct Stack([core::mem::MaybeUninit<u8>; STACK]);
     let mut stack = Stack([const { core::mem::MaybeUninit::uninit() }; STACK]);
-    // SAFETY: the stack grows down from its aligned end, which is within the array or just behind it. This thread is
-    // suspended until the child has done with both stack and `prepared` (CLONE_VFORK), and no other thread knows of them.
-    // The child makes system calls and ends.
+    // SAFETY: `end` is the end of the array, which is aligned to 16 bytes as its beginning and its size are. `stack`
+    // and `prepared` are reachable by this thread alone, which waits until the child no longer uses them (CLONE_VFORK).
+    // `child` reads nothing else but what `prepared` refers to, makes system calls, and ends with `exit`.
     unsafe {
         let end = stack.0.as_mut_ptr().add(STACK).cast();
         raw::clone_vfork(child, end, core::ptr::from_mut(prepared).cast())
@@ -165,22 +167,25 @@ fn begin(prepared: &mut Prepared<'_>) -> io::Result<Pid> {
 }
 
 extern "C" fn child(prepared: *mut c_void) -> c_int {
-    // SAFETY: it is what `begin` was given, which waits, so that nobody else uses it.
+    // SAFETY: `begin` passes a pointer to its `Prepared`, to which it has the only reference. `begin` waits until this
+    // process no longer shares its memory.
     let prepared = unsafe { &mut *prepared.cast::<Prepared<'_>>() };
     let Err(error) = become_program(prepared);
     prepared.error = Some(error);
     raw::exit(127)
 }
 
-/// Returns only if something failed. All of it are system calls that change only this process; nothing allocates or takes
-/// a lock that another thread may hold.
+/// Sets up this process and executes the program. Returns only if that fails.
+///
+/// Since this process shares its parent's memory, the function only makes system calls that change this process. It
+/// does not allocate, and takes no lock that another thread of the parent may hold.
 fn become_program(prepared: &Prepared<'_>) -> io::Result<core::convert::Infallible> {
     if prepared.own_group {
         rustix::process::setpgid(None, None)?;
     }
     if prepared.dies_with_parent {
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
-        // It may have died before that took hold.
+        // The parent may have died before the setting took effect.
         if rustix::process::getppid() != Some(prepared.parent) {
             return Err(Errno::SRCH);
         }
@@ -191,20 +196,22 @@ fn become_program(prepared: &Prepared<'_>) -> io::Result<core::convert::Infallib
     if let Some(directory) = prepared.directory {
         rustix::process::chdir(directory)?;
     }
-    // What is ignored stays so over an exec: SIGPIPE, which Rust programs ignore, and what this program's starter ignored.
+    // An exec keeps ignored signals ignored: SIGPIPE, which Rust programs ignore, and those that this program was
+    // started with.
     raw::restore_default_actions();
     if !prepared.blocks_signals {
         crate::signal::unblock_all()?;
     }
     if let Some(file) = prepared.file {
-        // SAFETY: `start` has put a null pointer at the end of both lists, which are there as long as it waits.
+        // SAFETY: `start` has built both lists of C strings that it owns, with a null pointer at the end, and keeps
+        // them until this process has ended or executed a program.
         let _ = unsafe { raw::execveat(file, prepared.arguments, prepared.environment) };
     }
     let mut failed = Errno::NOENT;
     for program in prepared.programs {
-        // SAFETY: as above.
+        // SAFETY: both lists are the same as for `execveat`: C strings and a null pointer, which `start` keeps alive.
         match unsafe { raw::execve(program, prepared.arguments, prepared.environment) } {
-            // The next one may be there.
+            // The program may be at the next path.
             Errno::NOENT | Errno::NOTDIR => {}
             Errno::ACCESS => failed = Errno::ACCESS,
             error => return Err(error),
@@ -221,7 +228,7 @@ mod tests {
     use std::io::Read;
     use std::path::Path;
 
-    /// What a shell script writes, and its status.
+    /// Runs a shell script and returns its output and exit status.
     fn run(script: &str, change: impl FnOnce(&mut Spawn<'_>)) -> (String, i32) {
         let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).expect("pipe");
         let null = std::fs::File::open("/dev/null").expect("opens");
@@ -239,14 +246,14 @@ mod tests {
     }
 
     #[test]
-    fn it_gets_what_it_was_given() {
+    fn child_gets_its_directory_arguments_and_stdio() {
         let (said, status) = run("pwd; echo $0; readlink /proc/$$/fd/0; exit 7", |spawn| {
             spawn.directory(Path::new("/proc")).expect("a path");
             spawn.argument("zero").expect("an argument");
         });
         assert_eq!((said.as_str(), status), ("/proc\nzero\n/dev/null", 7));
         assert_eq!(run("grep SigBlk /proc/self/status", |_| {}).0, "SigBlk:\t0000000000000000");
-        // This program ignores SIGPIPE, which is number 13.
+        // This program ignores SIGPIPE, signal 13.
         assert_eq!(run("kill -PIPE $$; echo survived", |_| {}).0, "");
         let (said, _) =
             run("read pid rest </proc/self/stat; ps -o pgid= -p $$ 2>/dev/null || echo $$; echo $$", |spawn| {
@@ -259,8 +266,9 @@ mod tests {
 
     #[test]
     fn child_begins_with_every_signal_at_its_default() {
-        // SAFETY: no handler goes away by this, and SIG_IGN needs none. The signals are none that a test depends on.
+        // SAFETY: SIG_IGN runs no code of this program, and the call accesses no memory of it.
         let ignore = |signal: i32| unsafe { libc::signal(signal, libc::SIG_IGN) };
+        // No other test depends on these signals.
         for signal in [libc::SIGQUIT, libc::SIGUSR2, libc::SIGRTMIN() + 1] {
             ignore(signal);
         }
@@ -268,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_open_is_begun_and_otherwise_what_has_the_name() {
+    fn open_file_is_executed_and_otherwise_the_path() {
         let open = |path: &str| std::fs::File::open(path).expect("opens");
         let (other, none) = (open("/bin/echo"), open("/dev/null"));
         for (file, said) in [(&other, "-c echo shell"), (&none, "shell")] {
@@ -287,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_looked_up() {
+    fn program_name_is_looked_up_in_path() {
         let null = std::fs::File::open("/dev/null").expect("opens");
         let spawn = Spawn::new(Path::new("true"), &[], [null.as_fd(), null.as_fd(), null.as_fd()]).expect("a name");
         let pid = spawn.start().expect("starts");
@@ -296,17 +304,17 @@ mod tests {
     }
 
     #[test]
-    fn signals_stay_blocked_where_that_is_asked_for() {
+    fn child_starts_with_signals_blocked_on_request() {
         let (said, _) =
             run("while read name value; do [ $name = SigBlk: ] && echo $value; done </proc/$$/status", |spawn| {
                 spawn.blocks_signals = true;
             });
-        // All but SIGKILL and SIGSTOP (signal(7)); bit 0 is signal 1.
+        // SIGKILL and SIGSTOP cannot be blocked (signal(7)). Bit 0 is signal 1.
         assert_eq!(u64::from_str_radix(&said, 16).expect("a mask") & 0x7fff_ffff, 0x7ffb_feff, "{said}");
     }
 
     #[test]
-    fn what_cannot_be_started_is_an_error_and_no_child() {
+    fn failed_start_is_an_error_and_leaves_no_child() {
         let null = std::fs::File::open("/dev/null").expect("opens");
         let stdio = [null.as_fd(), null.as_fd(), null.as_fd()];
         let error = Spawn::new(Path::new("/nonexistent/program"), &[], stdio).expect("a path").start();

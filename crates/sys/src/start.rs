@@ -1,6 +1,8 @@
-//! What a program without a C library begins with: its first instructions, a heap ([`crate::heap`]), and the functions that the
-//! compiler calls for copies and comparisons. The program is one thread from its begin to its end, and is `main`, a C function without
-//! arguments that returns the exit status.
+//! The start of a program without a C library: its first instructions, its heap ([`crate::heap`]), and the functions
+//! that the compiler calls for copies and comparisons.
+//!
+//! The program has one thread from start to end. It defines `main`, a C function without arguments that returns the
+//! exit status.
 
 use alloc::borrow::ToOwned;
 use alloc::ffi::CString;
@@ -13,9 +15,9 @@ use core::sync::atomic::{AtomicPtr, Ordering};
 use crate::heap::Heap;
 use crate::raw;
 
-// As the kernel begins it (the x86-64 ABI, "Process Initialization"): the stack holds the count of arguments, the
-// arguments, a null pointer, the environment, a null pointer. Copies are the CPU's own; the direction flag is clear at
-// every call.
+// The kernel starts a program with this stack (x86-64 ABI, "Process Initialization"): the count of arguments, the
+// arguments, a null pointer, the environment, a null pointer. The copies use the CPU's string instructions. The ABI
+// says that the direction flag is clear at every call.
 global_asm!(
     ".globl _start",
     "_start:",
@@ -36,7 +38,7 @@ global_asm!(
     "mov rcx, rdx",
     "mov r8, rdi",
     "sub r8, rsi",
-    // Forward unless the destination begins within the source.
+    // Copy forward unless the destination begins within the source.
     "cmp r8, rdx",
     "jb 2f",
     "rep movsb",
@@ -83,7 +85,7 @@ global_asm!(
     "jmp 2b",
     "3:",
     "ret",
-    // Named by the tables of `core` and `alloc`, which are built to unwind; a program that aborts calls neither.
+    // The unwind tables of `core` and `alloc` refer to these. A program that aborts on panic calls neither.
     ".globl rust_eh_personality",
     ".globl _Unwind_Resume",
     "rust_eh_personality:",
@@ -103,20 +105,22 @@ extern "C" fn begin(stack: *mut usize) -> ! {
     raw::exit(main())
 }
 
-/// Ends the program at once.
+/// Ends the program at once with `status`.
 pub fn exit(status: c_int) -> ! {
     raw::exit(status)
 }
 
-/// The strings of a list on the stack that begins `skipped` words behind its count of arguments.
+/// Returns the strings of a list on the initial stack. `skipped` is given the count of arguments and returns how many
+/// words behind that count the list begins.
 fn strings(skipped: impl Fn(usize) -> usize) -> Vec<CString> {
     let stack = STACK.load(Ordering::Relaxed);
     let mut all = Vec::new();
     if stack.is_null() {
         return all;
     }
-    // SAFETY: it is where the kernel has put it, and stays there for as long as the program runs. A null pointer is
-    // behind the last string of each list.
+    // SAFETY: `begin` stored the stack pointer with which the kernel started the program, and nothing writes to that
+    // part of the stack afterwards. Both lists consist of valid C strings and end with a null pointer, where the loop
+    // stops. With `arguments + 1` words skipped, the list behind the arguments' null pointer is the environment.
     unsafe {
         let mut next = stack.add(1 + skipped(*stack)).cast::<*const c_char>();
         while !(*next).is_null() {
@@ -127,12 +131,12 @@ fn strings(skipped: impl Fn(usize) -> usize) -> Vec<CString> {
     all
 }
 
-/// The arguments, the program's own name first.
+/// Returns the arguments. The first one is the program's own name.
 pub fn arguments() -> Vec<CString> {
     strings(|_| 0)
 }
 
-/// The environment's variables, as `NAME=value`.
+/// Returns the environment variables in the form `NAME=value`.
 pub fn variables() -> Vec<CString> {
     strings(|arguments| arguments + 1)
 }

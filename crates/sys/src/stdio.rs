@@ -1,5 +1,5 @@
-//! The three descriptors that a program begins with, for programs with and without std. Whoever starts them sees to it that
-//! they are open.
+//! The three standard descriptors, for programs with and without std. The program that starts this one must leave them
+//! open.
 
 use rustix::fd::BorrowedFd;
 
@@ -10,7 +10,8 @@ macro_rules! stdio {
             pub fn $name() -> BorrowedFd<'static> {
                 #[cfg(feature = "std")]
                 return rustix::stdio::$name();
-                // SAFETY: a program's first three descriptors are open from its begin, and nothing here closes them.
+                // SAFETY: the daemon starts a program without std with these three descriptors open, and the program
+                // never closes them: it holds no `OwnedFd` for them.
                 #[cfg(not(feature = "std"))]
                 return unsafe { rustix::stdio::$name() };
             }
@@ -19,10 +20,10 @@ macro_rules! stdio {
 }
 
 stdio! {
-    /// Number 0.
+    /// Standard input, descriptor 0.
     stdin
-    /// Number 1.
+    /// Standard output, descriptor 1.
     stdout
-    /// Number 2.
+    /// Standard error, descriptor 2.
     stderr
 }

@@ -14,20 +14,22 @@ fn last_error() -> Errno {
     std::io::Error::last_os_error().raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error)
 }
 
-/// All signals, but for those that the C library keeps for itself.
+/// Returns the set of all signals except those that the C library reserves for itself.
 pub(crate) fn full_mask() -> Mask {
     let mut set = MaybeUninit::uninit();
-    // SAFETY: sigfillset initialises the whole set and cannot fail on a valid pointer.
+    // SAFETY: sigfillset writes to the whole set, so that it is initialised afterwards. It cannot fail on a valid
+    // pointer.
     unsafe {
         libc::sigfillset(set.as_mut_ptr());
         set.assume_init()
     }
 }
 
-/// These signals.
+/// Returns the set of `signals`.
 pub(crate) fn mask_of(signals: &[i32]) -> Mask {
     let mut set = MaybeUninit::uninit();
-    // SAFETY: sigemptyset initialises the set; sigaddset only writes into it, and refuses bad numbers.
+    // SAFETY: sigemptyset writes to the whole set, so that it is initialised afterwards. sigaddset changes bits within
+    // the set and refuses numbers that are no signals.
     unsafe {
         libc::sigemptyset(set.as_mut_ptr());
         for signal in signals {
@@ -37,7 +39,7 @@ pub(crate) fn mask_of(signals: &[i32]) -> Mask {
     }
 }
 
-/// Changes which signals this thread blocks; those that it blocked before.
+/// Changes which signals this thread blocks. Returns the set that it blocked before.
 pub(crate) fn set_mask(how: How, mask: &Mask) -> Result<Mask, Errno> {
     let how = match how {
         How::Block => libc::SIG_BLOCK,
@@ -45,32 +47,34 @@ pub(crate) fn set_mask(how: How, mask: &Mask) -> Result<Mask, Errno> {
         How::Set => libc::SIG_SETMASK,
     };
     let mut before = mask_of(&[]);
-    // SAFETY: both sets are initialised.
+    // SAFETY: both pointers are to initialised sets that outlive the call, and `before` is written to by nothing else.
     let result = unsafe { libc::pthread_sigmask(how, mask, &raw mut before) };
     if result == 0 { Ok(before) } else { Err(Errno::from_raw_os_error(result)) }
 }
 
-/// A descriptor of the pending ones of some signals (signalfd(2)); it does not block, and an exec closes it.
+/// Returns a descriptor that reports which signals of a set are pending (signalfd(2)). It is non-blocking and
+/// close-on-exec.
 pub(crate) fn signalfd(mask: &Mask) -> Result<OwnedFd, Errno> {
-    // SAFETY: the set is initialised; -1 asks for a new descriptor, which nobody else owns.
+    // SAFETY: the set is initialised. -1 requests a new descriptor, so that the OwnedFd is its only owner.
     unsafe {
         let fd = libc::signalfd(-1, mask, libc::SFD_NONBLOCK | libc::SFD_CLOEXEC);
         if fd < 0 { Err(last_error()) } else { Ok(OwnedFd::from_raw_fd(fd)) }
     }
 }
 
-/// The time that only goes forward.
+/// Reads the monotonic clock.
 pub(crate) fn monotonic() -> Timespec {
     rustix::time::clock_gettime(rustix::time::ClockId::Monotonic)
 }
 
-/// Gives every signal its default action back.
+/// Restores the default action of every signal.
 pub(crate) fn restore_default_actions() {
-    // The kernel's sigaction, of which all is zero for the default. It has no more than these words on any architecture.
+    // A sigaction of the kernel. All zeros mean the default action, and on no architecture has it more words than this.
     let default = [0_usize; 8];
     for signal in 1..=crate::signal::MAX {
-        // SAFETY: the structure is as large as the kernel's, the old one is not asked for, and SIG_DFL needs no handler.
-        // By the system call, as the C library keeps two signals for itself. SIGKILL and SIGSTOP are refused.
+        // SAFETY: the kernel reads one sigaction, which `default` has room for, and writes none, as the pointer for the
+        // old one is null. SIG_DFL needs no handler. The kernel refuses SIGKILL and SIGSTOP. (The C library's function
+        // refuses two more signals, which it reserves for itself.)
         unsafe {
             libc::syscall(
                 libc::SYS_rt_sigaction,
@@ -83,19 +87,20 @@ pub(crate) fn restore_default_actions() {
     }
 }
 
-/// Runs `child` in a new process, in this one's memory, on the stack that ends at `end`; returns when it has begun another
-/// program or has ended.
+/// Runs `child` in a new process that shares this one's memory, on the stack that ends at `end`. Returns the new
+/// process's pid when it has executed another program or has ended.
 ///
 /// # Safety
-/// The stack and what `argument` points to must be nobody else's, and large enough; `child` must touch nothing else that
-/// another thread could, and must not return.
+/// Nothing else may use the stack or what `argument` points to until this function returns. The stack must be large
+/// enough for `child`. `child` must access nothing that another thread may access, and must not return.
 pub(crate) unsafe fn clone_vfork(
     child: extern "C" fn(*mut c_void) -> c_int,
     end: *mut c_void,
     argument: *mut c_void,
 ) -> Result<Pid, Errno> {
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
-    // SAFETY: as above.
+    // SAFETY: the caller provides a stack and an argument that the child alone uses while it shares this memory.
+    // CLONE_VFORK suspends this thread until the child no longer does.
     let pid = unsafe { libc::clone(child, end, flags, argument) };
     if pid < 0 {
         return Err(last_error());
@@ -103,30 +108,32 @@ pub(crate) unsafe fn clone_vfork(
     Pid::from_raw(pid).ok_or(Errno::INVAL)
 }
 
-/// Begins another program; returns why it could not.
+/// Executes another program in this process. Returns only if that fails, with the reason.
 ///
 /// # Safety
-/// Both lists must end with a null pointer.
+/// Both lists must consist of C strings and end with a null pointer.
 pub(crate) unsafe fn execve(
     program: &CStr,
     arguments: *const *const c_char,
     environment: *const *const c_char,
 ) -> Errno {
-    // SAFETY: as above.
+    // SAFETY: `program` is a C string, and the caller promises that both lists end with a null pointer. All of them
+    // outlive the call.
     unsafe { libc::execve(program.as_ptr(), arguments, environment) };
     last_error()
 }
 
-/// As [`execve`], of a program that is open.
+/// Does what [`execve`] does for a program that is open.
 ///
 /// # Safety
-/// Both lists must end with a null pointer.
+/// Both lists must consist of C strings and end with a null pointer.
 pub(crate) unsafe fn execveat(
     program: BorrowedFd<'_>,
     arguments: *const *const c_char,
     environment: *const *const c_char,
 ) -> Errno {
-    // SAFETY: as above, and the empty path says that the descriptor itself is meant.
+    // SAFETY: the path is a C string; with AT_EMPTY_PATH an empty one means the file of the descriptor, which `program`
+    // keeps open. The caller promises that both lists end with a null pointer.
     unsafe {
         libc::syscall(
             libc::SYS_execveat,
@@ -140,8 +147,8 @@ pub(crate) unsafe fn execveat(
     last_error()
 }
 
-/// Ends this process, and runs nothing more of it.
+/// Ends this process without running any exit handler.
 pub(crate) fn exit(status: c_int) -> ! {
-    // SAFETY: it takes any number.
+    // SAFETY: _exit takes any number and does not return.
     unsafe { libc::_exit(status) }
 }

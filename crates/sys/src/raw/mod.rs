@@ -1,5 +1,5 @@
-//! System calls that rustix lacks, or takes too long a way to: by the C library where there is one, and directly where
-//! there is none.
+//! System calls that rustix lacks, or that rustix makes in a slower way. With std they go through the C library;
+//! without std they are made directly.
 
 #[cfg(feature = "std")]
 #[path = "hosted.rs"]
@@ -10,7 +10,7 @@ mod calls;
 
 pub(crate) use calls::*;
 
-/// What is done with a set of signals (sigprocmask(2)).
+/// How [`set_mask`] combines a set of signals with the thread's mask (sigprocmask(2)).
 #[derive(Debug, Clone, Copy)]
 #[cfg_attr(not(feature = "std"), allow(dead_code))]
 pub(crate) enum How {
