@@ -1,4 +1,5 @@
-//! The files of a group. A group may go at any moment, and no kernel has all files: what is not there is no error.
+//! The files of a group. A group may be removed at any moment, and no kernel has all files, so that a missing file is
+//! no error.
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, openat, statat};
 use rustix::io::Errno;
@@ -10,26 +11,27 @@ use std::path::{Path, PathBuf};
 
 use crate::held::Files;
 
-/// The text of a file below `directory`; `None` if the group is gone or does not have it.
+/// Reads a file below `directory`. Returns `None` if the group is gone or does not have the file.
 pub(crate) fn read_at(directory: impl AsFd, path: &Path) -> io::Result<Option<String>> {
     absent_is_none(sys::small_file::read_text(directory, path).map_err(io::Error::from))
 }
 
-/// The same of a file whose path is absolute.
+/// Reads a file by its absolute path. Returns `None` if the group is gone or does not have the file.
 pub(crate) fn read(path: &Path) -> io::Result<Option<String>> {
     read_at(CWD, path)
 }
 
-/// Writes a file below `directory` that is there.
+/// Writes to a file below `directory`, which must exist.
 pub(crate) fn write_at(directory: impl AsFd, path: &Path, text: &str) -> io::Result<()> {
     let file = openat(directory, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
     rustix::io::write(file, text.as_bytes())?;
     Ok(())
 }
 
-/// The groups right below one that is there (an empty path is `hierarchy` itself); none if it is gone.
+/// Returns the paths of the groups directly below `group`; an empty path means `hierarchy` itself. Returns none if the
+/// group is gone.
 pub(crate) fn groups_below(hierarchy: BorrowedFd<'_>, group: &Path) -> io::Result<Vec<PathBuf>> {
-    // A directory without others in it has two links, which saves listing it.
+    // A directory without subdirectories has two links and need not be listed.
     let stat = statat(hierarchy, group, AtFlags::EMPTY_PATH).map_err(io::Error::from);
     if absent_is_none(stat)?.is_none_or(|stat| stat.st_nlink <= 2) {
         return Ok(Vec::new());
@@ -47,7 +49,7 @@ pub(crate) fn groups_below(hierarchy: BorrowedFd<'_>, group: &Path) -> io::Resul
     Ok(groups)
 }
 
-/// For writing to a group that is gone.
+/// Turns the errors that writing to a removed group causes into success.
 pub(crate) fn gone_is_done(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(e) if !matches!(Errno::from_io_error(&e), Some(Errno::NOENT | Errno::NODEV | Errno::SRCH)) => Err(e),
@@ -59,23 +61,23 @@ fn absent_is_none<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
         Ok(text) => Ok(Some(text)),
         Err(e) => match Errno::from_io_error(&e) {
-            // EOPNOTSUPP: in a threaded group, or a file whose controller has been switched off.
+            // EOPNOTSUPP: the group is threaded, or the file's controller has been switched off.
             Some(Errno::NOENT | Errno::NODEV | Errno::OPNOTSUPP) => Ok(None),
             _ => Err(e),
         },
     }
 }
 
-/// A group's directory, held open while several of its files are read: all are then of the same group.
+/// A group's open directory, for reading several files that certainly belong to the same group.
 #[derive(Debug)]
 pub(crate) struct Directory {
     opened: OwnedFd,
-    /// Those of its files that stay open.
+    /// The files that stay open, if files do.
     files: Option<Files>,
 }
 
 impl Directory {
-    /// The directory at `path` below `hierarchy`; `None` if it is gone.
+    /// Opens the directory at `path` below `hierarchy`. Returns `None` if it is gone.
     pub(crate) fn open(hierarchy: impl AsFd, path: &Path) -> io::Result<Option<Directory>> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let opened = openat(hierarchy, path, flags, Mode::empty());
@@ -83,12 +85,12 @@ impl Directory {
         Ok(opened.map(|opened| Directory { opened, files: None }))
     }
 
-    /// From now on its files stay open once they have been read.
+    /// Returns the directory changed so that its files stay open once they have been read.
     pub(crate) fn keeping_files(self) -> Directory {
         Directory { files: Some(Files::default()), ..self }
     }
 
-    /// A file's text, empty if it is not there.
+    /// Reads a file. Returns an empty text if it does not exist.
     pub(crate) fn text(&self, name: &str) -> io::Result<String> {
         if let Some(text) = self.files.as_ref().and_then(|files| files.read(&self.opened, name)) {
             return Ok(text);
@@ -96,28 +98,28 @@ impl Directory {
         Ok(absent_is_none(sys::small_file::read_text(&self.opened, name).map_err(io::Error::from))?.unwrap_or_default())
     }
 
-    /// Whether it has a file.
+    /// Returns whether the file exists.
     pub(crate) fn has(&self, name: &str) -> bool {
         statat(&self.opened, name, AtFlags::empty()).is_ok()
     }
 
-    /// A file with one number; 0 if it is not there, and for `max`.
+    /// Reads a file with one number. Returns 0 if it does not exist or says `max`.
     pub(crate) fn number(&self, name: &str) -> io::Result<u64> {
         Ok(self.text(name)?.trim().parse().unwrap_or(0))
     }
 
-    /// A file with one number, or `max`, which is the greatest; `None` if it is not there.
+    /// Reads a file with one number. Returns the greatest number if it says `max`, and `None` if it does not exist.
     pub(crate) fn limit(&self, name: &str) -> io::Result<Option<u64>> {
         Ok(parse_limit(self.text(name)?.trim()))
     }
 
-    /// A file of lines with a key and a number.
+    /// Reads a file whose lines have a key and a number.
     pub(crate) fn keyed(&self, name: &str) -> io::Result<Vec<(String, u64)>> {
         Ok(keyed(&self.text(name)?))
     }
 }
 
-/// A number, or `max`.
+/// Parses a number, or `max`, which means the greatest number.
 pub(crate) fn parse_limit(text: &str) -> Option<u64> {
     match text {
         "max" => Some(u64::MAX),
@@ -125,7 +127,7 @@ pub(crate) fn parse_limit(text: &str) -> Option<u64> {
     }
 }
 
-/// Lines with a key and a number; others are passed over.
+/// Parses lines with a key and a number. Skips other lines.
 pub(crate) fn keyed(text: &str) -> Vec<(String, u64)> {
     let line = |line: &str| {
         let (key, value) = line.split_once(' ')?;
@@ -134,7 +136,7 @@ pub(crate) fn keyed(text: &str) -> Vec<(String, u64)> {
     text.lines().filter_map(line).collect()
 }
 
-/// The value of a key; 0 if it is not there.
+/// Returns the value of a key, or 0 if there is no such key.
 pub(crate) fn value(pairs: &[(String, u64)], key: &str) -> u64 {
     pairs.iter().find(|(name, _)| name == key).map_or(0, |(_, value)| *value)
 }
@@ -144,7 +146,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_there_is_no_error() {
+    fn missing_file_is_no_error() {
         let temporary = tempfile::tempdir().expect("tempdir");
         assert!(Directory::open(CWD, &temporary.path().join("none")).expect("no error").is_none());
         let directory = Directory::open(CWD, temporary.path()).expect("opens").expect("is there");
@@ -160,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn keyed_lines() {
+    fn lines_without_a_key_and_a_number_are_skipped() {
         assert_eq!(keyed("a 1\nb\nc x\nd 2\n"), [("a".into(), 1), ("d".into(), 2)]);
         assert_eq!(value(&keyed("a 1\n"), "a"), 1);
         assert_eq!(value(&[], "a"), 0);

@@ -1,7 +1,7 @@
-//! Freezing: whether a container is frozen, by which group, and thawing what is to be killed.
+//! Freezing: whether a container is frozen, by which group, and thawing processes so that they can be killed.
 //!
-//! A process that v1's freezer holds does not die by SIGKILL before it is thawed (admin-guide/cgroup-v1/freezer-subsystem.rst).
-//! On v2 it does.
+//! A process that v1's freezer has frozen does not die by SIGKILL before it is thawed
+//! (admin-guide/cgroup-v1/freezer-subsystem.rst). On v2 it dies at once.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -13,7 +13,7 @@ use crate::held::Held;
 use crate::hierarchies::{Hierarchies, place_in};
 
 impl Cgroup {
-    /// Whether its processes are frozen, or about to be.
+    /// Returns whether the container's processes are frozen or about to be.
     pub fn is_frozen(&self) -> io::Result<bool> {
         let Some((place, name, thawed)) = self.freezer() else { return Ok(false) };
         let said = match self.held.get().and_then(Held::freezer) {
@@ -26,7 +26,8 @@ impl Cgroup {
         Ok(said.is_some_and(|state| state.trim() != thawed))
     }
 
-    /// Where the file is that tells whether it is frozen, its name, and what it says of one that is not.
+    /// Returns the place and the name of the file that tells whether the container is frozen, and its content if it is
+    /// not.
     pub(crate) fn freezer(&self) -> Option<(&Below, &'static str, &'static str)> {
         match (self.place_v1("freezer"), self.place_v2()) {
             (Some(freezer), _) => Some((freezer, "freezer.state", "THAWED")),
@@ -35,22 +36,22 @@ impl Cgroup {
         }
     }
 
-    /// Whether a process that is frozen does not die: so with v1's freezer.
+    /// Returns whether a frozen process of the container cannot be killed, as with v1's freezer.
     pub fn holds_killed(&self) -> bool {
         self.v1("freezer").is_some()
     }
 
-    /// Thaws the container's group and all groups below it, where v1's freezer holds them: a process that is frozen there
-    /// does not die. On v2 frozen processes can be killed. True if a group was frozen.
+    /// Thaws the container's group and all groups below it if v1's freezer has frozen them, so that their processes can
+    /// be killed. On v2 frozen processes can be killed. Returns whether a group was frozen.
     pub fn thaw_for_kill(&self) -> io::Result<bool> {
         let Some(place) = self.place_v1("freezer") else { return Ok(false) };
         let (hierarchy, group) = self.at(place);
         thaw_tree(hierarchy, &group)
     }
 
-    /// Thaws the groups from the container's down to the one that process `pid` is in, so that it can be killed
-    /// ([`Cgroup::thaw_for_kill`]). Other groups below the container's stay as they are: the container may have frozen them
-    /// itself. True if the container's own group was frozen.
+    /// Thaws the groups from the container's own down to the group of process `pid`, so that v1's freezer lets the
+    /// process be killed. Other groups below the container's own stay as they are: the container may have frozen them
+    /// itself. Returns whether the container's own group was frozen.
     pub fn thaw_process_for_kill(&self, pid: u32) -> io::Result<bool> {
         let Some((mount, below)) = self.place_v1("freezer") else { return Ok(false) };
         let Some(places) = Hierarchies::places(pid)? else { return Ok(false) };
@@ -67,8 +68,8 @@ impl Cgroup {
         Ok(frozen)
     }
 
-    /// The group above the container's that is frozen, as a path on this host; `None` if none is. Nothing in the container runs
-    /// before that group is thawed.
+    /// Returns the path of a group above the container's own that is frozen, if there is one. Nothing in the container
+    /// runs before that group is thawed.
     pub fn frozen_above(&self) -> io::Result<Option<PathBuf>> {
         let of_v1 = self.place_v1("freezer").map(|place| (place, "freezer.self_freezing"));
         let of_v2 = self.place_v2().map(|place| (place, "cgroup.freeze"));
@@ -88,7 +89,7 @@ impl Cgroup {
         Ok(None)
     }
 
-    /// Thaws it if it is frozen, whatever is in it.
+    /// Thaws the container if it is frozen.
     pub fn thaw(&self) -> io::Result<()> {
         if !self.is_frozen()? {
             return Ok(());
@@ -101,9 +102,9 @@ impl Cgroup {
 }
 
 impl Hierarchies {
-    /// Lets a process die that has been sent SIGKILL and is frozen in v1's freezer, whoever has frozen it: moves it into this
-    /// process's own group, where it is thawed and dies before it runs any more of its program. For processes that are
-    /// leftovers of a creation that failed, which have to go while a group above them stays frozen.
+    /// Lets a process die that has been sent SIGKILL while v1's freezer holds it. Moves it into this process's own
+    /// group, where it is thawed and dies before it runs any more of its program. For processes that a failed creation
+    /// left behind in a group which has to stay frozen.
     pub fn free_killed(&self, pid: u32) -> io::Result<()> {
         let Some(mount) = self.host.mounts.iter().find(|mount| mount.controllers.iter().any(|c| c == "freezer")) else {
             return Ok(());
@@ -119,7 +120,7 @@ impl Hierarchies {
     }
 }
 
-/// Thaws a group of v1's freezer and all below it; true if one was frozen.
+/// Thaws a group of v1's freezer and all groups below it. Returns whether one was frozen.
 fn thaw_tree(hierarchy: BorrowedFd<'_>, group: &Path) -> io::Result<bool> {
     let mut frozen = thaw_one(hierarchy, group)?;
     for below in groups_below(hierarchy, group)? {
@@ -128,7 +129,7 @@ fn thaw_tree(hierarchy: BorrowedFd<'_>, group: &Path) -> io::Result<bool> {
     Ok(frozen)
 }
 
-/// Thaws one group of v1's freezer, if it was frozen or freezing by itself or by a group above.
+/// Thaws one group of v1's freezer if it is frozen or freezing. Returns whether it was.
 fn thaw_one(hierarchy: BorrowedFd<'_>, group: &Path) -> io::Result<bool> {
     let path = group.join("freezer.state");
     if read_at(hierarchy, &path)?.is_none_or(|state| state.trim() == "THAWED") {
@@ -143,7 +144,7 @@ mod tests {
     use super::*;
     use crate::hierarchies::{test_cgroup, test_hierarchies};
 
-    /// Writes files in directories that need not be there.
+    /// Writes a file and creates the directories above it.
     fn write(directory: &Path, name: &str, text: &str) {
         let path = directory.join(name);
         std::fs::create_dir_all(path.parent().expect("a parent")).expect("creates");
@@ -151,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn frozen_is_told_on_both_versions() {
+    fn frozen_group_is_recognised_and_thawed_on_both_versions() {
         let directory = tempfile::tempdir().expect("tempdir");
         let path = directory.path();
         let v1 = test_cgroup(&[("freezer", path)]);
@@ -177,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frozen_group_above_is_named() {
+    fn frozen_group_above_the_container_is_named() {
         let directory = tempfile::tempdir().expect("tempdir");
         let mounts = |kind: &str| format!("1 2 0:3 / {} rw - {kind}\n", directory.path().display());
         for (kind, place, file) in [

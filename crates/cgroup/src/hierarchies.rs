@@ -1,4 +1,4 @@
-//! Where this host has its hierarchies mounted, and where in them a process is.
+//! Where this host's hierarchies are mounted, and in which of their groups a process is.
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use std::io;
@@ -9,21 +9,22 @@ use std::sync::{Arc, OnceLock};
 use crate::group::Cgroup;
 use crate::held::At;
 
-/// One mounted hierarchy.
+/// A mounted hierarchy.
 #[derive(Debug)]
 pub(crate) struct Mount {
-    /// The controllers of a v1 hierarchy, or its `name=…`; empty for v2.
+    /// The controllers of a v1 hierarchy, or its `name=` option; empty for v2.
     pub(crate) controllers: Vec<String>,
-    /// The directory of the hierarchy that is mounted; not `/` if this process runs in a container.
+    /// The group of the hierarchy that is mounted. It is not `/` if this process runs in a container.
     pub(crate) root: String,
+    /// Where it is mounted.
     pub(crate) point: PathBuf,
-    /// `point`, from when a file was first looked at from there.
+    /// `point` as an open directory, from the first use on.
     opened: OnceLock<Option<OwnedFd>>,
 }
 
 impl Mount {
-    /// Where to look for `below`: from a directory that is held open the kernel has a shorter way, which is felt when
-    /// a thousand groups are looked at.
+    /// Returns the mount point as an open directory, with `below`. The shorter path saves the kernel noticeable time
+    /// when a thousand groups are read.
     pub(crate) fn at(&self, below: impl AsRef<Path>) -> At<'_> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         match self.opened.get_or_init(|| openat(CWD, &self.point, flags, Mode::empty()).ok()) {
@@ -32,49 +33,49 @@ impl Mount {
         }
     }
 
-    /// Whether a place is in this hierarchy.
+    /// Returns whether a place is in this hierarchy.
     pub(crate) fn has(&self, place: &Place) -> bool {
         self.controllers == place.controllers || overlaps(self, place)
     }
 
-    /// The path of a place below the mount; `None` if it is not to be seen here.
+    /// Returns the path of a place below the mount point. Returns `None` if the mount does not show it.
     fn below<'a>(&self, place: &'a Place) -> Option<&'a str> {
         let below = match self.root.as_str() {
             "/" => place.path.as_str(),
             root => place.path.strip_prefix(root).filter(|rest| rest.is_empty() || rest.starts_with('/'))?,
         };
-        // Outside the cgroup namespace of this process.
+        // The kernel shows a group outside the cgroup namespace of this process with `..`.
         (!below.split('/').any(|part| part == "..")).then_some(below)
     }
 }
 
-/// All mounted hierarchies, and this process's own place in them.
+/// All mounted hierarchies, and this process's own places in them.
 #[derive(Debug, Clone)]
 pub struct Hierarchies {
     pub(crate) host: Arc<Host>,
     own: Vec<Place>,
 }
 
-/// What all containers of a host have in common.
+/// What all containers of the host have in common.
 #[derive(Debug, Default)]
 pub(crate) struct Host {
     pub(crate) mounts: Vec<Mount>,
-    /// The sizes of huge pages as the controller writes them: `2MB`, `1GB`.
+    /// The sizes of huge pages in the controller's notation, for example `2MB`.
     pub(crate) hugepages: Vec<String>,
 }
 
-/// A line of `/proc/<pid>/cgroup`.
+/// A group of a process: a line of `/proc/<pid>/cgroup`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Place {
     pub(crate) controllers: Vec<String>,
     pub(crate) path: String,
 }
 
-/// The v1 controllers by which a container's processes are told, best first: those that every runtime uses.
+/// The v1 controllers in whose group all processes of a container are looked for, best first. Every runtime uses them.
 const MEMBERSHIP: [&str; 6] = ["pids", "freezer", "devices", "memory", "cpu", "cpuacct"];
 
 impl Hierarchies {
-    /// Reads the mounts of this process.
+    /// Reads this process's mounts and its own groups.
     pub fn read() -> io::Result<Hierarchies> {
         let mounts = parse_mounts(&std::fs::read_to_string("/proc/self/mountinfo")?);
         let own = parse_places(&std::fs::read_to_string("/proc/self/cgroup")?);
@@ -82,7 +83,8 @@ impl Hierarchies {
         Ok(Hierarchies { host, own })
     }
 
-    /// These hierarchies, with this process's place as it is now beside the one that it had: another program may have moved it.
+    /// Returns these hierarchies with this process's present places in addition to its earlier ones: another program
+    /// may have moved it.
     pub fn here(&self) -> Hierarchies {
         let now = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let mut all = self.clone();
@@ -90,24 +92,26 @@ impl Hierarchies {
         all
     }
 
-    /// What the kernel says of the groups of process `pid`, for [`Hierarchies::cgroup`]; `None` if it is gone.
+    /// Reads the groups of process `pid` from `/proc/<pid>/cgroup`, for [`Hierarchies::cgroup`]. Returns `None` if the
+    /// process is gone.
     pub fn places(pid: u32) -> io::Result<Option<String>> {
         Ok(sys::procfs::read(pid, "cgroup")?)
     }
 
-    /// Of what [`Hierarchies::places`] told, the lines that are of use: whoever reads them later may be elsewhere.
+    /// Returns the lines of [`Hierarchies::places`] that name a group which this host shows and which is not this
+    /// process's own. The later process that reads them may itself be in another group.
     pub fn of_use(&self, places: &str) -> String {
         let is_of_use = |line: &&str| parse_places(line).iter().any(|place| self.locate(place).is_some());
         places.lines().filter(is_of_use).map(|line| format!("{line}\n")).collect()
     }
 
-    /// The groups that [`Hierarchies::places`] told of; `None` if none of them is to be seen, or all are this
-    /// process's own.
+    /// Returns the groups that [`Hierarchies::places`] has read. Returns `None` if this host shows none of them, or all
+    /// are this process's own.
     pub fn cgroup(&self, places: &str) -> Option<Cgroup> {
         let mut found: Vec<(usize, Arc<str>)> = Vec::new();
         for place in parse_places(places) {
             let Some((index, below)) = self.locate(&place) else { continue };
-            // The same in all hierarchies, mostly.
+            // The path is mostly the same in all hierarchies, so that one copy of it suffices.
             let shared = found.iter().find(|(_, path)| path.as_ref() == below).map(|(_, path)| path.clone());
             found.push((index, shared.unwrap_or_else(|| below.into())));
         }
@@ -118,27 +122,28 @@ impl Hierarchies {
         Some(Cgroup::new(self.host.clone(), found, members))
     }
 
-    /// The hierarchy of a place, and its path below the mount; `None` if it is this process's own, or not to be seen.
+    /// Returns the index of a place's hierarchy, and its path below the mount point. Returns `None` if the place is
+    /// this process's own or no mount shows it.
     pub(crate) fn locate<'a>(&self, place: &'a Place) -> Option<(usize, &'a str)> {
         if self.own.contains(place) {
             return None;
         }
         let index = self.host.mounts.iter().position(|mount| mount.has(place))?;
         let below = self.host.mounts[index].below(place)?;
-        // The whole hierarchy is nobody's: on v1 the kernel shows it for processes that are just ending.
+        // The root of a hierarchy is no container's group. On v1 the kernel reports it for a process that is ending.
         let below = below.trim_matches('/');
         (!below.is_empty()).then_some((index, below))
     }
 }
 
-/// Where a process is in one hierarchy, of what [`Hierarchies::places`] told of it, without the slash that it begins with;
-/// `None` if that is not to be seen from here.
+/// Returns a process's path in one hierarchy, without the leading slash, given what [`Hierarchies::places`] has read.
+/// Returns `None` if the mount does not show that group.
 pub(crate) fn place_in(places: &str, mount: &Mount) -> Option<String> {
     let place = parse_places(places).into_iter().find(|place| mount.has(place))?;
     mount.below(&place).map(|below| below.trim_matches('/').to_string())
 }
 
-/// The sizes for which the kernel has pools, as `hugetlb.<size>.…` files are named.
+/// Returns the sizes of huge pages that the kernel has pools of, in the notation of the files `hugetlb.<size>.*`.
 fn hugepages(directory: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
     let mut kilobytes: Vec<u64> = entries
@@ -154,16 +159,17 @@ fn hugepages(directory: &Path) -> Vec<String> {
     kilobytes.iter().map(named).collect()
 }
 
+/// Returns whether a mount has one of the place's controllers.
 pub(crate) fn overlaps(mount: &Mount, place: &Place) -> bool {
     !place.controllers.is_empty() && mount.controllers.iter().any(|c| place.controllers.contains(c))
 }
 
-/// proc_pid_mountinfo(5).
+/// Parses the hierarchies from `/proc/<pid>/mountinfo` (proc_pid_mountinfo(5)), each once.
 fn parse_mounts(text: &str) -> Vec<Mount> {
     let mut mounts: Vec<Mount> = Vec::new();
     for mount in all_mounts(text) {
-        // Each hierarchy once: others may have it elsewhere too, as CRIU does for as long as it restores something. The first
-        // one is the system's, unless only a part of the hierarchy is to be seen there.
+        // Other programs may mount a hierarchy a second time, as CRIU does while it restores a container. The first
+        // mount is the system's, but a later one that shows the whole hierarchy is better than one that shows a part.
         match mounts.iter_mut().find(|known| known.controllers == mount.controllers) {
             None => mounts.push(mount),
             Some(known) if known.root != "/" && mount.root == "/" => *known = mount,
@@ -183,7 +189,8 @@ fn all_mounts(text: &str) -> impl Iterator<Item = Mount> {
         let options = right.nth(1)?;
         let controllers = match kind {
             "cgroup2" => Vec::new(),
-            // Controllers are mount options among others, which are no controllers of any process.
+            // The controllers are among the mount options. No process has a controller called `rw` or `ro`, nor any of
+            // the other options.
             "cgroup" => options.split(',').filter(|o| !matches!(*o, "rw" | "ro")).map(String::from).collect(),
             _ => return None,
         };
@@ -191,7 +198,7 @@ fn all_mounts(text: &str) -> impl Iterator<Item = Mount> {
     })
 }
 
-/// cgroups(7), "/proc/pid/cgroup".
+/// Parses `/proc/<pid>/cgroup` (cgroups(7), "/proc/pid/cgroup").
 pub(crate) fn parse_places(text: &str) -> Vec<Place> {
     text.lines()
         .filter_map(|line| {
@@ -202,14 +209,15 @@ pub(crate) fn parse_places(text: &str) -> Vec<Place> {
         .collect()
 }
 
-/// For tests with directories of their own.
+/// Returns hierarchies for a test, from the text of its own mountinfo and of its own groups.
 #[cfg(test)]
 pub(crate) fn test_hierarchies(mounts: &str, own: &str) -> Hierarchies {
     let host = Host { mounts: parse_mounts(mounts), hugepages: vec!["2MB".into()] };
     Hierarchies { host: Arc::new(host), own: parse_places(own) }
 }
 
-/// A container's groups in directories of a test: each a hierarchy with these controllers, none meaning v2.
+/// Returns a container's groups in directories of a test. Each is in a hierarchy of its own with the given controllers;
+/// no controllers mean v2.
 #[cfg(test)]
 pub(crate) fn test_cgroup(directories: &[(&str, &Path)]) -> Cgroup {
     let (mut mounts, mut places) = (String::new(), String::new());
@@ -247,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hierarchy_that_is_mounted_twice_is_one() {
+    fn hierarchy_that_is_mounted_twice_is_listed_once() {
         let twice = format!(
             "30 24 0:27 /part /jail rw - cgroup cgroup rw,pids\n{HYBRID}\
              35 24 0:27 / /run/c/criu.work/.criu.cgyard.x/pids rw - cgroup none rw,pids\n\
@@ -262,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mount_of_a_part_is_taken_into_account() {
+    fn places_are_found_below_a_mount_of_a_subtree() {
         let mounts = "1 2 0:3 /docker/abc /sys/fs/cgroup rw - cgroup2 cgroup rw\n";
         let all = test_hierarchies(mounts, "0::/docker/abc\n");
         let group = all.cgroup("0::/docker/abc/x y\n").expect("a group");
@@ -271,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn huge_pages_are_named_as_the_kernel_names_them() {
+    fn huge_page_sizes_have_the_notation_of_the_kernel() {
         let directory = tempfile::tempdir().expect("tempdir");
         for name in ["hugepages-1048576kB", "hugepages-2048kB", "hugepages-64kB", "other"] {
             std::fs::create_dir(directory.path().join(name)).expect("creates");

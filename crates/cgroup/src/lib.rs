@@ -1,8 +1,11 @@
 //! A container's control groups, found from one of its processes and used by plain file reads and writes.
 //!
-//! v1, v2 and both beside each other look the same from outside. Nothing here starts a process, and nothing keeps a
-//! descriptor open but what waits for an out-of-memory and what [`Cgroup::hold`] and [`Cgroup::stats`] say. See cgroups(7) and the
-//! kernel's `admin-guide/cgroup-v1`, `cgroup-v2.rst`.
+//! Version 1, version 2 and both beside each other have the same interface here. This crate starts no process. It keeps
+//! no descriptor open except those that announce that memory ran out, and those of [`Cgroup::hold`] and
+//! [`Cgroup::stats`]. See cgroups(7) and the kernel's `admin-guide/cgroup-v1` and `admin-guide/cgroup-v2.rst`.
+//!
+//! A *hierarchy* is a mounted tree of groups, with one or more controllers. A container has a group in each hierarchy;
+//! its *place* is the path of that group.
 
 mod files;
 mod freezer;

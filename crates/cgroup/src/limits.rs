@@ -1,7 +1,8 @@
-//! Limits of a running container: what they are, setting them, and whether they are as they were asked for.
+//! The limits of a running container: reading them, setting them, and checking whether they are what a client
+//! requested.
 //!
-//! A limit is a [`Field`]; what the kernel has for it is a [`Value`] in the kernel's own terms, which on v2 are often
-//! others than those in which limits are asked for.
+//! Each limit is a [`Field`]. A client requests a [`Setting`]; the kernel has a [`Value`] in its own units, which on v2
+//! often differ from the client's.
 
 mod v1;
 mod v2;
@@ -12,22 +13,22 @@ use std::io;
 
 use crate::group::Cgroup;
 
-/// A number that can also be "without limit".
+/// A limit that is a number or absent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Limit {
     /// Not limited.
     Unlimited,
-    /// Limited to this.
+    /// Limited to this number.
     To(u64),
 }
 
 /// A block device, by major and minor number.
 pub type Device = (u64, u64);
 
-/// The fields, in the order in which they are set, with the names that clients know.
+// The fields in the order in which they are set, with the names that clients know.
 macro_rules! fields {
     ($($field:ident = $name:literal,)*) => {
-        /// What can be limited.
+        /// A limit of a container.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
         #[allow(missing_docs, reason = "their names are those of the fields that clients know")]
         pub enum Field {
@@ -35,10 +36,11 @@ macro_rules! fields {
         }
 
         impl Field {
-            /// All of them. Memory comes before memory and swap together, and that is no smaller.
+            /// All fields. `memoryLimit` comes before `memorySwap`, which limits memory and swap together and must not
+            /// be less.
             pub const ALL: &[Field] = &[$(Field::$field,)*];
 
-            /// Its name.
+            /// Returns the field's name.
             pub fn name(self) -> &'static str {
                 match self {
                     $(Field::$field => $name,)*
@@ -70,64 +72,64 @@ fields! {
     PidsLimit = "pidsLimit",
 }
 
-/// What is asked of a field.
+/// What a client requests for a field.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Setting {
     /// A number.
     Number(Limit),
-    /// CPUs or memory nodes, in any form that the kernel takes: `0-2,4`, `all`, `0-N:1/2` (cpuset(7), "List format", and the
-    /// kernel's `admin-guide/kernel-parameters.rst`).
+    /// CPUs or memory nodes in any form that the kernel accepts: `0-2,4`, `all`, `0-N:1/2` (cpuset(7), "List format",
+    /// and the kernel's `admin-guide/kernel-parameters.rst`).
     List(String),
-    /// A number for each of some devices; others stay as they are.
+    /// A limit for each of some devices. The limits of other devices stay as they are.
     Devices(BTreeMap<Device, Limit>),
 }
 
-/// Fields that are to be changed, each once.
+/// The fields that a client changes.
 pub type Changes = BTreeMap<Field, Setting>;
 
-/// What the kernel has, in its own terms.
+/// What the kernel has for a field, in its own units.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Value {
-    /// The greatest number means that there is no limit.
+    /// A number. The greatest number means no limit.
     Number(u64),
     /// CPUs or memory nodes.
     List(BTreeSet<u32>),
-    /// CPUs or memory nodes in a form that only the kernel parses. What it will have then is not known before it has it.
+    /// CPUs or memory nodes in a form that only the kernel parses. Only the kernel's own file then tells what it means.
     Text(String),
-    /// Devices that have a value of their own; the greatest number means that one is to have none.
+    /// The devices that have a value of their own. The greatest number takes a device's value away.
     Devices(BTreeMap<Device, u64>),
 }
 
-/// Why a limit is not as it was asked for.
+/// Why a limit is not what the client requested.
 #[derive(Debug, thiserror::Error)]
 pub enum LimitError {
-    /// There is no file for it.
-    #[error("{} is not to be had: this host's cgroups have nothing for it", field.name())]
+    /// The kernel has no file for the field.
+    #[error("{} cannot be set: this host's control groups have no file for it", field.name())]
     Missing {
         /// The field.
         field: Field,
     },
-    /// The kernel took it and has something else.
+    /// The kernel accepted the value and has another one.
     #[error("{} {wanted} was ignored: the kernel has {actual}", field.name())]
     Ignored {
         /// The field.
         field: Field,
-        /// What was asked for.
+        /// What the client requested.
         wanted: Setting,
-        /// What is there.
+        /// What the kernel has.
         actual: Value,
     },
-    /// It means nothing.
+    /// The value has no meaning for the field.
     #[error("{} {value} {reason}", field.name())]
     Meaningless {
         /// The field.
         field: Field,
-        /// What was asked for.
+        /// What the client requested.
         value: String,
-        /// Why.
+        /// Why it has none.
         reason: &'static str,
     },
-    /// Another limit stands in the way.
+    /// The value does not fit another limit, which stays as it is.
     #[error(
         "{} {wanted} is {} {}, which is {now}: {}", field.name(), conflict.relation(), conflict.other().name(),
         conflict.advice(*wanted)
@@ -135,49 +137,49 @@ pub enum LimitError {
     Conflict {
         /// The field.
         field: Field,
-        /// What was asked for.
+        /// What the client requested.
         wanted: Limit,
-        /// How the two do not fit.
+        /// In which way the two do not fit.
         conflict: Conflict,
-        /// What the other one is.
+        /// The other limit.
         now: Value,
     },
-    /// The kernel refused it.
+    /// The kernel refused the value.
     #[error("{} {value} was refused by the kernel: {source}", field.name())]
     Refused {
         /// The field.
         field: Field,
-        /// What was asked for.
+        /// What the client requested.
         value: String,
-        /// In the kernel's words.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// It could not be put back to what it was.
-    #[error("{} is {now} and not {before}, as it was", field.name())]
+    /// The limit could not be restored after another one had failed.
+    #[error("{} is {now} and could not be restored to {before}", field.name())]
     Stuck {
         /// The field.
         field: Field,
-        /// What is there.
+        /// What the kernel has now.
         now: Value,
-        /// What was there.
+        /// What the kernel had before.
         before: Value,
     },
-    /// A file could not be read.
+    /// The kernel's file could not be read.
     #[error("read {}: {source}", field.name())]
     Unreadable {
         /// The field.
         field: Field,
-        /// Why.
+        /// Why it could not be read.
         source: io::Error,
     },
 }
 
-/// Two limits that do not fit.
+/// In which way two limits do not fit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Conflict {
-    /// Memory would be limited less than memory and swap together are.
+    /// The limit of memory would be above that of memory and swap together.
     MemoryAboveSwap,
-    /// Memory and swap together would be limited more than memory is.
+    /// The limit of memory and swap together would be below that of memory.
     SwapBelowMemory,
 }
 
@@ -210,13 +212,13 @@ impl Conflict {
 }
 
 impl Cgroup {
-    /// What the kernel has for a field; `None` if it has no such thing.
+    /// Reads what the kernel has for a field. Returns `None` if the kernel does not know the field.
     pub fn limit(&self, field: Field) -> Result<Option<Value>, LimitError> {
         let read = if self.limits_are_v1(field) { v1::get(self, field) } else { v2::get(self, field) };
         read.map_err(|source| LimitError::Unreadable { field, source })
     }
 
-    /// What the kernel has for each field that it knows.
+    /// Reads what the kernel has for each field that it knows.
     pub fn limits(&self) -> Result<BTreeMap<Field, Value>, LimitError> {
         let mut all = BTreeMap::new();
         for field in Field::ALL.iter().copied() {
@@ -227,8 +229,9 @@ impl Cgroup {
         Ok(all)
     }
 
-    /// What the kernel would have if `changes` were carried out, one of these for each field. The first is what
-    /// [`Cgroup::set_limit`] should be given; others mean the same, as another program may have rounded it.
+    /// Returns what the kernel may have after `changes`, for each field. The first value is the one to pass to
+    /// [`Cgroup::set_limit`]. The others mean the same: the runtime or the kernel may round or convert it in another
+    /// way.
     pub fn expected(&self, changes: &Changes) -> Result<BTreeMap<Field, Vec<Value>>, LimitError> {
         let mut all = BTreeMap::new();
         for (field, setting) in changes {
@@ -242,10 +245,12 @@ impl Cgroup {
         Ok(all)
     }
 
-    /// Why `changes` cannot be carried out because of a limit that stays as it is, where that can be told before.
+    /// Returns why `changes` do not fit each other or a limit that stays as it is, as far as that can be known
+    /// beforehand.
     ///
-    /// v1 refuses with EINVAL to limit memory less than memory and swap together, and does not say which file is the reason
-    /// (mm/memcontrol-v1.c, `mem_cgroup_resize_max`). v2 limits both independently.
+    /// v1 refuses with EINVAL a limit of memory that is above the limit of memory and swap together, and does not say
+    /// which other file is the reason (mm/memcontrol-v1.c, `mem_cgroup_resize_max`). v2 limits memory and swap
+    /// independently.
     pub fn conflict(&self, changes: &Changes) -> Result<Option<LimitError>, LimitError> {
         if !self.counts_swap_with_memory() {
             return Ok(None);
@@ -290,7 +295,7 @@ impl Cgroup {
         })
     }
 
-    /// Writes a value; of devices, those that are named.
+    /// Writes a value. For devices, writes those that it names.
     pub fn set_limit(&self, field: Field, value: &Value) -> Result<(), LimitError> {
         let lines = if self.limits_are_v1(field) { v1::lines(field, value) } else { v2::lines(self, field, value) };
         let path = if self.limits_are_v1(field) { v1::file(self, field) } else { v2::file(self, field) };
@@ -307,19 +312,19 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Whether its limit of swap is one of memory and swap together, as on v1.
+    /// Returns whether the kernel's limit of swap includes memory, as on v1.
     pub fn counts_swap_with_memory(&self) -> bool {
         self.limits_are_v1(Field::MemorySwap)
     }
 
-    /// Whether the field's controller is in a v1 hierarchy.
+    /// Returns whether the field's controller is in a v1 hierarchy.
     fn limits_are_v1(&self, field: Field) -> bool {
         self.v1(v1::controller(field)).is_some()
     }
 }
 
 impl Value {
-    /// Whether this is what was asked for: of devices, those that are named.
+    /// Returns whether this value is `wanted`. For devices, compares those that `wanted` names.
     pub fn is(&self, wanted: &Value) -> bool {
         match (self, wanted) {
             (Value::Devices(actual), Value::Devices(wanted)) => {
@@ -329,11 +334,11 @@ impl Value {
         }
     }
 
-    /// What has to be set so that everything is as it was `before` again.
+    /// Returns the value to set so that the kernel has `before` again.
     pub fn back_to(&self, before: &Value) -> Value {
         match (self, before) {
             (Value::Devices(now), Value::Devices(before)) => {
-                // Those that had none have none again.
+                // Devices that had no value lose theirs.
                 let none = now.keys().map(|device| (*device, u64::MAX));
                 Value::Devices(none.chain(before.iter().map(|(device, value)| (*device, *value))).collect())
             }
@@ -385,9 +390,10 @@ impl fmt::Display for Setting {
     }
 }
 
-/// The greatest number that the kernel's page counters show, and more: no limit.
+/// The greatest number that the kernel's page counters report. This and greater ones mean no limit.
 const UNLIMITED_FROM: u64 = 0x7fff_ffff_ffff_f000;
 
+/// Parses a number; `max` and negative numbers mean no limit.
 fn number(text: &str) -> Option<u64> {
     let text = text.trim();
     if text == "max" || text.starts_with('-') {
@@ -396,9 +402,9 @@ fn number(text: &str) -> Option<u64> {
     text.parse().ok().map(|number| if number >= UNLIMITED_FROM { u64::MAX } else { number })
 }
 
-/// `0-2,4`.
+/// Parses a list such as `0-2,4`.
 fn list(text: &str) -> Option<BTreeSet<u32>> {
-    // No machine has as many CPUs; a client may write anything, as often as it likes.
+    // No machine has as many CPUs. A client may name more of them, and each number as often as it likes.
     const MOST: u32 = 8192;
     let mut numbers = BTreeSet::new();
     let mut named: u32 = 0;
@@ -414,7 +420,7 @@ fn list(text: &str) -> Option<BTreeSet<u32>> {
     Some(numbers)
 }
 
-/// A client's text in a message: a client may send megabytes.
+/// Quotes a client's text for a message and cuts it, since a client may send megabytes.
 fn quoted(text: &str) -> String {
     const MOST: usize = 64;
     match text.char_indices().nth(MOST) {
@@ -423,12 +429,13 @@ fn quoted(text: &str) -> String {
     }
 }
 
+/// Formats a list for the kernel.
 fn list_text(numbers: &BTreeSet<u32>) -> String {
     let numbers: Vec<String> = numbers.iter().map(u32::to_string).collect();
     numbers.join(",")
 }
 
-/// What a setting means where the kernel takes it as it is; memory comes in whole pages.
+/// Returns the values for a setting that the kernel takes without conversion. The kernel rounds memory to whole pages.
 fn plain(field: Field, setting: &Setting) -> Vec<Value> {
     let raw = |limit: &Limit| match limit {
         Limit::Unlimited => u64::MAX,

@@ -1,8 +1,9 @@
-//! How often the kernel has killed for memory in a container, and a descriptor that tells when to look.
+//! OOM kills: how many processes of a container the kernel has killed because memory ran out, and a descriptor that
+//! announces that the count may have risen.
 //!
-//! The descriptor only wakes. On v1 it is an eventfd, which fires before the kernel kills, for an out-of-memory of any
-//! group above, and when the group is removed; on v2 `memory.events` also tells of much that is no kill. What decides
-//! is the count of kills.
+//! Only the count decides. On v1 the descriptor is an eventfd, which the kernel signals before it kills, when memory
+//! runs out in any group above, and when the group is removed. On v2 it is `memory.events`, which also changes for
+//! events that are no kill.
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{Mode, OFlags, openat};
@@ -16,53 +17,54 @@ use crate::files::{groups_below, keyed, read_at, value};
 use crate::group::{Below, Cgroup};
 use crate::hierarchies::{Hierarchies, Mount};
 
-/// The open files that tell of an out-of-memory in a container's own group.
+/// The open files that report OOM kills in a container's own group.
 ///
-/// They are of this group whatever happens to its path. Once the group is removed they tell nothing any more, so the last
-/// count that was read has to be kept.
+/// They belong to this group whatever happens to its path. Once the group is removed the count cannot be read any more,
+/// so the caller must keep the last one.
 #[derive(Debug, Clone)]
 pub struct OomDescriptors {
-    /// Is to be waited for.
+    /// The descriptor to wait for.
     pub wakes: Arc<OwnedFd>,
-    /// What wakes by it.
+    /// How to wait for `wakes`.
     pub kind: OomSource,
-    /// Is read by [`Cgroup::oom_kills_by`]. On v2 the same as `wakes`.
+    /// The file that [`Cgroup::oom_kills_by`] reads. On v2 it is the same as `wakes`.
     pub counts: Arc<OwnedFd>,
 }
 
-/// What tells of an out-of-memory.
+/// The kind of descriptor that announces that the count may have risen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OomSource {
-    /// v1: becomes readable, and that before the kernel has killed.
+    /// v1's eventfd. It becomes readable before the kernel kills.
     EventFd,
-    /// v2: has priority data once the counts have changed, until they are read.
+    /// v2's `memory.events`. It has priority data from a change of its counts until it is read.
     Events,
 }
 
-/// The files that count, v1's and v2's.
+/// The files with the count: v1's and v2's.
 const NAMES: [&str; 2] = ["memory.oom_control", "memory.events"];
 
 impl Cgroup {
-    /// How many processes the kernel has killed for memory in this container, groups below its own included; `None` if
-    /// the group is gone or the controller is not there.
+    /// Reads how many processes the kernel has OOM-killed in this container, including the groups below its own.
+    /// Returns `None` if the group is gone or there is no memory controller.
     pub fn oom_kills(&self) -> io::Result<Option<u64>> {
         match self.memory() {
             Some((place, OomSource::EventFd)) => {
                 let (hierarchy, group) = self.at(place);
-                // On v1 each group counts its own processes only.
+                // Each v1 group counts its own processes only.
                 sum(hierarchy, &group)
             }
             Some((place, OomSource::Events)) => {
                 let (hierarchy, file) = self.file(place, NAMES[1]);
-                // Of the whole subtree.
+                // The file counts the whole subtree.
                 Ok(read_at(hierarchy, &file)?.map(|text| oom_kill(&text)))
             }
             None => Ok(None),
         }
     }
 
-    /// [`Cgroup::oom_kills`] by the open file `counts`; `None` once the group is removed. Of v2's file this also makes
-    /// [`OomDescriptors::wakes`] silent until the counts change again.
+    /// Does what [`Cgroup::oom_kills`] does, by the open file [`OomDescriptors::counts`]. Returns `None` once the group
+    /// is removed. Reading v2's file also ends the priority data of [`OomDescriptors::wakes`] until the counts change
+    /// again.
     pub fn oom_kills_by(&self, counts: impl AsFd) -> io::Result<Option<u64>> {
         let mut room = [0; 512];
         let read = match rustix::io::pread(counts, &mut room, 0) {
@@ -80,7 +82,8 @@ impl Cgroup {
         Ok(Some(kills))
     }
 
-    /// Opens what tells when [`Cgroup::oom_kills`] may have risen; `None` if there is no memory controller.
+    /// Opens the descriptors that announce when [`Cgroup::oom_kills`] may have risen. Returns `None` if there is no
+    /// memory controller.
     pub fn watch_oom(&self) -> io::Result<Option<OomDescriptors>> {
         let Some((place, kind)) = self.memory() else { return Ok(None) };
         let open = |name, flags| {
@@ -101,12 +104,13 @@ impl Cgroup {
         Ok(Some(OomDescriptors { wakes: Arc::new(event), kind, counts }))
     }
 
-    /// Whether the container has a memory group, so that its kills are counted.
+    /// Returns whether the container has a memory group, so that the kernel counts its OOM kills.
     pub fn counts_oom_kills(&self) -> bool {
         self.memory().is_some()
     }
 
-    /// The group whose memory the kernel counts. Where a v1 hierarchy has the controller, v2's groups beside it count nothing.
+    /// Returns the group whose memory the kernel counts. If a v1 hierarchy has the controller, v2's groups count
+    /// nothing.
     fn memory(&self) -> Option<(&Below, OomSource)> {
         let is_memory = |mount: &Mount| mount.controllers.iter().any(|name| name == "memory");
         if self.host.mounts.iter().any(is_memory) {
@@ -117,8 +121,8 @@ impl Cgroup {
 }
 
 impl Hierarchies {
-    /// Where a shim looks for the memory group of its process: the v1 controller, or nothing for v2, a colon, and where the
-    /// hierarchy is mounted. `None` if only a part of the hierarchy is to be seen there.
+    /// Returns where a shim finds the memory group of its process: the v1 controller (empty for v2), a colon, and the
+    /// mount point of the hierarchy. Returns `None` if the mount shows only a part of the hierarchy.
     pub fn memory_mount(&self) -> Option<String> {
         let mount_of = |is_it: &dyn Fn(&Mount) -> bool| self.host.mounts.iter().find(|mount| is_it(mount));
         let v1 =
@@ -130,7 +134,7 @@ impl Hierarchies {
 }
 
 impl OomDescriptors {
-    /// Makes `wakes` silent until the next time, where reading the count does not.
+    /// Makes `wakes` unready until the next announcement. On v2 reading the count does that.
     pub fn acknowledge(kind: OomSource, wakes: impl AsFd) -> io::Result<()> {
         if kind == OomSource::Events {
             return Ok(());
@@ -142,15 +146,16 @@ impl OomDescriptors {
     }
 }
 
+/// Returns the count of OOM kills in a file's text.
 fn oom_kill(text: &str) -> u64 {
     value(&keyed(text), "oom_kill")
 }
 
-/// `oom_kill` of a group and all below it.
+/// Adds up the OOM kills of a v1 group and of all groups below it.
 fn sum(hierarchy: BorrowedFd<'_>, group: &Path) -> io::Result<Option<u64>> {
     let Some(text) = read_at(hierarchy, &group.join("memory.oom_control"))? else { return Ok(None) };
     let mut kills = oom_kill(&text);
-    // What cannot be counted must not look like fewer kills, or they would be told again later.
+    // An error must not look like fewer kills, or the supervisor would report the same kills again later.
     for below in groups_below(hierarchy, group)? {
         kills = kills.saturating_add(sum(hierarchy, &below)?.unwrap_or_default());
     }
@@ -163,7 +168,7 @@ mod tests {
     use crate::hierarchies::test_cgroup;
 
     #[test]
-    fn kills_are_summed_over_v1s_subtree() {
+    fn oom_kills_of_v1_are_summed_over_the_subtree() {
         let directory = tempfile::tempdir().expect("tempdir");
         let below = directory.path().join("a/b");
         std::fs::create_dir_all(&below).expect("creates");
@@ -178,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn v2_counts_kills_and_not_every_out_of_memory() {
+    fn oom_events_of_v2_without_a_kill_do_not_count() {
         let directory = tempfile::tempdir().expect("tempdir");
         std::fs::write(directory.path().join("memory.events"), "max 9\noom 7\noom_kill 2\noom_group_kill 1\n")
             .expect("writes");

@@ -1,18 +1,19 @@
-//! Which groups an OCI runtime makes for a container. This is the one place that decides it.
+//! Which groups an OCI runtime creates for a container. No other code knows that.
 //!
-//! `linux.cgroupsPath` of `config.json` leaves much to the runtime (runtime specification, config-linux, "Cgroups Path").
-//! What runc 1.1 and 1.3 and crun 1.8 to 1.28 do:
+//! `linux.cgroupsPath` of `config.json` leaves much to the runtime (runtime specification, config-linux, "Cgroups
+//! Path"). This is where runc 1.1 and 1.3 and crun 1.8 to 1.28 create them:
 //!
 //! | driver | `cgroupsPath` | runc | crun |
 //! |---|---|---|---|
 //! | cgroupfs | `/a/b` | `/a/b` | `/a/b` |
 //! | cgroupfs | `a/b`; absent: the id | v1: below the runtime's own group; v2: below the parent of that group; v2 beside v1: below the root | below the root |
-//! | systemd | `slice:prefix:name` | `prefix-name.scope` in the slice, and the slice in those that its name has in it | the same, and on v2 a group `container` in it |
+//! | systemd | `slice:prefix:name` | `prefix-name.scope` in the slice, which is in the slices that its name contains | the same, and on v2 a group `container` in it |
 //! | systemd | absent | `runc-ID.scope` in `system.slice` | `crun-ID.scope` in `system.slice` |
 //!
-//! A program may be either runtime, whatever its name is. So all the groups that one of them would make are *candidates*. A
-//! candidate may also be another program's group: [`Hierarchies::survey`] notes before the creation which of them are there,
-//! and after a failed creation [`Hierarchies::remove_left`] removes only groups that are empty and were not there.
+//! A program may be either runtime, whatever its name is. So every group that one of them would create is a
+//! *candidate*. A candidate may also be another program's group: [`Hierarchies::survey`] notes before the creation
+//! which candidates exist, and after a failed creation [`Hierarchies::remove_left`] removes only candidates that did
+//! not exist and have no processes.
 
 use rustix::fs::{AtFlags, statat};
 use std::fmt::Write;
@@ -22,50 +23,51 @@ use crate::files::read;
 use crate::group::remove_group;
 use crate::hierarchies::{Hierarchies, Mount, Place, overlaps, parse_places};
 
-/// What a bundle says of its container's groups, and what else decides where the runtime makes them.
+/// Everything that decides where the runtime creates a container's groups.
 #[derive(Debug, Clone, Copy)]
 pub struct Requested<'a> {
     /// `linux.cgroupsPath`; empty if the bundle has none.
     pub path: &'a str,
     /// The container's id.
     pub id: &'a str,
-    /// The runtime is told to have systemd make the groups.
+    /// Whether the runtime's arguments tell it to let systemd create the groups.
     pub systemd: bool,
 }
 
-/// What there was of a container's groups before its runtime was asked to make them.
+/// Which of a container's candidates existed before the runtime created the container.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Survey {
-    /// This process's groups, as `/proc/<pid>/cgroup` has them, where the candidates depend on them.
+    /// This process's own groups in the form of `/proc/<pid>/cgroup`, if the candidates depend on them.
     own: String,
-    /// Candidates that were there.
+    /// The candidates that existed.
     existing: Vec<PathBuf>,
-    /// Groups above candidates that were not there.
+    /// The groups above candidates that did not exist.
     missing: Vec<PathBuf>,
-    /// All hierarchies were looked at, there are candidates, and none of them was there.
+    /// Whether the runtime certainly creates new groups: all hierarchies are visible, and none of the candidates
+    /// existed.
     is_new: bool,
 }
 
 impl Survey {
-    /// Whether the runtime is known to make groups that are new, which have counted nothing yet.
+    /// Returns whether the runtime certainly creates new groups, whose counters begin at zero.
     pub fn is_new(&self) -> bool {
         self.is_new
     }
 
-    /// As text, for a later process.
+    /// Returns the survey as text, for a later process.
     pub fn to_text(&self) -> String {
         let mut text = String::new();
         let lines = self.own.lines().map(|line| ("own", line.to_string()));
         let existing = self.existing.iter().map(|path| ("existing", path.display().to_string()));
         let missing = self.missing.iter().map(|path| ("missing", path.display().to_string()));
         for (what, line) in lines.chain(existing).chain(missing) {
-            // Writing to a string does not fail.
+            // Writing to a string cannot fail.
             let _ = writeln!(text, "{what} {line}");
         }
         text
     }
 
-    /// What [`Survey::to_text`] made.
+    /// Parses what [`Survey::to_text`] returned, except whether the groups are new.
     pub fn from_text(text: &str) -> Survey {
         let mut survey = Survey::default();
         for line in text.lines() {
@@ -81,19 +83,20 @@ impl Survey {
 }
 
 impl Requested<'_> {
-    /// Whether the candidates depend on this process's own groups.
+    /// Returns whether the candidates depend on this process's own groups.
     fn is_relative(&self) -> bool {
         !self.path.starts_with('/')
     }
 
-    /// Whether systemd may make the groups: it is told to, or the path has the form that only systemd's driver knows.
+    /// Returns whether systemd may create the groups: the arguments say so, or the path has the form of the systemd
+    /// driver.
     fn may_be_systemd(&self) -> bool {
         self.systemd || self.path.contains(':')
     }
 
-    /// The candidates in one hierarchy, the likeliest first. None where they cannot be known.
+    /// Returns the candidates in one hierarchy, the likeliest first. Returns none if they cannot be known.
     fn candidates(&self, mount: &Mount, own: &[Place]) -> Vec<PathBuf> {
-        // The kernel has no group with a line end in its name. Where a path with ".." leads depends on the runtime.
+        // The kernel allows no newline in a group's name. Where a path with ".." leads depends on the runtime.
         let is_known = mount.root == "/" && !self.path.contains('\n') && !self.path.split('/').any(|part| part == "..");
         let mut found: Vec<PathBuf> = Vec::new();
         if !is_known {
@@ -128,7 +131,7 @@ impl Requested<'_> {
         found
     }
 
-    /// The slices and units that the systemd drivers ask for.
+    /// Returns the slices and units that the runtimes' systemd drivers request.
     fn units(&self) -> Vec<(&str, String)> {
         let parts: Vec<&str> = self.path.splitn(3, ':').collect();
         match parts[..] {
@@ -142,14 +145,14 @@ impl Requested<'_> {
     }
 }
 
-/// Where systemd has services and scopes of which nothing is said.
+/// The slice in which systemd puts units that name none.
 const DEFAULT: &str = "system.slice";
 
 fn slice_or_default(slice: &str) -> &str {
     if slice.is_empty() { DEFAULT } else { slice }
 }
 
-/// The path of a slice: systemd has `a-b.slice` in `a.slice` (systemd.slice(5)).
+/// Returns the path of a slice. systemd puts `a-b.slice` into `a.slice` (systemd.slice(5)).
 fn slices(slice: &str) -> String {
     let Some(name) = slice.strip_suffix(".slice").filter(|name| *name != "-") else { return String::new() };
     let ends = name.match_indices('-').map(|(end, _)| end).chain([name.len()]);
@@ -157,7 +160,7 @@ fn slices(slice: &str) -> String {
 }
 
 impl Hierarchies {
-    /// Notes which groups are there that the runtime may make. To be done before it is asked to.
+    /// Notes which candidates exist. Call this before the runtime creates the container.
     pub fn survey(&self, requested: Requested<'_>) -> Survey {
         let own = if requested.is_relative() && !requested.systemd { own_groups() } else { String::new() };
         let places = parse_places(&own);
@@ -165,7 +168,7 @@ impl Hierarchies {
         let mut some = false;
         for mount in &self.host.mounts {
             let is_there = |below: &Path| {
-                // From the directory that the mount holds open: the kernel would go through the whole path each time.
+                // Start from the mount's open directory, which saves the kernel the walk to the mount point.
                 let (hierarchy, group) = mount.at(below);
                 statat(hierarchy, &group, AtFlags::empty()).is_ok()
             };
@@ -188,12 +191,12 @@ impl Hierarchies {
         survey
     }
 
-    /// Completes what [`Hierarchies::places`] told of a container that was made in groups that were new: of a process that is
-    /// just ending the kernel tells no group of v1 any more, so the candidates that are there are its groups.
+    /// Completes the places of a container whose groups are new. The kernel no longer reports the v1 groups of a
+    /// process that is ending, so this adds the existing candidate of each hierarchy that is missing from `places`.
     pub fn complete(&self, places: &str, requested: Requested<'_>) -> String {
         let mut lines = self.of_use(places);
-        let told: Vec<usize> = parse_places(&lines).iter().filter_map(|place| Some(self.locate(place)?.0)).collect();
-        let left = || self.host.mounts.iter().enumerate().filter(|(index, _)| !told.contains(index));
+        let known: Vec<usize> = parse_places(&lines).iter().filter_map(|place| Some(self.locate(place)?.0)).collect();
+        let left = || self.host.mounts.iter().enumerate().filter(|(index, _)| !known.contains(index));
         if left().next().is_none() {
             return lines;
         }
@@ -201,7 +204,7 @@ impl Hierarchies {
         for (index, mount) in left() {
             let mut candidates = requested.candidates(mount, &own).into_iter();
             if let Some(below) = candidates.find(|below| mount.point.join(below).is_dir()) {
-                // As the kernel numbers them: 0 is v2, and the numbers of the others do not matter here.
+                // The kernel gives v2 the number 0. The numbers of other hierarchies do not matter here.
                 let number = if mount.controllers.is_empty() { 0 } else { index + 1 };
                 lines.push_str(&format!("{number}:{}:/{}\n", mount.controllers.join(","), below.display()));
             }
@@ -209,9 +212,9 @@ impl Hierarchies {
         lines
     }
 
-    /// Removes what a runtime has left of a container whose creation failed: the candidates that were not there before, with
-    /// the groups below them, and with `parents` the groups above that were not there either. Only groups that are empty
-    /// can be removed. False if a process is in one of the candidates.
+    /// Removes the groups that a runtime left behind when it failed to create a container: the candidates that did not
+    /// exist before, with the groups below them, and with `parents` also the groups above that did not exist. Groups
+    /// with processes stay. Returns false if a process is in one of the candidates.
     pub fn remove_left(&self, requested: Requested<'_>, before: &Survey, parents: bool) -> bool {
         let mut gone = true;
         for group in self.made(requested, before) {
@@ -220,13 +223,13 @@ impl Hierarchies {
         let mut missing: Vec<&PathBuf> = before.missing.iter().filter(|_| parents && gone).collect();
         missing.sort_unstable_by_key(|path| std::cmp::Reverse(path.components().count()));
         for above in missing {
-            // Not empty if another container has its group there by now.
+            // This fails if another container has its group there by now.
             let _ = std::fs::remove_dir(above);
         }
         gone
     }
 
-    /// The processes in the candidates that were not there before.
+    /// Returns the processes in the candidates that did not exist before.
     pub fn members_of(&self, requested: Requested<'_>, before: &Survey) -> Vec<u32> {
         let texts = self.made(requested, before).into_iter();
         let texts: Vec<String> = texts.filter_map(|group| read(&group.join("cgroup.procs")).ok().flatten()).collect();
@@ -237,7 +240,7 @@ impl Hierarchies {
         pids
     }
 
-    /// The candidates that were not there before, whole paths.
+    /// Returns the absolute paths of the candidates that did not exist before.
     fn made(&self, requested: Requested<'_>, before: &Survey) -> Vec<PathBuf> {
         let own = parse_places(&before.own);
         let of = |mount: &Mount| {
@@ -249,13 +252,14 @@ impl Hierarchies {
     }
 }
 
-/// This process's groups. A runtime begins from them: shims and runtimes are in the groups of the daemon that starts them.
+/// Reads this process's own groups. Runtimes create groups relative to them: the daemon's shims and runtimes are in the
+/// daemon's groups.
 fn own_groups() -> String {
-    // Without them, the root is the only place that is known.
+    // If they cannot be read, the candidates in the root remain.
     std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default()
 }
 
-/// Removes a group with those below it, if they are empty; false if there are processes in one of them.
+/// Removes a group with those below it if they have no processes. Returns false if they have.
 fn remove_if_empty(group: &Path) -> bool {
     let busy = Some(rustix::io::Errno::BUSY.raw_os_error());
     remove_group(rustix::fs::CWD, group).err().is_none_or(|e| e.raw_os_error() != busy)
@@ -276,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn candidates_are_what_the_runtimes_make() {
+    fn candidates_are_the_groups_that_runtimes_create() {
         let mounts = mount("pids", Path::new("/p")) + &mount("", Path::new("/u"));
         let all = test_hierarchies(&mounts, "");
         let own = parse_places("8:pids:/own/d\n0::/own/d\n");
@@ -298,14 +302,14 @@ mod tests {
         let absent = Requested { path: "", id: "c", systemd: true };
         let scopes = ["system.slice/runc-c.scope", "system.slice/crun-c.scope"].map(PathBuf::from);
         assert_eq!(absent.candidates(&all.host.mounts[0], &own), scopes);
-        // Without systemd it is a name as any other; a script may have told the runtime otherwise.
+        // Without systemd this is an ordinary name, but a wrapper may tell the runtime to use systemd.
         let literal = Requested { path: "s.slice:p:n", id: "c", systemd: false };
         let names = ["own/d/s.slice:p:n", "s.slice:p:n", "s.slice/p-n.scope"].map(PathBuf::from);
         assert_eq!(literal.candidates(&all.host.mounts[0], &own), names);
     }
 
     #[test]
-    fn only_empty_groups_that_were_not_there_are_removed() {
+    fn only_new_groups_without_processes_are_removed() {
         let directory = tempfile::tempdir().expect("tempdir");
         let at = |name: &str| directory.path().join(name);
         std::fs::create_dir_all(at("a")).expect("creates");
@@ -330,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn missing_places_of_an_ended_init_are_completed() {
+    fn missing_places_of_an_ending_init_are_completed() {
         let directory = tempfile::tempdir().expect("tempdir");
         let at = |name: &str| directory.path().join(name);
         for name in ["pids/c", "memory/c", "unified/c", "cpu/x"] {

@@ -18,7 +18,7 @@ fn to(number: u64) -> Setting {
 }
 
 #[test]
-fn v1_is_read_and_written_in_its_own_forms() {
+fn v1_limits_are_read_and_written() {
     let directory = tempfile::tempdir().expect("tempdir");
     let path = directory.path();
     write(
@@ -59,7 +59,7 @@ fn v1_is_read_and_written_in_its_own_forms() {
 }
 
 #[test]
-fn what_a_kernel_lacks_is_named() {
+fn field_that_the_kernel_lacks_is_named_in_the_error() {
     let directory = tempfile::tempdir().expect("tempdir");
     for cgroup in [test_cgroup(&[("memory,blkio", directory.path())]), test_cgroup(&[("", directory.path())])] {
         for field in [Field::KernelTcpMemoryLimit, Field::BlkioLeafWeight] {
@@ -71,7 +71,7 @@ fn what_a_kernel_lacks_is_named() {
 }
 
 #[test]
-fn v2_gets_the_nearest() {
+fn v2_limits_are_read_converted_and_written() {
     let directory = tempfile::tempdir().expect("tempdir");
     let path = directory.path();
     write(
@@ -98,9 +98,9 @@ fn v2_gets_the_nearest() {
         cgroup.expected(&changes).map(|mut all| all.remove(&Field::MemorySwap))
     };
     let half = vec![Value::Number(GB / 2), Value::Number(GB / 2)];
-    assert_eq!(swap(&[(Field::MemorySwap, GB + GB / 2)]).expect("with what is there"), Some(half.clone()));
+    assert_eq!(swap(&[(Field::MemorySwap, GB + GB / 2)]).expect("with the present memory limit"), Some(half.clone()));
     let both = [(Field::MemoryLimit, 2 * GB), (Field::MemorySwap, 2 * GB + GB / 2)];
-    assert_eq!(swap(&both).expect("with what is asked for"), Some(half));
+    assert_eq!(swap(&both).expect("with the requested memory limit"), Some(half));
     assert!(swap(&[(Field::MemorySwap, 1)]).expect_err("too little").to_string().contains("memorySwap 1 is less"));
 
     cgroup.set_limit(Field::CpuPeriod, &Value::Number(50_000)).expect("writes");
@@ -116,7 +116,7 @@ fn v2_gets_the_nearest() {
 }
 
 #[test]
-fn lists_in_other_forms_are_for_the_kernel_to_parse() {
+fn list_in_another_form_is_passed_to_the_kernel() {
     let directory = tempfile::tempdir().expect("tempdir");
     let cgroup = test_cgroup(&[("pids,cpuset", directory.path())]);
     for text in ["all", "N", "0-N:1/2", "x", "0-", ",", "1-4000000000", &"0-8000,".repeat(1000)] {
@@ -131,7 +131,7 @@ fn lists_in_other_forms_are_for_the_kernel_to_parse() {
 }
 
 #[test]
-fn a_limit_that_stands_in_the_way_is_named() {
+fn conflicting_limit_is_named_with_advice() {
     let directory = tempfile::tempdir().expect("tempdir");
     let files = [("memory.limit_in_bytes", "1073741824\n"), ("memory.memsw.limit_in_bytes", "2147483648\n")];
     write(directory.path(), &files);

@@ -1,4 +1,4 @@
-//! Limits in v1's hierarchies.
+//! Reading and writing limits in v1's hierarchies.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -8,7 +8,7 @@ use super::{Device, Field, Value, list, list_text, number};
 use crate::files::read;
 use crate::group::Cgroup;
 
-/// The controller that a field belongs to.
+/// Returns the controller of a field.
 pub(super) fn controller(field: Field) -> &'static str {
     match field {
         Field::CpuShares | Field::CpuPeriod | Field::CpuQuota => "cpu",
@@ -23,7 +23,7 @@ pub(super) fn controller(field: Field) -> &'static str {
     }
 }
 
-/// The names that a field's file has had, newest kernels' last.
+/// Returns the names that a field's file has had, from older to newer kernels.
 fn names(field: Field) -> &'static [&'static str] {
     match field {
         Field::BlkioWeight => &["blkio.weight", "blkio.bfq.weight"],
@@ -48,11 +48,13 @@ fn names(field: Field) -> &'static [&'static str] {
     }
 }
 
+/// Returns the path of a field's file. Returns `None` if this kernel has none.
 pub(super) fn file(cgroup: &Cgroup, field: Field) -> Option<PathBuf> {
     let directory = cgroup.v1(controller(field))?;
     names(field).iter().map(|name| directory.join(name)).find(|path| path.exists())
 }
 
+/// Returns whether a field has a value for each device.
 fn is_of_devices(field: Field) -> bool {
     use Field::*;
     matches!(
@@ -66,6 +68,7 @@ fn is_of_devices(field: Field) -> bool {
     )
 }
 
+/// Reads what the kernel has for a field.
 pub(super) fn get(cgroup: &Cgroup, field: Field) -> io::Result<Option<Value>> {
     let Some(path) = file(cgroup, field) else { return Ok(None) };
     let Some(text) = read(&path)? else { return Ok(None) };
@@ -76,7 +79,7 @@ pub(super) fn get(cgroup: &Cgroup, field: Field) -> io::Result<Option<Value>> {
     })
 }
 
-/// Lines such as `8:0 100`; those that begin otherwise (`default 100`) are of no device.
+/// Parses lines such as `8:0 100`. Skips lines that name no device, such as `default 100`.
 fn devices(text: &str) -> BTreeMap<Device, u64> {
     let line = |line: &str| {
         let (device, value) = line.split_once(' ')?;
@@ -86,7 +89,7 @@ fn devices(text: &str) -> BTreeMap<Device, u64> {
     text.lines().filter_map(line).collect()
 }
 
-/// What is to be written, each by itself.
+/// Returns the texts to write to a field's file, each by a write of its own.
 pub(super) fn lines(field: Field, value: &Value) -> Vec<String> {
     match value {
         Value::Number(u64::MAX) if field == Field::PidsLimit => vec!["max".into()],
@@ -94,7 +97,7 @@ pub(super) fn lines(field: Field, value: &Value) -> Vec<String> {
         Value::Number(number) => vec![number.to_string()],
         Value::List(numbers) => vec![list_text(numbers)],
         Value::Text(text) => vec![text.clone()],
-        // 0 takes a device's own value away.
+        // Writing 0 takes a device's own value away.
         Value::Devices(devices) => devices
             .iter()
             .map(|((major, minor), value)| format!("{major}:{minor} {}", if *value == u64::MAX { 0 } else { *value }))

@@ -1,4 +1,4 @@
-//! Limits in v2's hierarchy, by the nearest that it has for each.
+//! Reading and writing limits in v2's hierarchy, where each field has the nearest thing that v2 knows.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -8,6 +8,7 @@ use super::{Changes, Device, Field, Limit, LimitError, Setting, Value, list, lis
 use crate::files::read;
 use crate::group::Cgroup;
 
+/// Returns the names that a field's file may have.
 fn names(field: Field) -> &'static [&'static str] {
     match field {
         Field::BlkioWeight | Field::BlkioWeightDevice => &["io.bfq.weight", "io.weight"],
@@ -23,7 +24,7 @@ fn names(field: Field) -> &'static [&'static str] {
         Field::MemorySwap => &["memory.swap.max"],
         Field::MemoryReservation => &["memory.low"],
         Field::PidsLimit => &["pids.max"],
-        // Kernel memory is a part of the rest, and there are no leaf weights.
+        // v2 counts the kernel's memory as part of all memory, and it has no leaf weights.
         Field::KernelMemoryLimit
         | Field::KernelTcpMemoryLimit
         | Field::BlkioLeafWeight
@@ -31,12 +32,13 @@ fn names(field: Field) -> &'static [&'static str] {
     }
 }
 
+/// Returns the path of a field's file. Returns `None` if this kernel has none.
 pub(super) fn file(cgroup: &Cgroup, field: Field) -> Option<PathBuf> {
     let directory = cgroup.v2()?;
     names(field).iter().map(|name| directory.join(name)).find(|path| path.exists())
 }
 
-/// The word of `io.max` that a throttle is.
+/// Returns the key of a throttle in `io.max`.
 fn word(field: Field) -> Option<&'static str> {
     match field {
         Field::BlkioThrottleReadBpsDevice => Some("rbps"),
@@ -47,6 +49,7 @@ fn word(field: Field) -> Option<&'static str> {
     }
 }
 
+/// Reads what the kernel has for a field.
 pub(super) fn get(cgroup: &Cgroup, field: Field) -> io::Result<Option<Value>> {
     let Some(path) = file(cgroup, field) else { return Ok(None) };
     let Some(text) = read(&path)? else { return Ok(None) };
@@ -70,16 +73,18 @@ pub(super) fn get(cgroup: &Cgroup, field: Field) -> io::Result<Option<Value>> {
     })
 }
 
+/// Parses lines that begin with a device. `value` is given the rest of each line.
 fn devices(text: &str, value: impl Fn(&str) -> Option<u64>) -> BTreeMap<Device, u64> {
     let line = |line: &str| {
         let (device, rest) = line.split_once(' ')?;
         let (major, minor) = device.split_once(':')?;
         Some(((major.parse().ok()?, minor.parse().ok()?), value(rest)?))
     };
-    // A device is listed for the sake of any of its limits.
+    // A device is listed if it has any limit, so that this one may be `max`.
     text.lines().filter_map(line).filter(|(_, value)| *value != u64::MAX).collect()
 }
 
+/// Returns what the kernel may have after a field has been set, given all `changes` of the same request.
 pub(super) fn expected(
     cgroup: &Cgroup,
     field: Field,
@@ -93,9 +98,9 @@ pub(super) fn expected(
     };
     match (field, number_of(setting)) {
         (Field::CpuShares, Some(shares)) => Ok(weights(shares).map(Value::Number).to_vec()),
-        (Field::CpuShares, None) => Err(meaningless("is no number of shares")),
+        (Field::CpuShares, None) => Err(meaningless("is not a number of shares")),
         (Field::MemorySwap, Some(together)) => {
-            // v2 limits swap alone; what is asked for is memory and swap together.
+            // The client limits memory and swap together. v2 limits swap alone.
             let memory = match changes.get(&Field::MemoryLimit) {
                 Some(setting) => number_of(setting),
                 None => match cgroup.limit(Field::MemoryLimit)? {
@@ -103,8 +108,7 @@ pub(super) fn expected(
                     _ => None,
                 },
             };
-            let memory =
-                memory.ok_or_else(|| meaningless("needs a memoryLimit, which memory and swap together include"))?;
+            let memory = memory.ok_or_else(|| meaningless("needs a memoryLimit, which it includes"))?;
             let swap = together.checked_sub(memory);
             let swap = swap.ok_or_else(|| meaningless("is less than memoryLimit, which it includes"))?;
             Ok(plain(field, &Setting::Number(Limit::To(swap))))
@@ -123,28 +127,29 @@ pub(super) fn expected(
     }
 }
 
+/// Returns whether the weights are those of the bfq scheduler, which have v1's range.
 fn is_bfq(cgroup: &Cgroup) -> bool {
     file(cgroup, Field::BlkioWeight).is_some_and(|path| path.ends_with("io.bfq.weight"))
 }
 
-/// v1's weights go from 10 to 1000, those of `io.weight` from 1 to 10000 (the OCI runtimes' formula).
+/// Converts a weight of v1 (10 to 1000) to one of `io.weight` (1 to 10000) by the formula of the OCI runtimes.
 fn io_weight(weight: u64) -> u64 {
     if weight == u64::MAX { weight } else { 1 + weight.saturating_sub(10).saturating_mul(9999) / 990 }
 }
 
-/// v1's shares go from 2 to 262144, weights from 1 to 10000. Runtimes spread them evenly at first, and since 2025 so
-/// that 1024 shares are the default weight of 100.
+/// Converts CPU shares of v1 (2 to 262144) to weights (1 to 10000) by both formulas of the OCI runtimes. The older one
+/// is linear. The one that runtimes have used since 2025 maps 1024 shares, the default, to the default weight of 100.
 fn weights(shares: u64) -> [u64; 2] {
     let shares = shares.clamp(2, 262_144);
     let even = 1 + (shares - 2) * 9999 / 262_142;
     let log = (shares as f64).log2();
     let exponent = (log * log + 125.0 * log) / 612.0 - 7.0 / 34.0;
-    // Between 1 and 10000.
+    // The result is between 1 and 10000.
     let bent = 10f64.powf(exponent).ceil() as u64;
     [even, bent.clamp(1, 10_000)]
 }
 
-/// What is to be written, each by itself.
+/// Returns the texts to write to a field's file, each by a write of its own.
 pub(super) fn lines(cgroup: &Cgroup, field: Field, value: &Value) -> Vec<String> {
     let text = |number: u64| if number == u64::MAX { "max".to_string() } else { number.to_string() };
     match (field, value) {
@@ -157,7 +162,7 @@ pub(super) fn lines(cgroup: &Cgroup, field: Field, value: &Value) -> Vec<String>
             vec![format!("{} {period}", text(quota))]
         }
         (_, Value::Number(number)) => vec![text(*number)],
-        // An empty text would not be written at all.
+        // Without the newline, an empty list would make no write(2) at all.
         (_, Value::List(numbers)) => vec![list_text(numbers) + "\n"],
         (_, Value::Text(text)) => vec![format!("{text}\n")],
         (field, Value::Devices(devices)) => devices
@@ -176,7 +181,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shares_and_weights_meet_at_their_ends_and_at_the_default() {
+    fn shares_are_converted_exactly_at_the_ends_and_the_default() {
         assert_eq!(weights(2), [1, 1]);
         assert_eq!(weights(1024), [39, 100]);
         assert_eq!(weights(262_144), [10_000, 10_000]);

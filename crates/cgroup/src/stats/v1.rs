@@ -1,4 +1,4 @@
-//! v1's files (the kernel's `admin-guide/cgroup-v1`).
+//! Reading v1's files (the kernel's `admin-guide/cgroup-v1`).
 
 use std::collections::BTreeMap;
 use std::io;
@@ -9,7 +9,8 @@ use crate::files::{Directory, value};
 pub(super) fn cpu_usage(group: &Directory, cpu: &mut Cpu) -> io::Result<()> {
     let each = group.text("cpuacct.usage_percpu")?;
     cpu.per_cpu = each.split_ascii_whitespace().filter_map(|number| number.parse().ok()).collect();
-    // `cpuacct.usage` is the sum of these (kernel/sched/cpuacct.c, `__cpuusage_read`), and one file more to read.
+    // `cpuacct.usage` is the sum of these (kernel/sched/cpuacct.c, `__cpuusage_read`), but reading it would cost one
+    // more file.
     cpu.total = cpu.per_cpu.iter().fold(0, |sum: u64, time| sum.saturating_add(*time));
     let ticks = group.keyed("cpuacct.stat")?;
     (cpu.user, cpu.kernel) = (nanoseconds(value(&ticks, "user")), nanoseconds(value(&ticks, "system")));
@@ -37,7 +38,7 @@ pub(super) fn memory(group: &Directory, memory: &mut Memory) -> io::Result<()> {
     memory.swap = usage("memory.memsw")?;
     memory.kernel = usage("memory.kmem")?;
     memory.raw = group.keyed("memory.stat")?;
-    // With the groups below it, as the usage is.
+    // Include the groups below this one, as the usage does.
     memory.cache = match value(&memory.raw, "total_cache") {
         0 => value(&memory.raw, "cache"),
         total => total,
@@ -46,8 +47,8 @@ pub(super) fn memory(group: &Directory, memory: &mut Memory) -> io::Result<()> {
 }
 
 pub(super) fn blkio(group: &Directory, blkio: &mut Blkio) -> io::Result<()> {
-    // The counts are kept by whatever schedules a device: bfq, until Linux 5.0 cfq, and the throttle layer for all. The
-    // throttle layer keeps two of them, and so does bfq on most kernels (block/bfq-cgroup.c, `CONFIG_BFQ_CGROUP_DEBUG`).
+    // A device's I/O scheduler keeps the counts: bfq, or cfq until Linux 5.0. The throttle layer counts for every
+    // device, but only two of the counts, as bfq does on most kernels (block/bfq-cgroup.c, `CONFIG_BFQ_CGROUP_DEBUG`).
     let (cfq, all_of_bfq) = (group.has("blkio.time_recursive"), group.has("blkio.bfq.time_recursive"));
     let read = |name: &str| {
         let always = matches!(name, "io_service_bytes" | "io_serviced");
@@ -70,7 +71,7 @@ pub(super) fn blkio(group: &Directory, blkio: &mut Blkio) -> io::Result<()> {
     Ok(())
 }
 
-/// Lines such as `8:0 Read 4096` and `8:0 17`; the sum over all devices at the end has none.
+/// Parses lines such as `8:0 Read 4096` and `8:0 17`. Skips the sum over all devices at the end, which names no device.
 fn entries(text: &str) -> Vec<BlkioEntry> {
     let line = |line: &str| {
         let (device, rest) = line.split_once(' ')?;
@@ -90,7 +91,7 @@ pub(super) fn hugetlb(group: &Directory, sizes: &[String], all: &mut BTreeMap<St
     for size in sizes {
         let max_usage = group.number(&format!("hugetlb.{size}.max_usage_in_bytes"))?;
         let usage = Usage {
-            // Mostly there never were any.
+            // Mostly no huge page was ever used, which saves reading a file.
             usage: if max_usage == 0 { 0 } else { group.number(&format!("hugetlb.{size}.usage_in_bytes"))? },
             max_usage,
             failures: group.number(&format!("hugetlb.{size}.failcnt"))?,

@@ -1,4 +1,4 @@
-//! v2's files (the kernel's `admin-guide/cgroup-v2.rst`).
+//! Reading v2's files (the kernel's `admin-guide/cgroup-v2.rst`).
 
 use std::collections::BTreeMap;
 use std::io;
@@ -23,12 +23,12 @@ pub(super) fn memory(group: &Directory, memory: &mut Memory) -> io::Result<()> {
     let limit = group.limit("memory.max")?;
     memory.usage = Usage {
         usage: group.number("memory.current")?,
-        // Since Linux 5.19.
+        // The file exists since Linux 5.19.
         max_usage: group.number("memory.peak")?,
         failures: value(&group.keyed("memory.events")?, "max"),
         limit: limit.unwrap_or_default(),
     };
-    // v1 counts memory and swap together, v2 each by itself.
+    // The field means memory and swap together, as v1 counts them. v2 counts each by itself.
     let swap_limit = group.limit("memory.swap.max")?;
     memory.swap = Usage {
         usage: memory.usage.usage.saturating_add(group.number("memory.swap.current")?),
@@ -36,7 +36,7 @@ pub(super) fn memory(group: &Directory, memory: &mut Memory) -> io::Result<()> {
         failures: value(&group.keyed("memory.swap.events")?, "max"),
         limit: limit.unwrap_or_default().saturating_add(swap_limit.unwrap_or_default()),
     };
-    // Since Linux 5.18; before, what it is made of.
+    // The line `kernel` exists since Linux 5.18. Before that, add up its parts.
     let parts = ["slab", "kernel_stack", "pagetables", "percpu", "sec_pagetables"];
     let kernel = match value(&memory.raw, "kernel") {
         0 => parts.iter().map(|key| value(&memory.raw, key)).sum(),
@@ -53,7 +53,7 @@ pub(super) fn blkio(group: &Directory, blkio: &mut Blkio) -> io::Result<()> {
         let (Ok(major), Ok(minor)) = (major.parse(), minor.parse()) else { continue };
         let counts: Vec<(&str, u64)> =
             fields.filter_map(|field| field.split_once('=')).filter_map(|(k, v)| Some((k, v.parse().ok()?))).collect();
-        // A device that has been used by nobody here has no counts.
+        // A device that no process of the group has used has no counts.
         if counts.is_empty() {
             continue;
         }
@@ -72,7 +72,7 @@ pub(super) fn blkio(group: &Directory, blkio: &mut Blkio) -> io::Result<()> {
 
 pub(super) fn hugetlb(group: &Directory, sizes: &[String], all: &mut BTreeMap<String, Usage>) -> io::Result<()> {
     for size in sizes {
-        // The controller may be off.
+        // The controller may be switched off.
         let Some(limit) = group.limit(&format!("hugetlb.{size}.max"))? else { continue };
         let usage = Usage {
             usage: group.number(&format!("hugetlb.{size}.current"))?,
