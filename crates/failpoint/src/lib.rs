@@ -1,35 +1,36 @@
-//! Named steps in the life of containers, at which tests kill the program that gets there.
+//! Failpoints: named steps in the life of a container at which tests kill the daemon or the shim.
 //!
-//! Without the feature `armed` a step is nothing at all. With it, the file that `CONTAINERD_FAILPOINT` names is read at
-//! each step; if it holds the step's name, the file is removed and the program kills itself with SIGKILL, as somebody
-//! else might have done just then. A number behind the name lets the step pass that many times first.
+//! Without the feature `armed`, reaching a step does nothing and costs nothing. With it, the program reads at each step
+//! the file that the environment variable `CONTAINERD_FAILPOINT` names. If the file holds the step's name, the program
+//! removes the file and kills itself with SIGKILL, as another program might at that moment. A number after the name
+//! lets the program pass the step that many times first.
 //!
-//! The list is complete by construction: only what is in it can be named in the code, and the tests insist that each
-//! step is reached. `docs/dev/recovery.md` says for each step what the next daemon finds and does; a unit test checks that
-//! no step is missing there.
+//! The list is complete by construction: the code can name only steps in the list, and the tests check that each step
+//! is reached. `docs/dev/recovery.md` says for each step what the next daemon finds and does; a unit test checks that no
+//! step is missing there.
 
 #![cfg_attr(not(test), no_std)]
 
 macro_rules! points {
     ($($program:ident { $($(#[$doc:meta])* $point:ident = $name:literal,)* })*) => {
-        /// A step.
+        /// A step at which the program can be killed.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub enum Point {
             $($($(#[$doc])* $point,)*)*
         }
 
         impl Point {
-            /// All of them, in the order in which a container gets to them.
+            /// All steps, in the order in which a container reaches them.
             pub const ALL: &[Point] = &[$($(Point::$point,)*)*];
 
-            /// Its name.
+            /// Returns the step's name.
             pub fn name(self) -> &'static str {
                 match self {
                     $($(Point::$point => $name,)*)*
                 }
             }
 
-            /// Whose it is.
+            /// Returns the program that reaches the step.
             pub fn program(self) -> Program {
                 match self {
                     $($(Point::$point => Program::$program,)*)*
@@ -50,122 +51,122 @@ pub enum Program {
 
 points! {
     Daemon {
-        /// The id is taken, in memory.
+        /// The daemon has reserved the container's id, in memory.
         IdTaken = "id-taken",
-        /// A container's directory is there under its unfinished name, with nothing in it.
+        /// The container's directory exists under its unfinished name and is empty.
         DirectoryMade = "directory-made",
-        /// A JSON file is there under its temporary name.
+        /// A JSON file exists under its temporary name.
         TemporaryWritten = "temporary-written",
-        /// `state.json` is there.
+        /// `state.json` exists.
         StateWritten = "state-written",
-        /// A process's directory is there, with nothing in it.
+        /// A process's directory exists and is empty.
         ProcessDirectoryMade = "process-directory-made",
-        /// `process.json` is there.
+        /// `process.json` exists.
         ProcessWritten = "process-written",
-        /// `exit` and `control` are there.
+        /// The FIFOs `exit` and `control` exist.
         FifosMade = "fifos-made",
-        /// `exit` is open for reading.
+        /// The daemon has opened `exit` for reading.
         ExitOpened = "exit-opened",
-        /// The shim has been started.
+        /// The daemon has started the shim.
         ShimStarted = "shim-started",
-        /// The shim has written `pid`.
+        /// The daemon has seen that the shim wrote `pid`.
         PidSeen = "pid-seen",
-        /// `.cgroup` is there.
+        /// `.cgroup` exists.
         CgroupKept = "cgroup-kept",
         /// The runtime's `start` has succeeded.
         Started = "started",
-        /// `start-container` or `start-process` is in the journal.
+        /// `start-container` or `start-process` is recorded in the journal.
         StartJournaled = "start-journaled",
-        /// The marker that says that a container or an added process is being made is gone.
+        /// The marker of a container or an added process that is being created is removed.
         MarkerRemoved = "marker-removed",
         /// The runtime's `pause` or `resume` has succeeded.
         FreezerChanged = "freezer-changed",
-        /// `pause` or `resume` is in the journal.
+        /// `pause` or `resume` is recorded in the journal.
         FreezerJournaled = "freezer-journaled",
         /// The runtime's `update` has succeeded.
         Updated = "updated",
-        /// A checkpoint is being made: its directory is there, and is noted.
+        /// The checkpoint's directory exists, and the daemon has noted it.
         CheckpointBegun = "checkpoint-begun",
         /// The runtime's `checkpoint` has ended.
         CheckpointDumped = "checkpoint-dumped",
-        /// The checkpoint has its name.
+        /// The checkpoint has its final name.
         CheckpointNamed = "checkpoint-named",
-        /// Limits are as they were asked for, and nobody has been told.
+        /// The kernel has the requested limits, and the client has no answer yet.
         LimitsSettled = "limits-settled",
-        /// `oom` is in the journal.
+        /// `oom` is recorded in the journal.
         OomJournaled = "oom-journaled",
-        /// `.oom` has the new count.
+        /// `.oom` has the new count of kills.
         OomKept = "oom-kept",
-        /// `exit` has closed.
+        /// The shim has closed `exit`.
         ExitClosed = "exit-closed",
-        /// The status of a process that has ended is known.
+        /// The daemon knows the exit status of a process that has ended.
         StatusKnown = "status-known",
-        /// The exits of a container's added processes have been told.
+        /// The exits of a container's added processes are recorded in the journal.
         AddedEnded = "added-ended",
         /// The runtime's `delete` has succeeded.
         Deleted = "deleted",
-        /// `exit` is in the journal.
+        /// `exit` is recorded in the journal.
         ExitJournaled = "exit-journaled",
-        /// A process's directory is gone.
+        /// A process's directory is removed.
         ProcessDirectoryRemoved = "process-directory-removed",
-        /// A container's directory is gone.
+        /// The container's directory is removed.
         DirectoryRemoved = "directory-removed",
-        /// The shorter journal is there under its temporary name.
+        /// A shorter journal exists under its temporary name.
         JournalShortened = "journal-shortened",
-        /// The shorter journal has taken the journal's place.
+        /// The shorter journal has replaced the journal.
         JournalReplaced = "journal-replaced",
-        /// A later daemon knows what the journal says, and has looked at nothing else.
+        /// The next daemon has read the journal, and nothing else yet.
         RecoveryBegun = "recovery-begun",
-        /// It has looked at a container.
+        /// The next daemon has examined a container.
         RecoveryLooked = "recovery-looked",
-        /// It has killed the process of one that was half made.
+        /// The next daemon has killed the process of a half-created container.
         RecoveryKilledProcess = "recovery-killed-process",
-        /// It has killed the shim too.
+        /// The next daemon has killed the shim of a half-created container.
         RecoveryKilledShim = "recovery-killed-shim",
-        /// It has deleted what the runtime kept of it.
+        /// The next daemon has deleted the runtime's state of a half-created container.
         RecoveryDeleted = "recovery-deleted",
-        /// It supervises a container again.
+        /// The next daemon supervises a container again.
         RecoveryAdopted = "recovery-adopted",
-        /// It answers calls.
+        /// The next daemon answers calls.
         RecoveryServes = "recovery-serves",
     }
     Shim {
-        /// It runs.
+        /// The shim runs.
         ShimBegun = "shim-begun",
-        /// `exit` is open for writing.
+        /// The shim has opened `exit` for writing.
         ShimExitOpened = "shim-exit-opened",
-        /// The client's stdio is open.
+        /// The shim has opened the client's stdio.
         ShimStdioOpened = "shim-stdio-opened",
-        /// The runtime has been started.
+        /// The shim has started the runtime.
         ShimRuntimeStarted = "shim-runtime-started",
-        /// The runtime has succeeded.
+        /// The runtime has ended with success.
         ShimRuntimeEnded = "shim-runtime-ended",
-        /// `starttime` is there.
+        /// `starttime` exists.
         ShimStarttimeWritten = "shim-starttime-written",
-        /// `pid` is there.
+        /// `pid` exists.
         ShimPidWritten = "shim-pid-written",
-        /// It waits for what happens to the process.
+        /// The shim is about to wait for events.
         ShimWatches = "shim-watches",
-        /// The process has ended and has been reaped.
+        /// The process has ended, and the shim has reaped it.
         ShimReaped = "shim-reaped",
-        /// All that the process wrote has been delivered.
+        /// The shim has delivered everything that the process wrote.
         ShimDelivered = "shim-delivered",
-        /// `exitStatus` is there under its temporary name.
+        /// `exitStatus` exists under its temporary name.
         ShimStatusPrepared = "shim-status-prepared",
-        /// `exitStatus` is there.
+        /// `exitStatus` exists.
         ShimStatusWritten = "shim-status-written",
     }
 }
 
-/// The environment variable that names the file with the step to be killed at.
+/// The environment variable that names the file with the step at which the program is killed.
 pub const VARIABLE: &str = "CONTAINERD_FAILPOINT";
 
-/// Says that the program is at `point`.
+/// Marks that the program has reached `point`.
 #[cfg(not(feature = "armed"))]
 #[inline(always)]
 pub fn reach(_point: Point) {}
 
-/// Says that the program is at `point`, and ends it there if it is to be.
+/// Marks that the program has reached `point`, and kills it if the test has named that point.
 #[cfg(feature = "armed")]
 pub fn reach(point: Point) {
     use core::sync::atomic::{AtomicUsize, Ordering};
@@ -179,7 +180,7 @@ pub fn reach(point: Point) {
         return;
     }
     let pass = words.next().and_then(|number| number.parse().ok()).unwrap_or(0);
-    // Whoever removes the file is the one.
+    // Several programs may reach the step. The one that removes the file is killed.
     if PASSED.fetch_add(1, Ordering::SeqCst) < pass || rustix::fs::unlink(&file[..]).is_err() {
         return;
     }
@@ -194,7 +195,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_unique() {
+    fn names_of_points_are_unique() {
         let mut names: Vec<_> = Point::ALL.iter().map(|point| point.name()).collect();
         names.sort_unstable();
         let all = names.len();
