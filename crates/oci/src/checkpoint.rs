@@ -1,56 +1,50 @@
-//! Checkpoints on disk: directories with CRIU's images, in a directory that is a bundle's or anybody's.
-//!
-//! One that is being made has a name that no checkpoint has, and is locked (flock(2)) by whoever makes it: by the
-//! supervisor and by the runtime that it started, so that it is known to be at work even if the supervisor has died.
+//! Checkpoints on disk: directories with CRIU's images, in a directory of checkpoints, which is part of a bundle or
+//! named by a client.
 
-use prost::Message;
-use rustix::fs::{
-    CWD, FileType, FlockOperation, Gid, Mode, OFlags, RenameFlags, fchmod, fchown, flock, fstat, open, openat,
-    renameat_with,
-};
+mod criu;
+mod partial;
+
+pub use criu::{criu_at, criu_errors, restore_work, time_frozen};
+pub use partial::Partial;
+use partial::remove_unmounted;
+use rustix::fs::{FileType, Gid, Mode, OFlags, fchmod, fchown, fstat, open, openat};
 use rustix::io::Errno;
-use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
-use sys::pidfd::PidFd;
 
 use crate::PathError;
-use crate::container_dir::remove_all;
-use crate::json::{null_as_default, write_whole};
-use crate::leftovers::unmount_below;
+use crate::json::null_as_default;
 use crate::names::check_name;
 
-/// What a checkpoint was made with, as in its `config.json`.
+/// The options with which a checkpoint was made, as stored in its `config.json`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Checkpoint {
-    /// When it was begun, as in RFC 3339.
+    /// When the checkpoint was begun, in the form of RFC 3339.
     pub created: String,
-    /// Its name, which is its directory's too.
+    /// The checkpoint's name, which is also the name of its directory.
     pub name: String,
-    /// Established TCP connections are in it.
+    /// Whether established TCP connections are included.
     pub tcp: bool,
-    /// So are Unix sockets with a peer outside.
+    /// Whether Unix sockets with a peer outside the container are included.
     pub unix_sockets: bool,
-    /// So is a terminal that comes from outside.
+    /// Whether a terminal from outside the container is included.
     pub shell: bool,
-    /// The container was stopped when it had been made.
+    /// Whether the container was stopped after the checkpoint.
     pub exit: bool,
-    /// Namespaces that are not in it, and are made empty.
+    /// The namespaces that are not included and that a restore creates empty.
     #[serde(rename = "emptyNS", deserialize_with = "null_as_default")]
     pub empty_ns: Vec<String>,
-    /// The sizes of its files, to see whether they are whole; none in one that an older daemon made.
+    /// The sizes of the checkpoint's files, to notice damage. Empty if an older daemon made the checkpoint.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub files: BTreeMap<String, u64>,
 }
 
 impl Checkpoint {
-    /// Those of the runtime's flags that not every runtime has.
+    /// Returns the needed flags that not every runtime has.
     pub fn needs(&self) -> Vec<&'static str> {
         let flags = [
             (self.tcp, "--tcp-established"),
@@ -61,7 +55,7 @@ impl Checkpoint {
         flags.into_iter().filter_map(|(is_set, flag)| is_set.then_some(flag)).collect()
     }
 
-    /// The runtime's flags, for `checkpoint` and for `restore` alike.
+    /// Returns the flags for the runtime's `checkpoint` and `restore`.
     pub fn flags(&self) -> Vec<&str> {
         let mut flags = self.needs();
         flags.retain(|flag| *flag != "--empty-ns");
@@ -72,37 +66,47 @@ impl Checkpoint {
     }
 }
 
+/// The file with the options, and the sizes of the files.
 const CONFIG: &str = "config.json";
+
+/// The directory in which CRIU works and leaves its logs.
 const WORK: &str = "criu.work";
 
-/// CRIU writes this when all else has been written, and before it lets the processes go on or kills them.
+/// The image that CRIU writes last, before it resumes or kills the processes.
 const LAST_IMAGE: &str = "inventory.img";
+
+/// The largest `config.json` of a checkpoint, and the largest statistics of CRIU, that are read.
+const LARGEST_CONFIG: u64 = 4 << 20;
+
+/// The largest `config.json` of a bundle that is read.
+const LARGEST_BUNDLE_CONFIG: u64 = 16 << 20;
 
 /// A directory that holds checkpoints.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checkpoints(PathBuf);
 
-/// Why one cannot be begun.
+/// Why a checkpoint cannot be begun.
 #[derive(Debug, thiserror::Error)]
 pub enum BeginError {
-    /// There is one of that name.
+    /// A checkpoint of that name exists.
     #[error("checkpoint {0} already exists")]
     Exists(String),
-    /// Somebody else is making one of that name, or has left it half-made where it may be whole.
-    #[error("checkpoint {name} is being made, or was when its daemon died; if nothing works in {} any more, remove that", path.display())]
+    /// Another daemon is making a checkpoint of that name, or has left one whose images are complete.
+    #[error("checkpoint {name} is being made, or was when its daemon died; if no process works in {} any more, remove it", path.display())]
     UnderWay {
-        /// The name.
+        /// The checkpoint's name.
         name: String,
-        /// Its directory for the time being.
+        /// The directory of the unfinished checkpoint.
         path: PathBuf,
     },
-    /// A file.
+    /// A file operation failed.
     #[error(transparent)]
     File(#[from] PathError),
 }
 
 impl Checkpoints {
-    /// Those in `directory`, which need not be there; a bundle has its own if there is no other.
+    /// Names the checkpoints in `directory`, or those of `bundle` itself if there is no `directory`. The directory need
+    /// not exist.
     pub fn new(directory: Option<&Path>, bundle: &Path) -> io::Result<Checkpoints> {
         match directory {
             Some(directory) => std::path::absolute(directory).map(Checkpoints),
@@ -110,17 +114,17 @@ impl Checkpoints {
         }
     }
 
-    /// The directory of the checkpoint `name`, which must have been checked.
+    /// Returns the directory of the checkpoint `name`. The caller must have checked the name.
     pub fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
 
-    /// Where one is that is being removed: under a name that is no checkpoint's.
+    /// Returns the path of a checkpoint that is being removed. No checkpoint has such a name.
     fn removed(&self, name: &str) -> PathBuf {
         self.0.join(format!(".{name}.removed"))
     }
 
-    /// All of them, by their names. What has no readable `config.json` is none.
+    /// Returns all checkpoints, sorted by name. A directory without a readable `config.json` is not one.
     pub fn list(&self) -> Result<Vec<Checkpoint>, PathError> {
         let failed = || PathError::new("list", &self.0);
         let entries = match std::fs::read_dir(&self.0) {
@@ -139,7 +143,7 @@ impl Checkpoints {
         Ok(found)
     }
 
-    /// The checkpoint of that name, if it is there.
+    /// Returns the checkpoint of that name, if it exists.
     pub fn find(&self, name: &str) -> Result<Option<Checkpoint>, PathError> {
         let directory = self.path(name);
         if check_name(name, &[]).is_err() || !directory.symlink_metadata().is_ok_and(|found| found.is_dir()) {
@@ -151,7 +155,8 @@ impl Checkpoints {
         read_config(&directory).map(|found| found.map(|found| Checkpoint { name: name.to_string(), ..found }))
     }
 
-    /// How much there is in the checkpoint of that name, in bytes; an error names a file that is not as it was written.
+    /// Checks the sizes of a checkpoint's files and returns their sum. An error names a file that is missing or has
+    /// another size than when it was written.
     pub fn check(&self, checkpoint: &Checkpoint) -> Result<u64, PathError> {
         let directory = self.path(&checkpoint.name);
         let found = sizes_in(&directory).map_err(PathError::new("list", &directory))?;
@@ -166,55 +171,23 @@ impl Checkpoints {
         Ok(found.values().sum())
     }
 
-    /// Begins one: its directory is there afterwards, under a name that is no checkpoint's. The name must have been
-    /// checked.
+    /// Begins a checkpoint in a directory with a name that no checkpoint has. The caller must have checked the
+    /// checkpoint's name.
     pub fn begin(&self, checkpoint: &Checkpoint) -> Result<Partial, BeginError> {
         std::fs::create_dir_all(&self.0).map_err(PathError::new("create", &self.0))?;
         let name = &checkpoint.name;
-        // Of one whose removal was cut off.
+        // The removal of an earlier checkpoint of this name may have been interrupted.
         remove_unmounted(&self.removed(name))?;
-        let exists = |path: &Path| path.symlink_metadata().is_ok();
-        if exists(&self.path(name)) {
+        let finally = self.path(name);
+        if finally.symlink_metadata().is_ok() {
             return Err(BeginError::Exists(name.clone()));
         }
-        let partial = Partial::named(&self.0, name);
-        loop {
-            let made = std::fs::DirBuilder::new().mode(0o700).create(&partial);
-            let is_new = match made {
-                Ok(()) => true,
-                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => false,
-                Err(e) => return Err(PathError::new("create", &partial)(e).into()),
-            };
-            let under_way = || BeginError::UnderWay { name: name.clone(), path: partial.clone() };
-            let Some(lock) = lock(&partial, FlockOperation::NonBlockingLockExclusive)? else { return Err(under_way()) };
-            if !is_same(&lock, &partial) {
-                // Somebody has taken it away meanwhile.
-                continue;
-            }
-            if !is_new {
-                let left = Partial { path: partial.clone(), finally: self.path(name), lock };
-                if left.is_dumped() {
-                    return Err(under_way());
-                }
-                left.discard()?;
-                continue;
-            }
-            let begun = Partial { path: partial, finally: self.path(name), lock };
-            // Finished by somebody else since it was looked.
-            if exists(&begun.finally) {
-                begun.discard()?;
-                return Err(BeginError::Exists(name.clone()));
-            }
-            if let Err(e) = begun.fill(checkpoint) {
-                let _ = begun.discard();
-                return Err(e.into());
-            }
-            return Ok(begun);
-        }
+        Partial::begin(&self.0, finally, checkpoint)
     }
 
-    /// Lets a group read the checkpoint of that name, and no other user who could not before: CRIU opens images as the root
-    /// of the user namespace that it restores, which a directory of mode 0700 keeps out.
+    /// Gives a group read access to the checkpoint of that name. CRIU opens the images as the root of the user
+    /// namespace that it restores, to which a directory of mode 0700 is closed. The access of other users does not
+    /// change.
     pub fn share(&self, name: &str, group: u32) -> Result<(), PathError> {
         let directory = self.path(name);
         let share = |what: &OwnedFd, mode: u32| {
@@ -227,34 +200,34 @@ impl Checkpoints {
             share(&opened, 0o010)?;
             Ok(opened)
         });
-        let opened = opened.map_err(PathError::new("give to the container's root", &directory))?;
+        let opened = opened.map_err(PathError::new("give the container's root access to", &directory))?;
         for entry in std::fs::read_dir(&directory).map_err(PathError::new("list", &directory))? {
             let name = entry.map_err(PathError::new("list", &directory))?.file_name();
             let shared = match openat(&opened, &name, flags, Mode::empty()) {
-                // A link to elsewhere.
+                // Do not follow a symbolic link, since its target may be any file of the host.
                 Err(Errno::LOOP) => Ok(()),
                 Err(e) => Err(e),
                 Ok(image) => fstat(&image).and_then(|stat| {
-                    // What has another name as well may be anything.
+                    // A file with another name too may be any file of the host.
                     let is_image = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_nlink == 1;
                     if is_image { share(&image, 0o040) } else { Ok(()) }
                 }),
             };
-            shared.map_err(PathError::new("give to the container's root", &directory.join(&name)))?;
+            shared.map_err(PathError::new("give the container's root access to", &directory.join(&name)))?;
         }
         Ok(())
     }
 
-    /// Removes the checkpoint of that name; false if there is none.
+    /// Removes the checkpoint of that name. Returns false if there is none.
     pub fn remove(&self, name: &str) -> Result<bool, PathError> {
         let directory = self.path(name);
         let is_there = || directory.symlink_metadata().is_ok_and(|found| found.is_dir());
-        // One whose config is damaged is one all the same; a bundle never is.
+        // A checkpoint with a damaged config is still a checkpoint. A bundle is never one.
         let is_one = || directory.join(WORK).exists() || directory.join(LAST_IMAGE).exists();
         if check_name(name, &[]).is_err() || !is_there() || !is_one() || is_bundle(&directory) {
             return Ok(false);
         }
-        // At once no checkpoint any more, however long the rest takes.
+        // Rename it first, so that it is no checkpoint any more from now on, however long the rest takes.
         let removed = self.removed(name);
         remove_unmounted(&removed)?;
         std::fs::rename(&directory, &removed).map_err(PathError::new("remove", &directory))?;
@@ -263,93 +236,7 @@ impl Checkpoints {
     }
 }
 
-/// A checkpoint that is being made.
-#[derive(Debug)]
-pub struct Partial {
-    path: PathBuf,
-    finally: PathBuf,
-    lock: OwnedFd,
-}
-
-impl Partial {
-    fn named(directory: &Path, name: &str) -> PathBuf {
-        // No checkpoint's name begins with a dot.
-        directory.join(format!(".{name}.partial"))
-    }
-
-    fn fill(&self, checkpoint: &Checkpoint) -> Result<(), PathError> {
-        let config = self.path.join(CONFIG);
-        let text = serde_json::to_vec(checkpoint).map_err(PathError::new("write", &config))?;
-        write_whole(&config, &text).map_err(PathError::new("write", &config))?;
-        let work = self.work();
-        std::fs::DirBuilder::new().mode(0o700).create(&work).map_err(PathError::new("create", &work))
-    }
-
-    /// Finds one again that is to become `finally`, and waits until nobody works on it; `None` if there is none.
-    pub fn wait_for(finally: &Path) -> Result<Option<Partial>, PathError> {
-        let (Some(directory), Some(name)) = (finally.parent(), finally.file_name().and_then(|name| name.to_str()))
-        else {
-            return Ok(None);
-        };
-        let path = Partial::named(directory, name);
-        match lock(&path, FlockOperation::LockExclusive) {
-            Ok(Some(lock)) if is_same(&lock, &path) => Ok(Some(Partial { path, finally: finally.to_path_buf(), lock })),
-            Ok(_) => Ok(None),
-            Err(e) if e.source.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(e),
-        }
-    }
-
-    /// Where the images go.
-    pub fn images(&self) -> &Path {
-        &self.path
-    }
-
-    /// Where CRIU works and leaves its logs.
-    pub fn work(&self) -> PathBuf {
-        self.path.join(WORK)
-    }
-
-    /// What it will be called.
-    pub fn finally(&self) -> &Path {
-        &self.finally
-    }
-
-    /// What keeps others from it: held by the runtime as well.
-    pub(crate) fn lock(&self) -> &OwnedFd {
-        &self.lock
-    }
-
-    /// Whether all images were written.
-    pub fn is_dumped(&self) -> bool {
-        self.path.join(LAST_IMAGE).metadata().is_ok_and(|image| image.len() > 0)
-    }
-
-    /// Gives it its name: from now on it is a checkpoint.
-    pub fn finish(&self) -> Result<(), PathError> {
-        if let Some(checkpoint) = read_config(&self.path)? {
-            // All that is lost if this cannot be written is a clear word about a damaged file.
-            let files = sizes_in(&self.path).unwrap_or_default();
-            let text = serde_json::to_vec(&Checkpoint { files, ..checkpoint }).unwrap_or_default();
-            if let Err(e) = write_whole(&self.path.join(CONFIG), &text) {
-                tracing::warn!(path = %self.path.display(), "cannot note the sizes of a checkpoint's files: {e}");
-            }
-        }
-        let renamed = match renameat_with(CWD, &self.path, CWD, &self.finally, RenameFlags::NOREPLACE) {
-            // Not every file system can. Nobody else gives it that name, as nobody else has the lock.
-            Err(Errno::INVAL | Errno::NOSYS) => std::fs::rename(&self.path, &self.finally),
-            result => result.map_err(Into::into),
-        };
-        renamed.map_err(PathError::new("name the checkpoint, which is whole, is in", &self.path))
-    }
-
-    /// Removes it.
-    pub fn discard(&self) -> Result<(), PathError> {
-        remove_unmounted(&self.path)
-    }
-}
-
-/// The regular files beside a checkpoint's `config.json`.
+/// Returns the sizes of the regular files in a checkpoint except its `config.json`.
 fn sizes_in(directory: &Path) -> io::Result<BTreeMap<String, u64>> {
     let mut sizes = BTreeMap::new();
     for entry in std::fs::read_dir(directory)? {
@@ -362,6 +249,7 @@ fn sizes_in(directory: &Path) -> io::Result<BTreeMap<String, u64>> {
     Ok(sizes)
 }
 
+/// Reads a checkpoint's `config.json`. Returns `None` if there is none.
 fn read_config(directory: &Path) -> Result<Option<Checkpoint>, PathError> {
     let path = directory.join(CONFIG);
     let text = match sys::foreign_file::read(&path, LARGEST_CONFIG) {
@@ -371,7 +259,7 @@ fn read_config(directory: &Path) -> Result<Option<Checkpoint>, PathError> {
     serde_json::from_slice(&text).map(Some).map_err(PathError::new("read", &path))
 }
 
-/// Whether a directory is an OCI bundle, which has a `config.json` too (OCI runtime specification, config.md).
+/// Returns whether a directory is an OCI bundle, which also has a `config.json` (OCI runtime specification, config.md).
 fn is_bundle(directory: &Path) -> bool {
     #[derive(Deserialize)]
     struct Config {
@@ -380,128 +268,6 @@ fn is_bundle(directory: &Path) -> bool {
     }
     sys::foreign_file::read(&directory.join(CONFIG), LARGEST_BUNDLE_CONFIG)
         .is_ok_and(|text| serde_json::from_slice::<Config>(&text).is_ok())
-}
-
-/// Locks a directory; `None` if somebody else has it.
-fn lock(path: &Path, how: FlockOperation) -> Result<Option<OwnedFd>, PathError> {
-    let failed = |e: Errno| PathError::new("lock", path)(e);
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let directory = open(path, flags, Mode::empty()).map_err(failed)?;
-    loop {
-        match flock(&directory, how) {
-            Ok(()) => return Ok(Some(directory)),
-            Err(Errno::WOULDBLOCK) => return Ok(None),
-            Err(Errno::INTR) => {}
-            Err(e) => return Err(failed(e)),
-        }
-    }
-}
-
-/// Removes a directory in which a CRIU that failed may have mounted its own view of the control groups: to go into that
-/// would remove those.
-fn remove_unmounted(directory: &Path) -> Result<(), PathError> {
-    unmount_below(directory).map_err(PathError::new("unmount what is in", directory))?;
-    remove_all(directory)
-}
-
-/// Whether what is open is what has the path now.
-fn is_same(directory: &OwnedFd, path: &Path) -> bool {
-    match (rustix::fs::fstat(directory), rustix::fs::lstat(path)) {
-        (Ok(open), Ok(there)) => (open.st_dev, open.st_ino) == (there.st_dev, there.st_ino),
-        _ => false,
-    }
-}
-
-/// Where the runtime and its CRIU work when they restore: in the process's own directory, so that any number of
-/// containers can come from one checkpoint.
-pub fn restore_work(process: &Path) -> PathBuf {
-    process.join(WORK)
-}
-
-/// The CRIU that is at work on process `pid`, if one is.
-pub fn criu_at(pid: u32) -> io::Result<Option<(Pid, PidFd)>> {
-    let Some(tracer) = sys::procfs::tracer(pid)? else { return Ok(None) };
-    let Some(stat) = sys::procfs::stat(tracer)? else { return Ok(None) };
-    let Some(process) = PidFd::open(tracer, stat.starttime)? else { return Ok(None) };
-    // Somebody may be looking at it with a debugger, and is left alone.
-    let is_criu = sys::procfs::read(tracer, "comm")?.is_some_and(|name| name.trim() == "criu");
-    let pid = i32::try_from(tracer).ok().and_then(Pid::from_raw);
-    Ok(pid.filter(|_| is_criu).map(|pid| (pid, process)))
-}
-
-/// The largest `config.json` of a checkpoint, and the largest statistics of CRIU, that are read.
-const LARGEST_CONFIG: u64 = 4 << 20;
-
-/// The largest `config.json` of a bundle that is read.
-const LARGEST_BUNDLE_CONFIG: u64 = 16 << 20;
-
-/// How much of a log is looked at; CRIU's get long.
-const LOG_TAIL: u64 = 256 << 10;
-
-/// How many of its errors are repeated.
-const MOST_ERRORS: usize = 5;
-
-/// What CRIU's log gives as the reasons of a failure.
-pub fn criu_errors(log: &Path) -> Option<String> {
-    use std::io::{Read, Seek, SeekFrom};
-    let mut text = Vec::new();
-    let read = sys::foreign_file::open_regular(log).and_then(|mut file| {
-        let tail = file.metadata()?.len().saturating_sub(LOG_TAIL);
-        file.seek(SeekFrom::Start(tail))?;
-        file.take(LOG_TAIL).read_to_end(&mut text)
-    });
-    read.ok().and_then(|_| errors_in(&String::from_utf8_lossy(&text)))
-}
-
-fn errors_in(log: &str) -> Option<String> {
-    let mut errors: Vec<&str> = Vec::new();
-    for line in log.lines() {
-        let Some((_, error)) = line.split_once("Error (") else { continue };
-        // Behind the place in its source.
-        let error = error.split_once("): ").map_or(error, |(_, error)| error).trim();
-        // Of no consequence, or of the others.
-        let says_nothing = ["Can't setup RLIMIT_NOFILE", "Dumping FAILED", "Restoring FAILED"];
-        if error.starts_with("exited, status=") || says_nothing.iter().any(|words| error.contains(words)) {
-            continue;
-        }
-        if !errors.contains(&error) {
-            errors.push(error);
-        }
-    }
-    let more = errors.len().saturating_sub(MOST_ERRORS);
-    errors.truncate(MOST_ERRORS);
-    let mut told = errors.join("; ");
-    if more > 0 {
-        told.push_str(&format!("; and {more} more"));
-    }
-    (!told.is_empty()).then_some(told)
-}
-
-/// CRIU's statistics (criu/images/stats.proto), as far as they matter here.
-#[derive(Clone, PartialEq, Message)]
-struct Statistics {
-    #[prost(message, optional, tag = "1")]
-    dump: Option<DumpStatistics>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct DumpStatistics {
-    /// Microseconds.
-    #[prost(uint32, tag = "2")]
-    frozen_time: u32,
-}
-
-/// How long a container stood still for its checkpoint in `directory`, by CRIU's own account.
-pub fn time_frozen(directory: &Path) -> Option<Duration> {
-    frozen_in(&sys::foreign_file::read(&directory.join(WORK).join("stats-dump"), LARGEST_CONFIG).ok()?)
-}
-
-fn frozen_in(stats: &[u8]) -> Option<Duration> {
-    // Two magic numbers and the length of the message, four bytes each (criu/include/magic.h, criu/protobuf.c).
-    let (length, message) = stats.get(8..)?.split_first_chunk()?;
-    let length = usize::try_from(u32::from_le_bytes(*length)).ok()?;
-    let statistics = Statistics::decode(message.get(..length)?).ok()?;
-    Some(Duration::from_micros(statistics.dump?.frozen_time.into()))
 }
 
 #[cfg(test)]
@@ -513,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn one_is_there_when_it_is_finished_and_not_before() {
+    fn checkpoint_exists_from_when_it_is_finished() {
         let directory = tempfile::tempdir().expect("tempdir");
         let checkpoints = Checkpoints::new(None, directory.path()).expect("a path");
         assert_eq!(checkpoints.list().expect("no directory"), []);
@@ -535,28 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_left_half_made_is_replaced_and_what_may_be_whole_is_not() {
-        let directory = tempfile::tempdir().expect("tempdir");
-        let checkpoints = Checkpoints::new(Some(directory.path()), Path::new("/nonexistent")).expect("a path");
-        // As when its daemon dies. A child that another test has just forked may hold it for a moment longer, and with it
-        // the lock, which is therefore taken off first.
-        let leave = |left: Partial| flock(left.lock(), FlockOperation::Unlock).expect("unlocks");
-        let left = checkpoints.begin(&named("a")).expect("begins");
-        std::fs::write(left.images().join("core-1.img"), "x").expect("writes");
-        leave(left);
-        let left = checkpoints.begin(&named("a")).expect("begins again");
-        assert!(!left.images().join("core-1.img").exists());
-        std::fs::write(left.images().join(LAST_IMAGE), "x").expect("writes");
-        leave(left);
-        assert!(matches!(checkpoints.begin(&named("a")), Err(BeginError::UnderWay { .. })));
-        let found = Partial::wait_for(&checkpoints.path("a")).expect("looks").expect("is there");
-        assert!(found.is_dumped());
-        found.discard().expect("removes");
-        assert!(Partial::wait_for(&checkpoints.path("a")).expect("looks").is_none());
-    }
-
-    #[test]
-    fn nothing_outside_is_touched() {
+    fn only_checkpoints_are_found_and_removed() {
         let directory = tempfile::tempdir().expect("tempdir");
         let outside = directory.path().join("outside");
         std::fs::create_dir(&outside).expect("makes");
@@ -578,34 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn the_reasons_in_a_log_are_found() {
-        let log = "(00.06) Error (criu/util.c:1533): rlimit: Can't setup RLIMIT_NOFILE for self: Operation not permitted\n\
-            (00.09) Warn  (criu/seize.c:404): x\n(00.09) Error (criu/sk-inet.c:191): inet: Connected TCP socket, consider using --tcp-established option.\n\
-            Error (criu/util.c:641): execvp(\"iptables-restore\", ...) failed: No such file or directory\n\
-            (00.17) Error (criu/util.c:656): exited, status=1\n(00.18) Error (criu/cr-dump.c:2111): Dumping FAILED.\n";
-        let told = errors_in(log).expect("some");
-        let expected = "inet: Connected TCP socket, consider using --tcp-established option.; \
-            execvp(\"iptables-restore\", ...) failed: No such file or directory";
-        assert_eq!(told, expected);
-        assert_eq!(errors_in("(00.1) all well\n"), None);
-        assert_eq!(criu_errors(Path::new("/nonexistent")), None);
-    }
-
-    #[test]
-    fn the_flags_are_those_of_the_runtime() {
+    fn flags_follow_from_the_options() {
         assert_eq!(named("a").flags(), ["--tcp-established", "--empty-ns", "network"]);
-    }
-
-    #[test]
-    fn the_time_frozen_is_found_in_crius_statistics() {
-        let dump = Some(DumpStatistics { frozen_time: 81_234 });
-        let message = Statistics { dump }.encode_to_vec();
-        let mut file = vec![0x40, 0x59, 0x10, 0x55, 0x06, 0x33, 0x09, 0x57];
-        file.extend_from_slice(&(message.len() as u32).to_le_bytes());
-        file.extend_from_slice(&message);
-        assert_eq!(frozen_in(&file), Some(Duration::from_micros(81_234)));
-        for end in 0..file.len() {
-            assert_eq!(frozen_in(&file[..end]), None);
-        }
     }
 }
