@@ -1,4 +1,4 @@
-//! What a runtime can do, as it says itself, found out once for each runtime and only when it matters.
+//! What a runtime can do, according to its own help. Each runtime is asked once, when the answer is first needed.
 
 use std::collections::HashMap;
 use std::io;
@@ -14,23 +14,23 @@ use crate::sealed::Identity;
 /// Something that not every runtime can do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Ability {
-    /// Starting without pivot_root.
+    /// Create a container without pivot_root.
     NoPivot,
-    /// Changing limits from a file.
+    /// Read changed limits from a file.
     Update,
-    /// Freezing to disk.
+    /// Make a checkpoint.
     Checkpoint,
-    /// Starting from a checkpoint.
+    /// Restore a container from a checkpoint.
     Restore,
-    /// A flag of both.
+    /// A flag of `checkpoint`.
     CheckpointFlag(&'static str),
-    /// A flag of the latter, for a checkpoint that was made with it.
+    /// A flag of `restore`, for a checkpoint that was made with it.
     RestoreFlag(&'static str),
 }
 
 impl Ability {
-    /// The subcommand, and what its help must mention.
-    fn told_by(self) -> (&'static str, &'static str) {
+    /// Returns the subcommand and the word that its help contains if the runtime has the ability.
+    fn shown_by(self) -> (&'static str, &'static str) {
         match self {
             Ability::NoPivot => ("create", "--no-pivot"),
             Ability::Update => ("update", "--resources"),
@@ -41,7 +41,7 @@ impl Ability {
         }
     }
 
-    /// What a runtime without it cannot do.
+    /// Says what a runtime without the ability cannot do.
     pub fn name(self) -> String {
         match self {
             Ability::NoPivot => "start a container without pivot_root".into(),
@@ -54,31 +54,32 @@ impl Ability {
     }
 }
 
-/// A program as it is now; it is asked again when it has been replaced.
+/// A certain version of a program. A program that has been replaced is asked again.
 type Program = (PathBuf, Identity);
 
-/// What is known of runtimes.
+/// The answers of the runtimes that have been asked.
 #[derive(Debug, Default)]
 pub struct Abilities {
     known: Mutex<HashMap<Question, Arc<OnceCell<String>>>>,
 }
 
-/// Who was asked, with which arguments in front, about which subcommand.
+/// The program, the arguments before the subcommand, and the subcommand whose help is asked for.
 type Question = (Program, Vec<String>, &'static str);
 
-/// Far more than any host has runtimes; forgotten ones are asked again.
+/// How many answers are kept at most: far more than any host needs. If there are more, all are dropped and asked for
+/// again.
 const MOST: usize = 256;
 
 impl Abilities {
-    /// Whether the runtime has the ability. It is asked at most once, even by many at the same time, and may take
-    /// `limit` for its answer. An error says that it could not be asked.
+    /// Returns whether the runtime has an ability. Runs the runtime at most once for a subcommand, even for concurrent
+    /// callers, and gives it `limit` for its answer. An error means that the runtime gave no answer.
     pub async fn has(&self, oci: &Oci, ability: Ability, limit: Duration) -> io::Result<bool> {
-        let (subcommand, word) = ability.told_by();
+        let (subcommand, word) = ability.shown_by();
         let metadata = std::fs::metadata(oci.binary())?;
         let program = (oci.binary().to_path_buf(), Identity::of(&metadata));
         let cell = {
             let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-            // One that has been replaced is of no interest any more.
+            // Forget the answers of a program that has been replaced.
             known.retain(|(other, ..), _| other.0 != program.0 || *other == program);
             if known.len() >= MOST {
                 known.clear();
@@ -90,14 +91,14 @@ impl Abilities {
     }
 }
 
-/// The help for a subcommand; nothing if there is no such subcommand.
+/// Returns the runtime's help for a subcommand. Returns an empty text if there is no such subcommand.
 async fn help(oci: &Oci, subcommand: &str, limit: Duration) -> io::Result<String> {
     let mut command = Command::new(oci.binary());
     command.args(oci.arguments()).args([subcommand, "--help"]);
     match ask(command, limit).await? {
         (0, words) => Ok(words),
-        // It could not be run, or was killed: that says nothing.
-        (status @ 126.., _) => Err(io::Error::other(format!("asked for help it ended with status {status}"))),
+        // The runtime could not be run or was killed, so that there is no answer.
+        (status @ 126.., _) => Err(io::Error::other(format!("its help for {subcommand} ended with status {status}"))),
         _ => Ok(String::new()),
     }
 }
@@ -120,7 +121,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_runtime_is_asked_once_and_again_when_it_is_replaced() {
+    async fn runtime_is_asked_once_and_again_after_it_is_replaced() {
         let directory = tempfile::tempdir().expect("tempdir");
         let path = directory.path().join("fake");
         let oci = fake(&path, "[ $1 = update ] && echo '  --resources FILE' || exit 1");
@@ -138,7 +139,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn many_ask_at_the_same_time_and_it_answers_once() {
+    async fn concurrent_questions_run_the_runtime_once() {
         let directory = tempfile::tempdir().expect("tempdir");
         let path = directory.path().join("fake");
         let oci = fake(&path, "echo --no-pivot");
@@ -155,7 +156,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_that_does_not_answer_is_given_up_and_asked_again() {
+    async fn runtime_without_an_answer_is_given_up_and_asked_again() {
         let directory = tempfile::tempdir().expect("tempdir");
         let path = directory.path().join("fake");
         let oci = fake(&path, "exec sleep 1000");

@@ -9,24 +9,24 @@ use std::path::{Path, PathBuf};
 use crate::json::null_as_default;
 use crate::spec::ProcessSpec;
 
-/// A larger `config.json` is refused: it would only cost memory.
+/// The largest `config.json` that is read. A larger one would only cost memory.
 const LARGEST: u64 = 16 << 20;
 
-/// -1 as a number of 32 bits.
+/// -1 as an unsigned number of 32 bits.
 const NO_ID: u32 = u32::MAX;
 
-/// What is needed of a bundle.
+/// What the daemon needs to know of a bundle.
 #[derive(Debug, Clone)]
 pub struct Bundle {
-    /// Absolute.
+    /// The absolute path of the bundle.
     pub path: PathBuf,
-    /// The process as it stands in `config.json`, for the runtime.
+    /// The process object of `config.json`, for the runtime.
     pub process: Map<String, Value>,
-    /// The same, for us.
+    /// The members of `process` that the daemon reads.
     pub spec: ProcessSpec,
-    /// The control group that it asks for; empty if it leaves that to the runtime.
+    /// The control group that the bundle names; empty if it leaves the choice to the runtime.
     pub cgroups_path: String,
-    /// It has a hook that the runtime runs when it deletes the container.
+    /// Whether the bundle has a hook that the runtime runs when it deletes the container.
     pub has_poststop: bool,
     /// The host's user id that the container's root maps to.
     pub root_uid: u32,
@@ -37,28 +37,28 @@ pub struct Bundle {
 /// Why a bundle cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum BundleError {
-    /// No directory there.
+    /// There is no directory.
     #[error("bundle {}: {source}", path.display())]
     Missing {
         /// The bundle.
         path: PathBuf,
-        /// Why.
+        /// Why it cannot be used.
         source: std::io::Error,
     },
-    /// The file cannot be read.
+    /// `config.json` cannot be read.
     #[error("bundle config {}: {source}", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// Why it cannot be read.
         source: std::io::Error,
     },
-    /// The file is not what the specification says.
+    /// `config.json` does not follow the specification.
     #[error("bundle config {}: {reason}", path.display())]
     Malformed {
         /// The file.
         path: PathBuf,
-        /// What is wrong, with line and column where that is known.
+        /// What is wrong, with line and column if they are known.
         reason: String,
     },
 }
@@ -103,9 +103,9 @@ struct Mapping {
 }
 
 impl Config {
-    /// Finds a number of a user, a group or a device that is none, by its path and the reason. -1 means "unchanged" to the
-    /// kernel (setresuid(2), chown(2)), so that a process which asks for it would keep the runtime's id, which is root's.
-    /// The runtimes do not all refuse it, and some cut larger numbers to 32 bits.
+    /// Returns the path of a number that cannot be an id of a user or group or a device number, with the reason, if
+    /// there is one. -1 means "unchanged" to the kernel (setresuid(2), chown(2)), so that a process with this id would
+    /// keep the runtime's, which is root's. Not all runtimes refuse it, and some truncate larger numbers to 32 bits.
     fn impossible_number(&self) -> Option<String> {
         let user = self.process.as_ref().and_then(|process| process.get("user")).unwrap_or(&Value::Null);
         let fields = ["uid", "gid"].map(|name| (format!("process.user.{name}"), &user[name]));
@@ -139,7 +139,8 @@ impl Config {
     }
 }
 
-/// The elements of a list with their places; none of what is no list, which is the runtime's to refuse.
+/// Returns the elements of a list with their indices. Returns none if the value is not a list, which the runtime will
+/// refuse.
 fn list(value: &Value) -> impl Iterator<Item = (usize, &Value)> {
     value.as_array().into_iter().flatten().enumerate()
 }
@@ -160,7 +161,7 @@ impl Bundle {
         let config = parse(&text).map_err(|e| malformed(e.to_string()))?;
         if let Some(twice) = Twice::find(&text) {
             return Err(malformed(format!(
-                "{twice} is there twice, and runtimes differ in which of the two they take"
+                "{twice} is a duplicate key, and runtimes differ in which of the two they use"
             )));
         }
         let config = Config::deserialize(config).map_err(|e| malformed(e.to_string()))?;
@@ -181,9 +182,9 @@ impl Bundle {
     }
 }
 
-/// The value in a `config.json`. What one of the runtimes takes is taken here, too, since it is the runtime that reads the
-/// file: keys that are there twice where that does not matter here, comments and bytes that are no UTF-8 are passed over
-/// (crun), and so is what follows the object (runc).
+/// Parses a `config.json`. The runtime reads the file too, so this accepts what one of the runtimes accepts: comments
+/// and bytes that are not UTF-8 (crun), text after the object (runc), and duplicate keys. [`Twice`] then refuses the
+/// duplicates that matter.
 fn parse(text: &[u8]) -> Result<Value, serde_json::Error> {
     let strict = match serde_json::from_slice(text) {
         Ok(value) => return Ok(value),
@@ -196,24 +197,26 @@ fn parse(text: &[u8]) -> Result<Value, serde_json::Error> {
     }
 }
 
-/// A key of an object that is there twice where the daemon decides by what is behind it: some runtimes take the first one, others
-/// the last one.
+/// Finds duplicate keys in those parts of a `config.json` by which the daemon decides. Some runtimes use the first of
+/// two equal keys, others the last.
 struct Twice {
+    /// The keys above the present value.
     path: Vec<String>,
+    /// The path of the first duplicate.
     found: Option<String>,
 }
 
 impl Twice {
-    /// The path of such a key.
+    /// Returns the path of a duplicate key that matters, if there is one.
     fn find(text: &[u8]) -> Option<String> {
         let text = without_comments(&String::from_utf8_lossy(text));
         let mut twice = Twice { path: Vec::new(), found: None };
-        // What is malformed has been refused before, or is behind the object.
+        // `parse` has accepted the text, so that an error can only concern what follows the object.
         let _ = (&mut twice).deserialize(&mut serde_json::Deserializer::from_str(&text));
         twice.found
     }
 
-    /// Whether the daemon decides by what is at the path.
+    /// Returns whether the daemon decides by the value at the present path.
     fn matters(&self) -> bool {
         matches!(self.path.first().map(String::as_str), Some("process" | "linux" | "hooks" | "mounts"))
     }
@@ -277,7 +280,7 @@ impl<'de> Visitor<'de> for &mut Twice {
     }
 }
 
-/// A JSON text with each comment replaced by a blank.
+/// Returns a JSON text with each comment replaced by a blank.
 fn without_comments(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
@@ -298,7 +301,7 @@ fn without_comments(text: &str) -> String {
     out
 }
 
-/// The length of the JSON string that a text begins with, its quotes included.
+/// Returns the length of the JSON string at the beginning of a text, including its quotes.
 fn string_length(text: &str) -> usize {
     let mut escaped = false;
     for (at, byte) in text.bytes().enumerate().skip(1) {
@@ -323,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn root_of_a_user_namespace_is_found() {
+    fn host_id_of_the_root_of_a_user_namespace_is_found() {
         let bundle = load(
             r#"{"process":{"args":["a"],"x":1},"linux":{"uidMappings":[{"containerID":5,"hostID":1,"size":1},
                {"containerID":0,"hostID":100000,"size":65536}],"gidMappings":null}}"#,
@@ -334,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn config_that_a_runtime_takes_is_taken() {
+    fn lenient_config_is_accepted_and_ambiguous_one_refused() {
         for config in [
             r#"{"process":{"args":["a"],"terminal":null,"user":null,"capabilities":null},"hooks":null,"linux":null}"#,
             r#"{"hostname":"x","process":{"args":["a"]},"hostname":"y"}"#,
@@ -354,12 +357,12 @@ mod tests {
             (r#"{"linux":{"uidMappings":[{"hostID":1,"hostID":2}]},"process":{"args":["a"]}}"#, "uidMappings.hostID"),
         ] {
             let refused = load(config).expect_err(config);
-            assert!(refused.contains(&format!("{key} is there twice")), "{refused}");
+            assert!(refused.contains(&format!("{key} is a duplicate key")), "{refused}");
         }
     }
 
     #[test]
-    fn what_is_wrong_is_said_with_its_place() {
+    fn malformed_config_is_refused_with_the_place() {
         assert!(load("{\n \"process\": }").expect_err("bad").contains("line 2 column 13"));
         assert!(load("").expect_err("empty").contains("line 1 column 0"));
         assert!(load("{}").expect_err("no process").contains("has no process"));
@@ -369,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_mean_unchanged_are_refused_by_their_path() {
+    fn impossible_ids_are_refused_with_their_path() {
         let process = |user: &str| format!(r#"{{"process":{{"args":["a"],"user":{user}}}}}"#);
         let rest = |rest: &str| format!(r#"{{"process":{{"args":["a"]}},{rest}}}"#);
         let mapping = r#"[{"containerID":0,"hostID":1,"size":1},{"containerID":1,"hostID":4294967295,"size":1}]"#;
@@ -398,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_is_named() {
+    fn missing_bundle_or_config_is_named_in_the_error() {
         let error = Bundle::load(Path::new("/nonexistent/bundle")).expect_err("missing").to_string();
         assert!(error.contains("/nonexistent/bundle") && error.contains("No such file"), "{error}");
         let error = Bundle::load(Path::new("/etc/passwd")).expect_err("a file").to_string();

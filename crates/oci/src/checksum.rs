@@ -1,51 +1,54 @@
-//! A checksum inside a JSON object: its last member, `crc`, is the CRC-32 of all that stands before it.
+//! Checksums in files. In a JSON object the last member, `crc`, is the CRC-32 of the text before it.
 //!
-//! The files of the state directory and the lines of the journal carry it, so that a changed byte is noticed before
-//! anything is decided by it. Older daemons pass the member over, and what they wrote has none.
+//! The files of the state directory and the lines of the journal have a checksum, so that the daemon notices a changed
+//! byte before it relies on it. Older daemons ignore the member and write none.
 
 use std::io::Write;
 
-/// What stands between the object's other members and the checksum.
+/// The text between the object's other members and the checksum.
 const NAME: &[u8] = b",\"crc\":\"";
 
-/// What follows the checksum.
+/// The text after the checksum.
 const END: &[u8] = b"\"}";
 
-/// The checksum's digits.
+/// The number of digits of a checksum.
 const DIGITS: usize = 8;
 
 /// Adds a checksum to the text of a JSON object that has at least one member.
 pub fn seal(mut object: Vec<u8>) -> Vec<u8> {
-    // The closing brace.
+    // Remove the closing brace.
     object.pop();
     let checksum = crc32fast::hash(&object);
     object.extend_from_slice(NAME);
-    // Writing to memory cannot fail.
+    // Writing to a vector cannot fail.
     let _ = write!(object, "{checksum:08x}");
     object.extend_from_slice(END);
     object
 }
 
-/// Whether the text of a JSON object is as it was sealed. What has no checksum counts as intact: an older daemon wrote it.
+/// Returns whether the text of a JSON object matches its checksum. Text without a checksum counts as intact, since an
+/// older daemon may have written it.
 pub fn is_intact(object: &[u8]) -> bool {
     let Some((body, digits)) = split(object) else { return true };
     let checksum = std::str::from_utf8(digits).ok().and_then(|digits| u32::from_str_radix(digits, 16).ok());
     checksum == Some(crc32fast::hash(body))
 }
 
-/// What a checksum is of, and its digits; `None` for an object without one.
+/// Splits an object into the text that the checksum covers and the checksum's digits. Returns `None` if it has no
+/// checksum.
 fn split(object: &[u8]) -> Option<(&[u8], &[u8])> {
     let rest = object.strip_suffix(END)?;
     let (rest, digits) = rest.split_at_checked(rest.len().checked_sub(DIGITS)?)?;
     Some((rest.strip_suffix(NAME)?, digits))
 }
 
-/// Adds a line with a checksum to a text of lines.
+/// Adds a line with a checksum to a text that consists of lines.
 pub(crate) fn seal_lines(text: &str) -> String {
     format!("{text}crc {:08x}\n", crc32fast::hash(text.as_bytes()))
 }
 
-/// The lines that [`seal_lines`] sealed, or that an older daemon wrote; `None` if they are damaged.
+/// Returns the lines without the checksum that [`seal_lines`] added. Text without a checksum is returned as it is,
+/// since an older daemon may have written it. Returns `None` if the text does not match its checksum.
 pub(crate) fn unseal_lines(text: &str) -> Option<&str> {
     let lines = text.strip_suffix('\n')?;
     let (body, last) = lines.rsplit_once('\n').map_or(("", lines), |(body, last)| (&text[..=body.len()], last));
@@ -59,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_flipped_bit_is_noticed_or_leaves_the_object_as_it_was() {
+    fn flipped_bit_is_noticed_or_leaves_the_object_unchanged() {
         let object = br#"{"a":1,"b":"two"}"#;
         let sealed = seal(object.to_vec());
         assert!(is_intact(&sealed) && is_intact(object));
@@ -76,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn damaged_lines_are_not_taken() {
+    fn damaged_lines_are_refused() {
         let text = "8:pids:/a\n0::/a\n";
         let sealed = seal_lines(text);
         assert_eq!(unseal_lines(&sealed), Some(text));

@@ -1,4 +1,4 @@
-//! Child processes that are waited for through a pidfd: no signal handler, no thread, and no `waitpid(-1)`.
+//! Child processes. The daemon waits for each through a pidfd, without a signal handler, a thread or `waitpid(-1)`.
 
 use rustix::process::{Pid, Signal, kill_process_group};
 use std::io;
@@ -12,15 +12,16 @@ use sys::exhausted::is_exhausted;
 use sys::pidfd::open_number;
 use tokio::io::unix::AsyncFd;
 
-/// What systemd means for the daemon alone, and what the daemon means for its successor.
+/// The environment variables that children do not inherit: systemd sets them for the daemon, or a daemon for its
+/// successor.
 pub(crate) const NOT_FOR_CHILDREN: [&str; 7] =
     ["NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", SOCKETS, LOG, PREVIOUS];
 
-/// How long to wait before a child is looked at again, when there is no descriptor to wait for it with.
+/// How long to wait before trying again to open a pidfd when the process has no free descriptor.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 
-/// A child in a process group of its own. Dropped before it has been reaped, it is killed with its group, unless it
-/// has been [set free](Child::set_free), and reaped in the background.
+/// A child in a process group of its own. If the value is dropped before the child has been reaped, it kills the group,
+/// unless the child has been [set free](Child::set_free), and reaps the child in the background.
 #[derive(Debug)]
 pub struct Child {
     pid: Pid,
@@ -30,8 +31,8 @@ pub struct Child {
 }
 
 impl Child {
-    /// Starts `command`. What systemd means for the daemon alone is taken out of its environment, unless the command sets
-    /// it.
+    /// Starts `command`. Removes the variables that systemd has set for the daemon alone from its environment, unless
+    /// the command sets them itself.
     pub fn spawn(command: &mut Command) -> io::Result<Child> {
         command.process_group(0);
         for name in NOT_FOR_CHILDREN {
@@ -44,24 +45,25 @@ impl Child {
         Ok(Child::started(pid))
     }
 
-    /// A child that has been started in a process group of its own.
+    /// Wraps a child that has been started in a process group of its own.
     pub(crate) fn started(pid: Pid) -> Child {
         Child { pid, pidfd: None, reaped: false, free: false }
     }
 
-    /// A child that this program started before it replaced itself by another: execve(2) keeps children. It is free.
+    /// Wraps a child that the previous program in this process started: execve(2) keeps children. The child is set
+    /// free.
     pub fn kept(pid: Pid) -> Child {
         let mut child = Child::started(pid);
         child.set_free();
         child
     }
 
-    /// The child's pid, which stays its own until it is reaped.
+    /// Returns the child's pid, which no other process gets before the child is reaped.
     pub fn pid(&self) -> Pid {
         self.pid
     }
 
-    /// Waits for its end without reaping it: its number and its process group stay its own.
+    /// Waits until the child has ended, without reaping it, so that no other process gets its pid.
     pub async fn ended(&mut self) -> io::Result<()> {
         match watched(self.pid, &mut self.pidfd).await? {
             Some(child) => child.readable().await.map(drop),
@@ -69,35 +71,35 @@ impl Child {
         }
     }
 
-    /// Waits for its end and reaps it.
+    /// Waits until the child has ended and reaps it.
     pub async fn wait(&mut self) -> io::Result<ExitStatus> {
         let status = reap(self.pid, &mut self.pidfd).await?;
         self.reaped = true;
         Ok(status)
     }
 
-    /// Lets it outlive this value and this process. The descriptor that [`Child::wait`] used is given back, as such a
-    /// child lives long and is watched otherwise.
+    /// Lets the child outlive this value and this process. Closes the descriptor that [`Child::wait`] uses: such a
+    /// child lives long, and the supervisor watches it in another way.
     pub fn set_free(&mut self) {
         self.pidfd = None;
         self.free = true;
     }
 
-    /// Stops it alone, as SIGSTOP does.
+    /// Stops the child by SIGSTOP, without its process group.
     pub fn stop(&self) {
         if !self.reaped {
             let _ = rustix::process::kill_process(self.pid, Signal::STOP);
         }
     }
 
-    /// Lets it go on that was stopped.
+    /// Continues the stopped child.
     pub fn go_on(&self) {
         if !self.reaped {
             let _ = rustix::process::kill_process(self.pid, Signal::CONT);
         }
     }
 
-    /// Kills it and all of its process group.
+    /// Kills the child and its process group.
     pub fn kill(&self) {
         if !self.reaped {
             let _ = kill_process_group(self.pid, Signal::KILL);
@@ -107,7 +109,7 @@ impl Child {
     fn reap_in_background(&mut self) {
         self.reaped = true;
         let (pid, mut pidfd) = (self.pid, self.pidfd.take());
-        // Without a runtime this process is about to end, and its children get another parent.
+        // Without a tokio runtime this process is about to end. Its children then get another parent, which reaps them.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move {
                 if let Err(e) = reap(pid, &mut pidfd).await {
@@ -123,21 +125,22 @@ async fn reap(pid: Pid, pidfd: &mut Option<AsyncFd<OwnedFd>>) -> io::Result<Exit
         if let Some(status) = sys::child::try_reap(pid)? {
             return Ok(status);
         }
-        // Not reaped, so that the number is still this child's. If it is gone all the same, the next look says so.
+        // The child has not been reaped, so that it still has its pid. If it is gone nevertheless, `try_reap` fails
+        // next.
         if let Some(child) = watched(pid, pidfd).await? {
             child.readable().await?.clear_ready();
         }
     }
 }
 
-/// The descriptor that tells of the end of a child; `None` if the child is gone.
+/// Returns the descriptor that becomes readable when the child ends. Returns `None` if the child is gone.
 async fn watched(pid: Pid, pidfd: &mut Option<AsyncFd<OwnedFd>>) -> io::Result<Option<&AsyncFd<OwnedFd>>> {
     while pidfd.is_none() {
         let opened = open_number(pid).map_err(io::Error::from);
         match opened.and_then(|child| child.map(sys::watched::readable).transpose()) {
             Ok(Some(watched)) => *pidfd = Some(watched),
             Ok(None) => return Ok(None),
-            // Nothing tells when there is a descriptor to be had again.
+            // The kernel does not announce when a descriptor becomes free.
             Err(e) if is_exhausted(&e) => tokio::time::sleep(EXHAUSTED_PAUSE).await,
             Err(e) => return Err(e),
         }
@@ -161,14 +164,14 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn only_one_that_was_set_free_outlives_its_value() {
+    async fn only_a_child_set_free_outlives_its_value() {
         for free in [true, false] {
             let mut child = Child::spawn(Command::new("sleep").arg("1000")).expect("sleep starts");
             let pid = child.pid();
             if free {
                 child.set_free();
             }
-            // Held by this test, it tells of the end whoever reaps.
+            // This descriptor reports the end even if other code reaps the child.
             let watched = open_number(pid).expect("opens").expect("our child");
             let ended = sys::watched::readable(watched.try_clone().expect("a copy")).expect("watches");
             drop(child);

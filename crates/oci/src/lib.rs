@@ -1,8 +1,8 @@
-//! What lies between a supervisor and an OCI runtime: bundles, the runtime's command line, and the files
-//! through which a shim and whoever supervises it speak.
+//! What lies between the supervisor and an OCI runtime: bundles, the runtime's command line, and the files by which the
+//! daemon and a shim communicate.
 //!
-//! This crate knows one container or process at a time and keeps no state of its own but copies of the runtimes'
-//! programs; what to do when is the supervisor's business. It knows no gRPC and no flags.
+//! Each function deals with one container or process. The crate keeps no state except copies of the runtimes' programs;
+//! the supervisor decides what happens when. The crate knows neither gRPC nor the daemon's options.
 
 mod abilities;
 mod bundle;
@@ -44,20 +44,20 @@ pub use spec::{ProcessSpec, Rlimit, TerminalSize, User};
 pub use state_dir::{check_state_dir, claim_state_dir, remove_unfinished};
 pub use stdio::{Stdio, StdioError};
 
-/// An operation on a path that failed.
+/// A failed operation on a path.
 #[derive(Debug, thiserror::Error)]
 #[error("{operation} {}: {source}", path.display())]
 pub struct PathError {
-    /// What was being done, as a verb.
+    /// The operation, as a verb.
     pub operation: &'static str,
-    /// To what.
+    /// The path.
     pub path: std::path::PathBuf,
     /// Why it failed.
     pub source: std::io::Error,
 }
 
 impl PathError {
-    /// For `map_err`.
+    /// Returns a function for `map_err` that adds the operation and the path to an error.
     pub(crate) fn new<E: Into<std::io::Error>>(
         operation: &'static str,
         path: &std::path::Path,

@@ -1,7 +1,8 @@
-//! Where an OCI runtime keeps the state of its containers, and whose the state is that is found there.
+//! The root of an OCI runtime: the directory with the state of its containers, and to whom a state in it belongs.
 //!
-//! All runtimes of runc's kind take `--root`. New containers always get one that is named: the client's, the daemon's, or
-//! one of the daemon's own. So the daemon knows where to look, and what is in a root of its own is its own.
+//! All runtimes with runc's command line have the option `--root`. The daemon passes it for each new container: the
+//! client's root, the root in the daemon's own options, or a root of the daemon. So the daemon knows where the state
+//! is, and everything in a root of its own belongs to it.
 
 use serde::Deserialize;
 use std::io;
@@ -10,8 +11,8 @@ use std::path::{Path, PathBuf};
 /// The largest state file of a runtime that is read.
 const LARGEST: u64 = 16 << 20;
 
-/// The value of the last `--root` among a runtime's arguments, as it stands there: runc and crun take the last one, and
-/// runc takes one dash as well as two.
+/// Returns the value of the last `--root` among a runtime's arguments, unchanged. runc and crun use the last one, and
+/// runc accepts one dash as well as two.
 fn named(arguments: &[String]) -> Option<&str> {
     let mut root = None;
     let mut arguments = arguments.iter();
@@ -25,44 +26,44 @@ fn named(arguments: &[String]) -> Option<&str> {
     root
 }
 
-/// The root that a runtime's arguments name; `None` if they name none.
+/// Returns the root that a runtime's arguments name, as an absolute path. Returns `None` if they name none.
 pub(crate) fn of(arguments: &[String]) -> Option<PathBuf> {
     named(arguments).and_then(|root| std::path::absolute(root).ok())
 }
 
-/// Where a runtime of this name keeps its containers if it is not told: what is known of runc and crun, a version or an
-/// architecture behind the name or not. Only for containers of older daemons, which named no root.
+/// Returns the default root of runc and crun, whose name may be followed by a version or an architecture. This is only
+/// for containers of older daemons, which did not pass `--root`.
 pub(crate) fn usual(binary: &Path) -> Option<PathBuf> {
     let name = binary.file_name()?.to_str()?;
     let is = |known: &str| name.strip_prefix(known).is_some_and(|rest| !rest.starts_with(char::is_alphanumeric));
     ["crun", "runc"].into_iter().find(|known| is(known)).map(|known| Path::new("/run").join(known))
 }
 
-/// A runtime's arguments with a root that holds whatever directory the runtime is run in: a relative one becomes absolute,
-/// and where none is named, `own` is.
+/// Returns a runtime's arguments with an absolute root, which does not depend on the runtime's working directory. Makes
+/// a relative root absolute, and adds `own` if the arguments name none.
 pub fn with_root(arguments: Vec<String>, own: &Path) -> Vec<String> {
     let absolute = match named(&arguments) {
         Some(root) if root.starts_with('/') => return arguments,
         Some(root) => std::path::absolute(root).unwrap_or_else(|_| PathBuf::from(root)),
         None => own.to_path_buf(),
     };
-    // The last one counts.
+    // The last `--root` counts.
     let mut arguments = arguments;
     arguments.push(format!("--root={}", absolute.display()));
     arguments
 }
 
-/// What a runtime has written down of a container.
+/// What a runtime's state says about a container.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Kept {
-    /// The bundle, if it is known.
+    /// The bundle, if the state names it.
     pub bundle: Option<String>,
-    /// Init's pid and start time, if they are known.
+    /// The pid and start time of init, if the state has them.
     pub init: Option<(u32, u64)>,
 }
 
-/// runc's `state.json` (libcontainer/container_linux.go, `State`) and crun's `status` (libcrun/status.c), as far as they
-/// tell whose a container is.
+/// The members of runc's `state.json` (libcontainer/container_linux.go, `State`) and of crun's `status`
+/// (libcrun/status.c) that identify a container.
 #[derive(Deserialize, Default)]
 #[serde(default)]
 struct Status {
@@ -81,7 +82,7 @@ struct Config {
     labels: Option<Vec<String>>,
 }
 
-/// What the runtime has written down of container `id`; nothing known if there is nothing that can be read.
+/// Reads what the runtime's state says about container `id`. Returns an empty result if there is no readable state.
 pub fn kept(root: &Path, id: &str) -> io::Result<Kept> {
     for name in ["state.json", "status"] {
         match sys::foreign_file::read(&root.join(id).join(name), LARGEST) {
@@ -111,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn root_is_the_last_one_that_is_named_in_either_form() {
+    fn last_root_argument_counts_in_either_form() {
         let root = |arguments: &[&str]| of(&list(arguments)).map(|root| root.display().to_string());
         assert_eq!(root(&[]), None);
         assert_eq!(root(&["--debug", "--root", "/a", "--root=/b", "--rootless=true"]).as_deref(), Some("/b"));
@@ -121,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn container_gets_a_named_absolute_root() {
+    fn arguments_get_an_absolute_root() {
         let with = |arguments: &[&str]| with_root(list(arguments), Path::new("/own"));
         assert_eq!(with(&["--debug"]), ["--debug", "--root=/own"]);
         assert_eq!(with(&["--root", "/a", "--debug"]), ["--root", "/a", "--debug"]);
@@ -130,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn version_behind_a_runtimes_name_does_not_change_its_usual_root() {
+    fn default_root_does_not_depend_on_a_version_in_the_name() {
         let root = |binary: &str| usual(Path::new(binary)).map(|root| root.display().to_string());
         for (binary, usual) in [("/usr/bin/crun-1.28", "/run/crun"), ("runc-1.1.5", "/run/runc"), ("runc", "/run/runc")]
         {
@@ -141,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn states_of_both_runtimes_are_understood() {
+    fn states_of_both_runtimes_are_parsed() {
         let runc = br#"{"id":"c","init_process_pid":7,"init_process_start":9,"config":{"labels":["a=b","bundle=/b"]}}"#;
         let crun = br#"{"pid":7,"process-start-time":9,"bundle":"/b","rootfs":"/r"}"#;
         for text in [&runc[..], &crun[..]] {

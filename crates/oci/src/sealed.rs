@@ -1,8 +1,9 @@
-//! Copies of OCI runtimes in memory that nobody can change (memfd_create(2), sealed).
+//! Sealed copies of OCI runtimes in memory, which no process can change (memfd_create(2)).
 //!
-//! crun and runc never run their own file near a container, which could write to it through `/proc/<pid>/exe`: each time
-//! they first make such a copy, or a read-only mount of themselves, and begin again from there. From a sealed copy they
-//! see that this has been done, and go on at once. One copy serves all.
+//! A container could write to the runtime's file through `/proc/<pid>/exe`. crun and runc prevent that: each time they
+//! start, they make a sealed copy or a read-only mount of their own file and execute that. If they are started from a
+//! sealed copy, they recognise it and skip this step. The daemon therefore makes one copy and starts all runtimes from
+//! it.
 
 use rustix::fs::{
     AtFlags, CWD, MemfdFlags, Mode, OFlags, ResolveFlags, SealFlags, StatxFlags, fcntl_add_seals, makedev,
@@ -18,10 +19,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use sys::exhausted::is_exhausted;
 
-/// The names of the programs that do so, a version or an architecture behind them or not: `crun-1.21`, `runc.amd64`. What
-/// has such a name and is no ELF file is a wrapper, and is left alone.
+/// The names of the programs that do so. A version or an architecture may follow, as in `crun-1.21` and `runc.amd64`. A
+/// file with such a name that is not ELF is a wrapper and is not copied.
 const NAMES: [&str; 2] = ["crun", "runc"];
 
+/// Returns whether a program has one of the names.
 fn is_known(path: &Path) -> bool {
     let name = path.file_name().map(OsStrExt::as_bytes).unwrap_or_default();
     let is_its = |known: &&str| {
@@ -30,12 +32,14 @@ fn is_known(path: &Path) -> bool {
     NAMES.iter().any(is_its)
 }
 
-/// More than any host has of them, and the most that one may take.
+/// How many copies are kept at most: more than any host has such runtimes.
 const MOST: usize = 4;
+
+/// The largest program that is copied.
 const LARGEST: u64 = 32 << 20;
 
-/// A program as it is now, by what changes when it is replaced: device, inode, size, and the time of its last change,
-/// since a new file may have the inode of the one before.
+/// Identifies a version of a program: device, inode, size, and the time of the last change, since a new file may have
+/// the inode of the file that it replaced.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Identity(u64, u64, u64, (i64, i64));
 
@@ -44,9 +48,11 @@ impl Identity {
         Identity(metadata.dev(), metadata.ino(), metadata.len(), (metadata.ctime(), metadata.ctime_nsec()))
     }
 
-    /// The same without waiting for any file system; `None` where the kernel does not know the path.
+    /// Identifies the program at `path` without waiting for any file system. Returns `None` if the kernel does not have
+    /// the path in its cache.
     fn at_once(path: &Path) -> Option<Identity> {
-        // openat2(2): nothing that is not cached is looked up. statx(2): nothing is asked of a server.
+        // RESOLVE_CACHED prevents lookups on the file system (openat2(2)), and AT_STATX_DONT_SYNC requests to its
+        // server (statx(2)).
         let handle = openat2(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::CACHED).ok()?;
         let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
         let stat = statx(&handle, "", flags, StatxFlags::BASIC_STATS).ok()?;
@@ -55,7 +61,7 @@ impl Identity {
     }
 }
 
-/// The copy of a runtime.
+/// A sealed copy of a runtime.
 #[derive(Debug)]
 pub(crate) struct Sealed {
     file: OwnedFd,
@@ -63,7 +69,7 @@ pub(crate) struct Sealed {
     inode: u64,
 }
 
-/// Where a child of this process finds a copy, and how it knows it: a descriptor's number may be another one's by then.
+/// How a child of this process finds a copy, and recognises it: the descriptor may refer to another file by then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
 pub struct RuntimeCopy {
     /// The descriptor's number, in its parent.
@@ -78,16 +84,16 @@ pub struct RuntimeCopy {
 struct Known {
     path: PathBuf,
     identity: Identity,
-    /// Empty while it is made, and if it cannot be.
+    /// Empty while the copy is being made, and if it could not be made.
     copy: Arc<OnceLock<Arc<Sealed>>>,
 }
 
-/// The file of a program is the same for whoever starts it.
+/// The copies of this process. They are shared by all parts of the program, since each starts the same file.
 static KNOWN: Mutex<Vec<Known>> = Mutex::new(Vec::new());
 
 impl Sealed {
-    /// The copy of the runtime at `path`, if there is one by now. It is made in the background when it is first asked for,
-    /// and again when the program has been replaced.
+    /// Returns the copy of the runtime at `path`, if it exists yet. The first call starts to make it in the background,
+    /// as does the first call after the program has been replaced.
     pub(crate) fn of(path: &Path) -> Option<Arc<Sealed>> {
         if !is_known(path) {
             return None;
@@ -103,18 +109,22 @@ impl Sealed {
             known.push(Known { path: path.to_path_buf(), identity: identity.clone(), copy: copy.clone() });
             let path = path.to_path_buf();
             let make = move || {
-                // Nobody waits for it, and others have work to do: nice(2), which is a thread's own. So it takes no lock that
-                // a start may wait for, unless there is nothing to be had.
+                // No caller waits for the copy, so this thread, whose priority is its own (nice(2)), yields to others.
+                // It must therefore not hold a lock for which a container's start might wait, except when resources run
+                // out.
                 let _ = rustix::process::nice(19);
                 match Sealed::make(&path, &identity) {
                     Ok(Some(made)) => drop(copy.set(Arc::new(made))),
                     Ok(None) => {}
-                    // Tried again when it is asked for again.
+                    // Forget the attempt, so that the next call tries again.
                     Err(e) if is_exhausted(&e) => {
                         let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
                         known.retain(|one| !Arc::ptr_eq(&one.copy, &copy));
                     }
-                    Err(e) => tracing::debug!("no copy of {} in memory, it is run from its file: {e}", path.display()),
+                    Err(e) => tracing::debug!(
+                        "cannot copy {} into memory, so that its file is run instead: {e}",
+                        path.display()
+                    ),
                 }
             };
             if std::thread::Builder::new().name("copy".into()).spawn(make).is_err() {
@@ -124,39 +134,40 @@ impl Sealed {
         None
     }
 
-    /// None for what is no program of the kind.
+    /// Makes the copy. Returns `None` if the file is not such a program, or has changed meanwhile.
     fn make(path: &Path, identity: &Identity) -> io::Result<Option<Sealed>> {
         let mut program = File::open(path)?;
         let mut magic = [0; 4];
         program.read_exact(&mut magic)?;
-        // With the rights of its owner it must be run from its file.
+        // A setuid or setgid program has its owner's rights only when it is run from its file.
         if magic != *b"\x7fELF" || program.metadata()?.mode() & 0o6000 != 0 {
             return Ok(None);
         }
         let name = path.file_name().unwrap_or_default();
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-        // An older kernel does not know the flag, nor forbids what it allows (Linux 6.3).
+        // Kernels before Linux 6.3 do not know MFD_EXEC, and allow to execute the file without it.
         let file = match memfd_create(name, flags | MemfdFlags::EXEC) {
             Err(Errno::INVAL) => memfd_create(name, flags),
             result => result,
         }?;
         let mut copy = File::from(file);
         io::copy(&mut io::Cursor::new(magic).chain(&mut program), &mut copy)?;
-        // Neither one that has been written to meanwhile nor another one.
+        // The program must not have been written to or replaced meanwhile.
         if Identity::of(&program.metadata()?) != *identity || copy.metadata()?.len() != program.metadata()?.len() {
             return Ok(None);
         }
-        // These, and no others, are what runc and crun look for (libcontainer/nsenter/cloned_binary.c).
+        // runc and crun check for exactly these seals (libcontainer/nsenter/cloned_binary.c).
         fcntl_add_seals(&copy, SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE)?;
         let metadata = copy.metadata()?;
-        // A tenth of what a call of runc takes is the mapping of its pages. Where this cannot be, they are as those of a file.
+        // Mapping the program's pages takes a tenth of the time of a call of runc. If huge pages are not possible, the
+        // copy works as a file does.
         if let Err(e) = sys::huge_pages::collapse(&copy, usize::try_from(metadata.len()).unwrap_or_default()) {
-            tracing::debug!("no huge pages for the copy of {}: {e}", path.display());
+            tracing::debug!("cannot put the copy of {} into huge pages: {e}", path.display());
         }
         Ok(Some(Sealed { file: copy.into(), device: metadata.dev(), inode: metadata.ino() }))
     }
 
-    /// How a child finds it.
+    /// Returns how a child finds the copy.
     pub(crate) fn named(&self) -> RuntimeCopy {
         RuntimeCopy { descriptor: self.file.as_raw_fd(), device: self.device, inode: self.inode }
     }
@@ -184,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_is_the_program_as_it_is_now() {
+    fn copy_follows_the_program_and_is_read_only() {
         let directory = tempfile::tempdir().expect("makes a directory");
         let path = directory.path().join("crun");
         for program in ["/bin/true", "/bin/sh"] {
@@ -207,14 +218,14 @@ mod tests {
     }
 
     #[test]
-    fn names_may_have_a_version_and_may_not_be_others() {
+    fn runtime_names_may_have_a_suffix_after_punctuation() {
         let all = ["/a/crun", "runc", "/b/crun-1.21", "runc.amd64", "crun_x", "/x/crunch", "runcvm", "xrunc", "/"];
         assert_eq!(all.map(|name| is_known(Path::new(name))).iter().filter(|known| **known).count(), 5);
         assert!(is_known(Path::new(all[4])) && !is_known(Path::new(all[5])));
     }
 
     #[test]
-    fn wrappers_and_others_are_run_as_they_are() {
+    fn wrappers_and_other_programs_are_not_copied() {
         let directory = tempfile::tempdir().expect("makes a directory");
         let script = directory.path().join("runc");
         std::fs::write(&script, "#!/bin/sh\nexec true\n").expect("writes");

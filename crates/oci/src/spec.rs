@@ -1,5 +1,5 @@
-//! The process object of the OCI runtime specification (config.md, "Process"), as far as it is looked at. What
-//! is not looked at is passed on as it came.
+//! The process object of the OCI runtime specification (config.md, "Process"). The daemon reads some of its members and
+//! passes all of them to the runtime unchanged.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -7,51 +7,51 @@ use serde_json::{Map, Value, json};
 use crate::capability::Capability;
 use crate::json::null_as_default;
 
-/// A process as it was asked for.
+/// The members of a process object that the daemon reads.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct ProcessSpec {
-    /// Whether it gets a terminal.
+    /// Whether the process gets a terminal.
     #[serde(deserialize_with = "null_as_default")]
     pub terminal: bool,
-    /// Whom it runs as, in the container's own numbers.
+    /// The user of the process, by ids of the container's user namespace.
     #[serde(deserialize_with = "null_as_default")]
     pub user: User,
     /// The program and its arguments.
     #[serde(deserialize_with = "null_as_default")]
     pub args: Vec<String>,
-    /// `NAME=value`.
+    /// The environment variables in the form `NAME=value`.
     #[serde(deserialize_with = "null_as_default")]
     pub env: Vec<String>,
-    /// Absolute, in the container.
+    /// The working directory: an absolute path in the container.
     #[serde(deserialize_with = "null_as_default")]
     pub cwd: String,
-    /// One list for the bounding, effective and permitted sets; where these differ, the bounding one.
+    /// One list for the bounding, effective and permitted sets. If these differ, it is the bounding set.
     #[serde(deserialize_with = "capabilities")]
     pub capabilities: Vec<Capability>,
-    /// Name of a profile, or empty.
+    /// The name of an AppArmor profile, or empty.
     #[serde(deserialize_with = "null_as_default")]
     pub apparmor_profile: String,
-    /// A label, or empty.
+    /// The SELinux label, or empty.
     #[serde(deserialize_with = "null_as_default")]
     pub selinux_label: String,
-    /// prctl(2), `PR_SET_NO_NEW_PRIVS`.
+    /// Whether the process cannot gain privileges by an exec (prctl(2), `PR_SET_NO_NEW_PRIVS`).
     #[serde(deserialize_with = "null_as_default")]
     pub no_new_privileges: bool,
-    /// Limits to set.
+    /// The resource limits of the process.
     #[serde(deserialize_with = "null_as_default")]
     pub rlimits: Vec<Rlimit>,
 }
 
-/// Whom a process runs as.
+/// The user and groups of a process.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct User {
-    /// User id.
+    /// The user id.
     pub uid: u32,
-    /// Group id.
+    /// The group id.
     pub gid: u32,
-    /// Further groups.
+    /// The ids of additional groups.
     #[serde(deserialize_with = "null_as_default", skip_serializing_if = "Vec::is_empty")]
     pub additional_gids: Vec<u32>,
 }
@@ -60,7 +60,7 @@ pub struct User {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default)]
 pub struct Rlimit {
-    /// Its name.
+    /// The limit's name.
     #[serde(rename = "type")]
     pub kind: String,
     /// The soft limit.
@@ -72,48 +72,49 @@ pub struct Rlimit {
 /// The size of a terminal, in characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TerminalSize {
-    /// Its width.
+    /// The width.
     pub columns: u16,
-    /// Its height.
+    /// The height.
     pub rows: u16,
 }
 
 impl Default for TerminalSize {
-    /// What programs take a terminal for that does not say.
+    /// Returns 80 by 24, the size that programs assume if a terminal reports none.
     fn default() -> TerminalSize {
         TerminalSize { columns: 80, rows: 24 }
     }
 }
 
 impl TerminalSize {
-    /// The size that a process object asks for; `None` if it asks for none, or for one without an extent.
+    /// Returns the size that a process object names. Returns `None` if it names none, or one that is zero in one
+    /// direction.
     pub fn of(process: &Map<String, Value>) -> Option<TerminalSize> {
         let size = process.get("consoleSize")?;
         let number = |name| u16::try_from(size.get(name)?.as_u64()?).ok().filter(|number| *number > 0);
         Some(TerminalSize { columns: number("width")?, rows: number("height")? })
     }
 
-    /// Has a process object ask for this size.
+    /// Puts this size into a process object.
     pub fn put_into(self, process: &mut Map<String, Value>) {
         process.insert("consoleSize".into(), json!({"width": self.columns, "height": self.rows}));
     }
 }
 
 impl ProcessSpec {
-    /// What is looked at of a process object.
+    /// Reads the members of a process object.
     pub fn of(object: &Map<String, Value>) -> serde_json::Result<ProcessSpec> {
         ProcessSpec::deserialize(object)
     }
 
-    /// The OCI process object for the runtime's `exec`. What this specification leaves empty is taken from `init`, the
-    /// process object of the container's first process, as `runc exec` without `--process` does it. So are all members that
-    /// an API request cannot name, such as `oomScoreAdj`, `ioPriority` and the umask.
+    /// Returns the process object for the runtime's `exec`. Members that this specification leaves empty are taken from
+    /// `init`, the process object of the container's first process, as `runc exec` does without `--process`. So are all
+    /// members that an API request cannot name, such as `oomScoreAdj`, `ioPriority` and the umask.
     ///
-    /// `noNewPrivileges` of the container cannot be taken back. No capability is inheritable or ambient, since a program in
-    /// the container could then give it to a file's owner (CVE-2022-24769).
+    /// A request cannot turn off the container's `noNewPrivileges`. No capability is inheritable or ambient, since a
+    /// program in the container could otherwise gain it from a file with inheritable capabilities (CVE-2022-24769).
     pub fn to_exec(&self, init: Map<String, Value>, size: Option<TerminalSize>) -> Map<String, Value> {
         let mut object = init;
-        // To Go programs null is absent; not to crun.
+        // Go programs treat null as absent, but crun does not.
         object.retain(|_, value| !value.is_null());
         let size = size.or_else(|| TerminalSize::of(&object)).unwrap_or_default();
         let user = self.user_for_exec(object.remove("user"));
@@ -141,7 +142,7 @@ impl ProcessSpec {
         if !self.rlimits.is_empty() {
             set("rlimits", json!(self.rlimits));
         }
-        // Of Windows; it would stand beside other arguments.
+        // This member is for Windows, and would contradict `args`.
         object.remove("commandLine");
         object.remove("consoleSize");
         if self.terminal {
@@ -168,7 +169,7 @@ impl ProcessSpec {
         let of_all = |list: Value| json!({"bounding": list, "effective": list, "permitted": list});
         match init {
             _ if !self.capabilities.is_empty() => of_all(json!(self.capabilities)),
-            // As drafts of the specification had them.
+            // Drafts of the specification had one list.
             Some(Value::Array(list)) => of_all(list.into()),
             Some(Value::Object(mut sets)) => {
                 sets.retain(|name, set| {
@@ -181,7 +182,7 @@ impl ProcessSpec {
     }
 }
 
-/// Capabilities as the specification has them (an object of sets) or as its drafts had them (a list).
+/// Reads capabilities in the form of the specification, an object of sets, or in the form of its drafts, a list.
 fn capabilities<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Vec<Capability>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
@@ -219,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_exec_takes_the_containers_settings() {
+    fn empty_exec_takes_the_settings_of_the_container() {
         let spec = ProcessSpec { args: vec!["a".into()], ..ProcessSpec::default() };
         let expected = json!({
             "terminal": false, "args": ["a"], "env": ["A=1"], "cwd": "/srv",
@@ -233,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn an_exec_of_a_bare_container_has_no_capabilities() {
+    fn exec_in_a_container_without_capabilities_has_none() {
         for none in [json!({"cwd": "/"}), json!({"cwd": "/", "capabilities": null, "user": null})] {
             let none = none.as_object().expect("an object").clone();
             let object = ProcessSpec::default().to_exec(none, None);
@@ -246,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn the_terminal_of_an_exec_always_has_a_size() {
+    fn terminal_of_an_exec_always_has_a_size() {
         let spec = ProcessSpec { terminal: true, ..ProcessSpec::default() };
         let size = |init: &Map<String, Value>, asked| TerminalSize::of(&spec.to_exec(init.clone(), asked));
         let (asked, mut process) = (TerminalSize { columns: 132, rows: 43 }, init());
@@ -260,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_exec_asks_for_survives_the_way_through_the_file() {
+    fn exec_request_survives_a_round_trip_through_the_process_object() {
         let spec = ProcessSpec {
             terminal: true,
             user: User { uid: 1, gid: 2, additional_gids: vec![3] },
@@ -278,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn null_is_absent() {
+    fn null_members_count_as_absent() {
         let text = r#"{"args":["x"],"env":null,"user":null,"capabilities":null,"rlimits":null,"cwd":null}"#;
         let spec: ProcessSpec = serde_json::from_str(text).expect("lenient");
         assert_eq!(spec, ProcessSpec { args: vec!["x".into()], ..ProcessSpec::default() });

@@ -1,8 +1,8 @@
-//! The state directory as a whole: whose it is, and in which format its files are.
+//! The state directory as a whole: which program it belongs to, and in which format its files are.
 //!
-//! Two files say so: `.version`, which older daemons know, and `.directory`, which has a checksum. Where one of them is
-//! damaged, the other one counts. A directory that has neither is taken only if it is empty, or if all that is in it can
-//! only come from an older daemon of this API: what another program keeps must not be mistaken for containers.
+//! Two files say so: `.version`, which older daemons know, and `.directory`, which has a checksum. If one of them is
+//! damaged, the other one counts. A directory with neither is claimed only if it is empty, or if everything in it can
+//! only come from an older daemon of this API, so that another program's files are never mistaken for containers.
 
 use serde::{Deserialize, Serialize};
 use std::io;
@@ -13,19 +13,19 @@ use crate::checksum::seal;
 use crate::container_dir::{CREATING, STATE};
 use crate::json::{FORMAT, check_format, read_object, write_whole};
 
-/// The format alone, as a number.
+/// The file with the format as a number.
 const VERSION: &str = ".version";
 
-/// What the directory is, and its format.
+/// The file that says what the directory is, and in which format.
 const DIRECTORY: &str = ".directory";
 
-/// None of these files is longer.
+/// The largest of these files that is read.
 const LARGEST: u64 = 4096;
 
-/// The largest `state.json` that is looked at to find out whose it is.
+/// The largest `state.json` that is read to find out which program wrote it.
 const LARGEST_STATE: u64 = 16 << 20;
 
-/// What [`DIRECTORY`] holds.
+/// The content of [`DIRECTORY`].
 #[derive(Serialize, Deserialize)]
 struct Declaration {
     what: String,
@@ -34,29 +34,30 @@ struct Declaration {
 
 const WHAT: &str = "state directory of containerd (types.API)";
 
-/// What one of the two files says.
+/// What one of the two files says about the format.
 #[derive(Debug, PartialEq, Eq)]
 enum Said {
+    /// The file does not exist.
     Nothing,
     Format(u32),
-    /// It is there and cannot be read.
+    /// The file exists and is unreadable.
     Damaged,
 }
 
-/// What is to be done about a state directory.
+/// What the two files say about the state directory.
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
-    /// It is ours, and both files say so.
+    /// The directory belongs to this API's daemon, and both files say so.
     Known,
-    /// It is ours, and one of the files must be written.
+    /// The directory belongs to this API's daemon, and one of the files must be rewritten.
     Repair,
-    /// A program of a later format has used it.
+    /// A daemon with a later format has used the directory.
     Newer(u32),
-    /// Neither file is there.
+    /// Neither file exists.
     Unclaimed,
 }
 
-/// Judges by what the two files say. No daemon that leaves out [`DIRECTORY`] knows a format later than 1.
+/// Judges the directory by the two files. Daemons that write no [`DIRECTORY`] know no format later than 1.
 fn judge(version: &Said, directory: &Said) -> Verdict {
     match (version, directory) {
         (_, Said::Format(format)) if *format > FORMAT => Verdict::Newer(*format),
@@ -75,7 +76,7 @@ fn version(state_dir: &Path) -> io::Result<Said> {
 
 fn declaration(state_dir: &Path) -> io::Result<Said> {
     said(sys::foreign_file::read(&state_dir.join(DIRECTORY), LARGEST), |text| {
-        // `read_object` looks for a member `version`, which this file has not.
+        // `read_object` also checks a member `version`, which this file does not have.
         let declared: Declaration = read_object(text).ok()?;
         (declared.what == WHAT).then_some(declared.format)
     })
@@ -90,8 +91,8 @@ fn said(text: io::Result<Vec<u8>>, parse: impl FnOnce(&[u8]) -> Option<u32>) -> 
     }
 }
 
-/// Checks, without changing anything, that a state directory may be used: it is not there, it is empty, or it is ours, in a
-/// format that this program knows.
+/// Checks, without changing anything, that a state directory can be used: it does not exist, it is empty, or it belongs
+/// to a daemon of this API and has a format that this daemon knows.
 pub fn check_state_dir(state_dir: &Path) -> Result<(), PathError> {
     look(state_dir).map(drop)
 }
@@ -106,7 +107,7 @@ fn look(state_dir: &Path) -> Result<Verdict, PathError> {
         Verdict::Unclaimed => {
             if let Some(foreign) = foreign_entry(state_dir).map_err(failed())? {
                 let why = format!(
-                    "another program uses it: it holds {foreign:?}, which no daemon of this API makes; \
+                    "another program uses it: it holds {foreign:?}, which no daemon of this API creates; \
                      choose another directory with --state-dir"
                 );
                 return Err(PathError::new("use the state directory", state_dir)(io::Error::other(why)));
@@ -117,13 +118,14 @@ fn look(state_dir: &Path) -> Result<Verdict, PathError> {
     Ok(verdict)
 }
 
-/// Takes a state directory for programs of this format. Fails if it is another program's, or a later program has used it.
+/// Claims a state directory for daemons with this format. Fails if the directory belongs to another program, or a
+/// daemon with a later format has used it.
 pub fn claim_state_dir(state_dir: &Path) -> Result<(), PathError> {
     match look(state_dir)? {
         Verdict::Known => return Ok(()),
         Verdict::Repair => tracing::warn!(
             path = %state_dir.display(),
-            "{VERSION} or {DIRECTORY} of the state directory is missing or damaged; both are written anew"
+            "{VERSION} or {DIRECTORY} of the state directory is missing or damaged; rewriting both"
         ),
         Verdict::Newer(_) | Verdict::Unclaimed => {}
     }
@@ -137,16 +139,16 @@ pub fn claim_state_dir(state_dir: &Path) -> Result<(), PathError> {
     write(VERSION, format!("{FORMAT}\n").as_bytes())
 }
 
-/// Writes a file of ours, whatever stands at its path.
+/// Writes one of the two files, and replaces whatever is at its path.
 fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
     if std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir()) {
-        // Only an empty one can be in the way by accident.
+        // A directory that is not empty is no accident, so that this fails then.
         std::fs::remove_dir(path)?;
     }
     write_whole(path, text)
 }
 
-/// An entry of a directory that no daemon of this API makes, if there is one.
+/// Returns the name of an entry that no daemon of this API creates, if there is one.
 fn foreign_entry(state_dir: &Path) -> io::Result<Option<String>> {
     let entries = match std::fs::read_dir(state_dir) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -154,7 +156,7 @@ fn foreign_entry(state_dir: &Path) -> io::Result<Option<String>> {
     };
     for entry in entries {
         let entry = entry?;
-        // Files are left alone, and sockets are in such a directory by default.
+        // Plain files do no harm, and the daemon's socket is in the state directory by default.
         if entry.file_type()?.is_dir() && !is_container_of_older_daemon(&entry.path())? {
             return Ok(Some(entry.file_name().to_string_lossy().into_owned()));
         }
@@ -162,7 +164,7 @@ fn foreign_entry(state_dir: &Path) -> io::Result<Option<String>> {
     Ok(None)
 }
 
-/// Whether a directory is a container's, as daemons of this API have always made them.
+/// Returns whether a directory is a container's, in the form that every daemon of this API has written.
 fn is_container_of_older_daemon(directory: &Path) -> io::Result<bool> {
     #[derive(Deserialize)]
     struct State {
@@ -179,8 +181,8 @@ fn is_container_of_older_daemon(directory: &Path) -> io::Result<bool> {
     }
 }
 
-/// Removes a container's directory that has not got its name yet. It holds two files at most; with anything else in it the
-/// directory stays.
+/// Removes a container's directory that does not have its final name yet. Such a directory holds at most two files. If
+/// there is anything else in it, it stays.
 pub fn remove_unfinished(directory: &Path) -> Result<(), PathError> {
     for name in [STATE, CREATING] {
         let path = directory.join(name);
@@ -200,7 +202,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_damaged_file_does_not_hide_whose_directory_it_is() {
+    fn directory_with_one_damaged_file_is_repaired() {
         use Said::{Damaged, Format, Nothing};
         for (version, directory, verdict) in [
             (Nothing, Nothing, Verdict::Unclaimed),
@@ -223,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn any_bad_byte_of_the_version_is_repaired() {
+    fn damaged_version_file_is_rewritten() {
         let directory = tempfile::tempdir().expect("tempdir");
         claim_state_dir(directory.path()).expect("empty");
         for byte in 0..=255u8 {
@@ -249,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn directory_of_another_program_is_refused_and_left_as_it_is() {
+    fn directory_of_another_program_is_refused_and_unchanged() {
         for (name, file, text) in [
             ("io.containerd.runtime.v2.task", "default/x", ""),
             ("c1", "state.json", r#"{"id":"c1","init_process_pid":7}"#),
@@ -268,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn directory_of_an_older_daemon_is_taken() {
+    fn directory_of_an_older_daemon_is_claimed() {
         let directory = tempfile::tempdir().expect("tempdir");
         std::fs::create_dir(directory.path().join("c1")).expect("creates");
         std::fs::write(directory.path().join("c1/state.json"), r#"{"bundle":"/b","labels":null}"#).expect("writes");

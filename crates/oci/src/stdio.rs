@@ -1,18 +1,18 @@
-//! The paths that a client gives for a process's stdio, looked at without touching them: opening a FIFO would
-//! wake whoever waits for its other side.
+//! The paths that a client gives for a process's stdio. The daemon checks them without opening the files, since opening
+//! a FIFO would wake a program that waits for its other end.
 
 use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::fs::{accessat, fstat, open, openat2, statx};
 use std::path::{Path, PathBuf};
 
-/// Where a process's stdio goes; empty means `/dev/null`.
+/// The paths of a process's stdio. An empty path means `/dev/null`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Stdio {
-    /// Read from.
+    /// The file that the process reads as stdin.
     pub stdin: String,
-    /// Appended to, or written into if it is a FIFO.
+    /// The file that stdout is appended to, or the FIFO that it is written to.
     pub stdout: String,
-    /// As `stdout`. With a terminal nothing is written there, and the path is not looked at.
+    /// The file or FIFO for stderr. With a terminal, nothing is written there and the path is not checked.
     pub stderr: String,
 }
 
@@ -22,22 +22,23 @@ pub struct Stdio {
 pub struct StdioError {
     /// `stdin`, `stdout` or `stderr`.
     pub name: &'static str,
-    /// The path that was given.
+    /// The client's path.
     pub path: PathBuf,
     /// Why it cannot be opened.
     pub reason: std::io::Error,
 }
 
 impl Stdio {
-    /// Does what [`Stdio::resolve`] does where nothing of it can wait for a file system, whichever it is: each path is known
-    /// to the kernel already, and is a FIFO or a device, which root may open wherever it is. `None` otherwise.
+    /// Does what [`Stdio::resolve`] does if that certainly does not wait for a file system: the kernel has each path in
+    /// its cache, and each path is a FIFO or a device, which root may open on any file system. Returns `None`
+    /// otherwise.
     pub fn resolve_at_once(&self, terminal: bool) -> Option<Stdio> {
         let stderr = if terminal { self.stderr.clone() } else { at_once(&self.stderr)? };
         Some(Stdio { stdin: at_once(&self.stdin)?, stdout: at_once(&self.stdout)?, stderr })
     }
 
-    /// Checks that each path can be opened, and makes it absolute. With a terminal, stderr is kept as the client gave it:
-    /// clients such as docker name a FIFO there that they never make.
+    /// Checks that each path can be opened, and makes it absolute. With a terminal, the path of stderr stays as the
+    /// client gave it: clients such as docker name a FIFO there that they never create.
     pub fn resolve(&self, terminal: bool) -> Result<Stdio, StdioError> {
         let stderr = if terminal { self.stderr.clone() } else { resolve("stderr", &self.stderr, Access::WRITE_OK)? };
         Ok(Stdio {
@@ -60,9 +61,10 @@ fn at_once(path: &str) -> Option<String> {
         return Some(String::new());
     }
     let absolute = std::path::absolute(path).ok()?;
-    // openat2(2): nothing that is not cached is looked up, or asked for once more.
+    // With RESOLVE_CACHED the kernel neither looks up nor revalidates a path on the file system (openat2(2)).
     let handle = openat2(CWD, &absolute, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::CACHED).ok()?;
-    // statx(2): nothing is asked of a server; what kind of file it is does not change.
+    // With AT_STATX_DONT_SYNC the kernel does not ask the file system's server (statx(2)). The type of a file never
+    // changes.
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
     let mode = statx(&handle, "", flags, StatxFlags::empty()).ok()?.stx_mode;
     let is_meant = matches!(FileType::from_raw_mode(mode.into()), FileType::Fifo | FileType::CharacterDevice);
@@ -77,7 +79,7 @@ fn look(path: &Path, access: Access) -> std::io::Result<String> {
         FileType::Socket => return Err(std::io::Error::other("is a socket, which cannot be opened as a file")),
         _ => {}
     }
-    // For root this finds read-only file systems and immutable files.
+    // For root this fails on read-only file systems and for immutable files.
     accessat(CWD, &absolute, access, AtFlags::EACCESS)?;
     absolute.into_os_string().into_string().map_err(|_| std::io::Error::other("is not UTF-8"))
 }
@@ -91,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_are_refused_with_the_reason() {
+    fn unusable_path_is_refused_with_the_reason() {
         assert!(check("/nonexistent/x").expect_err("missing").contains("stdout /nonexistent/x: No such file"));
         assert!(check("/tmp").expect_err("a directory").contains("directory"));
         assert!(check("/tmp/a\0b").is_err());
@@ -101,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn stderr_of_a_terminal_is_not_looked_at() {
+    fn stderr_path_of_a_terminal_is_not_checked() {
         let stdio = Stdio { stderr: "/nonexistent/x".into(), ..Stdio::default() };
         assert_eq!(stdio.resolve(true).expect("not looked at"), stdio);
         assert_eq!(stdio.resolve_at_once(true), Some(stdio.clone()));
@@ -109,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn only_fifos_and_devices_are_known_at_once() {
+    fn only_fifos_and_devices_are_resolved_at_once() {
         let at_once = |path: &str| Stdio { stdin: path.into(), ..Stdio::default() }.resolve_at_once(false);
         let directory = std::env::temp_dir().join(format!("stdio-{}", std::process::id()));
         std::fs::create_dir(&directory).expect("creates");

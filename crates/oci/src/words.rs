@@ -1,19 +1,19 @@
-//! What a program writes to stderr: a file in memory, looked at when the program has failed.
+//! A runtime's stderr: a file in memory that the daemon reads if the runtime fails.
 //!
-//! A pipe would have to be read all the time, and would break when this daemon goes, while the program runs on.
+//! A pipe would have to be read all the time. It would also break when the daemon ends, while the runtime runs on.
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create, tell};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-/// The room that a program has, or less where this process may not make files of that size (`RLIMIT_FSIZE`). Only what is
-/// written takes memory; what does not fit is refused to the program (`EPERM`).
+/// The possible sizes of the file. The first one that this process may create (`RLIMIT_FSIZE`) is used. Only what the
+/// program writes takes memory. A write beyond the size fails with `EPERM`.
 const ROOMS: [u64; 4] = [1 << 20, 64 << 10, 4 << 10, 0];
 
-/// As much of the end is looked at.
+/// How much of the end is read.
 const TAIL: u64 = 16 << 10;
 
-/// The file.
+/// The file that a program has as its stderr.
 #[derive(Debug)]
 pub(crate) struct Words(OwnedFd);
 
@@ -27,9 +27,9 @@ impl Words {
         Ok(Words(file))
     }
 
-    /// All that has been written by now, if it is not too much, or else the end of it.
+    /// Returns what the program has written so far, or the end of it if it is long.
     pub(crate) fn read(&self) -> String {
-        // The program's descriptor is a copy of this one, and moves the same offset.
+        // The program's descriptor is a duplicate of this one, so that both have the same offset.
         let end = tell(&self.0).unwrap_or_default().min(ROOMS[0]);
         let start = end.saturating_sub(TAIL);
         let mut text = vec![0; usize::try_from(end - start).unwrap_or_default()];
@@ -41,7 +41,7 @@ impl Words {
         String::from_utf8_lossy(&text).into_owned()
     }
 
-    /// The line that says why the program failed.
+    /// Returns the line that says why the program failed.
     pub(crate) fn reason(&self) -> String {
         crate::log::reason_in_words(&self.read())
     }
@@ -59,7 +59,7 @@ mod tests {
     use std::io::Write;
 
     #[test]
-    fn end_of_many_words_is_kept_and_more_than_the_room_is_refused() {
+    fn end_of_long_output_is_read_and_a_write_beyond_the_size_fails() {
         let words = Words::new().expect("makes a file");
         assert_eq!(words.read(), "");
         let mut writer = std::fs::File::from(words.as_fd().try_clone_to_owned().expect("a copy"));
