@@ -1,38 +1,35 @@
-//! The groups of one container.
+//! The groups of one container: which processes are in them, killing these, and removing the groups.
 
 use rustix::fs::{AtFlags, unlinkat};
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use crate::files::{Directory, gone_is_done, groups_below, read_at};
 use crate::held::{At, Held, Watched};
 use crate::hierarchies::{Hierarchies, Host, place_in};
 
-/// Which of the host's hierarchies, and the path in it.
+/// The index of one of the host's hierarchies, and the path of a group in it.
 pub(crate) type Below = (usize, Arc<str>);
 
-/// The directories of one container in the hierarchies of this host.
+/// The groups of one container in the hierarchies of this host.
 #[derive(Debug)]
 pub struct Cgroup {
     pub(crate) host: Arc<Host>,
     pub(crate) places: Box<[Below]>,
-    /// The place that tells who is in the container.
+    /// The index of the place that tells which processes are in the container.
     members: usize,
-    /// How often it was asked to be held, and was not.
-    asked: AtomicUsize,
+    /// Whether [`Cgroup::hold`] has been called.
+    asked: AtomicBool,
     pub(crate) held: OnceLock<Held>,
-    /// Its statistics have been asked for.
+    /// Whether [`Cgroup::stats`] has been called.
     pub(crate) read: AtomicBool,
     pub(crate) watched: OnceLock<Watched>,
 }
 
-/// How often v2's group is compared with the one that counts before it is left alone.
-const TRIES: usize = 5;
-
-/// The file of a group that tells who is in it.
+/// The file that lists the processes of a group.
 const PROCS: &str = "cgroup.procs";
 
 impl Cgroup {
@@ -41,51 +38,45 @@ impl Cgroup {
             host,
             places: places.into(),
             members,
-            asked: AtomicUsize::new(0),
+            asked: AtomicBool::new(false),
             held: OnceLock::new(),
             read: AtomicBool::new(false),
             watched: OnceLock::new(),
         }
     }
 
-    /// Keeps open what [`Cgroup::pids_with`] and [`Cgroup::is_frozen`] read, for a container that is asked for both again
-    /// and again, from the second time on: up to three descriptors and some 9 kB of the kernel's memory, and a fifth of the
-    /// time. No more is held than a part of what this process may open.
+    /// Keeps open what [`Cgroup::pids_with`] and [`Cgroup::is_frozen`] read, from the second call on. For a container whose
+    /// state is read again and again: this takes up to three descriptors and some 9 kB of the kernel's memory, and saves
+    /// two thirds of the time. Nothing is held if groups together hold enough of what this process may open.
     pub fn hold(&self) {
-        if self.held.get().is_some() || !Held::has_room() {
+        if self.held.get().is_some() || !Held::has_room() || !self.asked.swap(true, Ordering::Relaxed) {
             return;
         }
-        let asked = self.asked.fetch_add(1, Ordering::Relaxed);
-        if asked == 0 {
-            return;
-        }
-        let v2 = self.place_v2().filter(|place| self.is_as_good(place));
-        if v2.is_none() && self.place_v2().is_some() && asked < TRIES {
-            // Somebody may have come or gone just between the two readings.
-            return;
-        }
+        let listed = self.listed();
+        let procs = self.is_v2(listed).then(|| self.file(listed, PROCS));
         let freezer = self.freezer().map(|(place, name, _)| self.file(place, name));
-        let procs = v2.map(|place| self.file(place, PROCS));
-        let directory = self.at(v2.unwrap_or(&self.places[self.members]));
-        if let Some(held) = Held::open(&directory, procs, freezer) {
+        if let Some(held) = Held::open(&self.at(listed), procs, freezer) {
             let _ = self.held.set(held);
         }
     }
 
-    /// Whether a place has the same processes in it as the one that tells who is in the container. Beside v1 every
-    /// runtime that is known puts them into v2's group too, and v1's `cgroup.procs` cannot be held: for a second it is
-    /// answered from an old list (kernel/cgroup/cgroup-v1.c, `cgroup_pidlist_start`).
-    fn is_as_good(&self, place: &Below) -> bool {
-        if *place == self.places[self.members] {
-            return true;
-        }
-        let (mut pids, (hierarchy, group)) = (Vec::new(), self.at(place));
-        let collected = collect(hierarchy, &group, None, &mut pids);
-        pids.sort_unstable();
-        collected.is_ok() && self.pids().is_ok_and(|members| members == pids)
+    /// Returns the place whose list of processes is held. This is v2's group even where v1 has the controllers, since an
+    /// open `cgroup.procs` of v1 repeats an old list for a second (kernel/cgroup/cgroup-v1.c, `cgroup_pidlist_start`).
+    ///
+    /// v2's group must be the container's own. So it must have the path of the v1 group that [`Cgroup::pids`] reads, or the
+    /// end of that path: for a relative path runc creates v1's group below its own group, and v2's below the root.
+    fn listed(&self) -> &Below {
+        let members = &self.places[self.members];
+        let is_own = |place: &&Below| Path::new(members.1.as_ref()).ends_with(place.1.as_ref());
+        self.place_v2().filter(is_own).unwrap_or(members)
     }
 
-    /// Whether one of its groups is a group of `other`, or below one.
+    /// Returns whether a place is in the v2 hierarchy.
+    fn is_v2(&self, (mount, _): &Below) -> bool {
+        self.host.mounts[*mount].controllers.is_empty()
+    }
+
+    /// Returns whether one of the groups is a group of `other` or below one.
     pub fn is_within(&self, other: &Cgroup) -> bool {
         let is_in = |(mount, below): &Below, (other_mount, above): &Below| {
             mount == other_mount && Path::new(below.as_ref()).starts_with(above.as_ref())
@@ -93,54 +84,56 @@ impl Cgroup {
         self.places.iter().any(|own| other.places.iter().any(|place| is_in(own, place)))
     }
 
-    /// The place in a v1 hierarchy.
+    /// Returns the place in the v1 hierarchy of a controller.
     pub(crate) fn place_v1(&self, controller: &str) -> Option<&Below> {
         let is_it = |place: &&(usize, _)| self.host.mounts[place.0].controllers.iter().any(|name| name == controller);
         self.places.iter().find(is_it)
     }
 
-    /// The place in the v2 hierarchy.
+    /// Returns the place in the v2 hierarchy.
     pub(crate) fn place_v2(&self) -> Option<&Below> {
-        self.places.iter().find(|place| self.host.mounts[place.0].controllers.is_empty())
+        self.places.iter().find(|place| self.is_v2(place))
     }
 
-    /// A file of a place.
+    /// Returns where to open a file of a place.
     pub(crate) fn file<'a>(&'a self, place: &'a Below, name: &str) -> At<'a> {
         let (hierarchy, group) = self.at(place);
         (hierarchy, group.join(name))
     }
 
-    /// Where to look for a place.
+    /// Returns where to open the directory of a place.
     pub(crate) fn at<'a>(&'a self, (mount, below): &'a Below) -> At<'a> {
         self.host.mounts[*mount].at(below.as_ref())
     }
 
-    /// A place, to read several of its files; `None` if it is gone.
+    /// Opens the directory of a place, for reading several files. Returns `None` if the group is gone.
     pub(crate) fn open(&self, place: &Below) -> io::Result<Option<Directory>> {
         let (hierarchy, group) = self.at(place);
         Directory::open(hierarchy, &group)
     }
 
+    /// Returns the path of a place's directory on this host.
     fn directory(&self, (mount, below): &Below) -> PathBuf {
         self.host.mounts[*mount].point.join(below.as_ref())
     }
 
-    /// Its directory in the v1 hierarchy of a controller.
+    /// Returns the path of the group in the v1 hierarchy of a controller.
     pub(crate) fn v1(&self, controller: &str) -> Option<PathBuf> {
         self.place_v1(controller).map(|place| self.directory(place))
     }
 
-    /// Its directory in the v2 hierarchy.
+    /// Returns the path of the group in the v2 hierarchy.
     pub(crate) fn v2(&self) -> Option<PathBuf> {
         self.place_v2().map(|place| self.directory(place))
     }
 
-    /// The directory that tells who is in the container.
+    /// Returns the path of the group that tells which processes are in the container.
     fn members(&self) -> PathBuf {
         self.directory(&self.places[self.members])
     }
 
-    /// Every process in the container, groups below its own included. Empty once the group is gone.
+    /// Reads which processes are in the container, including those in groups below its own. Returns none once the group
+    /// is gone.
     pub fn pids(&self) -> io::Result<Vec<u32>> {
         let mut pids = Vec::new();
         let (hierarchy, group) = self.at(&self.places[self.members]);
@@ -150,34 +143,24 @@ impl Cgroup {
         Ok(pids)
     }
 
-    /// The same, by what is held open ([`Cgroup::hold`]), as long as all are there who are known to be in the container
-    /// while they live. Where v2 is beside v1 it does not tell of somebody who was put into v1's group alone.
+    /// Does what [`Cgroup::pids`] does, by what [`Cgroup::hold`] keeps open. `known` are processes that were in the container
+    /// before. If one of them is missing, it has ended, or is in v1's group alone, or the open group was removed and another
+    /// one has its path: then this reads the group anew. A process that another program has put into v1's group alone is not
+    /// found otherwise.
     pub fn pids_with(&self, known: &[u32]) -> io::Result<Vec<u32>> {
-        let Some(held) = self.held.get().filter(|held| !held.misses.load(Ordering::Relaxed)) else {
-            return self.pids();
-        };
+        let Some(held) = self.held.get() else { return self.pids() };
         let mut pids = Vec::new();
         collect(held.directory(), Path::new(""), held.procs(), &mut pids)?;
         pids.sort_unstable();
         pids.dedup();
-        let misses = |pid: &&u32| pids.binary_search(pid).is_err();
-        if !known.iter().any(|pid| misses(&pid)) {
-            return Ok(pids);
-        }
-        // They have ended, or are in the one hierarchy and not in the other; or this group is gone, and there is another
-        // one of its name.
-        let members = self.pids()?;
-        if members.iter().filter(|pid| known.contains(pid)).any(|pid| misses(&pid)) {
-            held.misses.store(true, Ordering::Relaxed);
-        }
-        Ok(members)
+        if known.iter().all(|pid| pids.binary_search(pid).is_ok()) { Ok(pids) } else { self.pids() }
     }
 
-    /// Every process that is in the container in any hierarchy. Another program may have moved a process out of one of the
-    /// groups, or have removed groups by hand.
+    /// Reads which processes are in the container in any hierarchy: another program may have moved a process out of one
+    /// of the groups, or have removed a group.
     ///
-    /// Only groups that have the same path as the one that [`Cgroup::pids`] reads count: a runtime makes the container's
-    /// groups by one path, and a group of another path may be shared with others.
+    /// This reads only groups with the path of the group that [`Cgroup::pids`] reads. A runtime creates the container's
+    /// groups with one path, and other containers may share a group with another path.
     pub fn pids_anywhere(&self) -> io::Result<Vec<u32>> {
         let mut pids = Vec::new();
         for place in self.same_path() {
@@ -189,13 +172,13 @@ impl Cgroup {
         Ok(pids)
     }
 
-    /// The places with the path of the one that tells which processes are in the container.
+    /// Returns the places with the path of the group that [`Cgroup::pids`] reads.
     fn same_path(&self) -> impl Iterator<Item = &Below> {
         let path = &self.places[self.members].1;
         self.places.iter().filter(move |(_, below)| below == path)
     }
 
-    /// Whether the kernel has process `pid` in one of the groups that [`Cgroup::pids_anywhere`] reads.
+    /// Returns whether process `pid` is in one of the groups that [`Cgroup::pids_anywhere`] reads, or below one.
     pub fn is_member(&self, pid: u32) -> io::Result<bool> {
         let Some(places) = Hierarchies::places(pid)? else { return Ok(false) };
         let is_in = |(mount, below): &Below| {
@@ -206,7 +189,7 @@ impl Cgroup {
         Ok(self.same_path().any(is_in))
     }
 
-    /// Sends SIGKILL to everything in the container.
+    /// Sends SIGKILL to every process in the container.
     pub fn kill(&self) -> io::Result<()> {
         let members = self.members();
         if self.v2().as_ref() == Some(&members) {
@@ -217,33 +200,34 @@ impl Cgroup {
         }
         self.thaw_for_kill()?;
         let mut failed = Ok(());
-        // A process that forks meanwhile is seen in the next round; what is killed forks no more.
+        // The next round finds the children of a process that has forked meanwhile. A killed process does not fork.
         for _ in 0..100 {
             let pids = self.pids_anywhere()?;
             if pids.is_empty() {
                 break;
             }
             for pid in pids {
-                // One that cannot be killed does not protect the others.
+                // Go on with the others if one cannot be killed.
                 failed = self.kill_member(pid);
             }
         }
         failed
     }
 
-    /// Removes its directories with the groups below them, after all that was in them has ended. An error says that a group is
+    /// Removes the groups and those below them. All of their processes must have ended. An error means that a group is
     /// still in use.
     pub fn remove(&self) -> io::Result<()> {
         let mut failed = Ok(());
         for place in &self.places {
             let (hierarchy, group) = self.at(place);
-            // One hierarchy that cannot be cleaned does not keep the others.
+            // Go on with the other hierarchies if one fails.
             failed = failed.and(remove_group(hierarchy, &group));
         }
         failed
     }
 
-    /// The number may be somebody else's by now: opened first, then looked up once more, then signalled.
+    /// Sends SIGKILL to a process that was in the container. Another process may have its pid by now, so this opens the
+    /// process, checks that it is in the container, and signals what it has opened.
     fn kill_member(&self, pid: u32) -> io::Result<()> {
         let Some(stat) = sys::procfs::stat(pid)? else { return Ok(()) };
         let Some(process) = sys::pidfd::PidFd::open(pid, stat.starttime)? else { return Ok(()) };
@@ -257,7 +241,7 @@ impl Cgroup {
     }
 }
 
-/// Removes a group and those below it, which must all be empty. A group that is gone is no error.
+/// Removes a group and those below it, which must all be without processes. A group that is gone is no error.
 pub(crate) fn remove_group(hierarchy: BorrowedFd<'_>, group: &Path) -> io::Result<()> {
     for below in groups_below(hierarchy, group)? {
         remove_group(hierarchy, &below)?;
@@ -265,11 +249,13 @@ pub(crate) fn remove_group(hierarchy: BorrowedFd<'_>, group: &Path) -> io::Resul
     gone_is_done(unlinkat(hierarchy, group, AtFlags::REMOVEDIR).map_err(io::Error::from))
 }
 
-/// Adds who is in a group and in those below it; `text` is what its file says, where that is known.
+/// Adds the processes in a group and in those below it to `pids`. `text` is the content of the group's own list, if it
+/// has been read already.
 fn collect(hierarchy: BorrowedFd<'_>, group: &Path, text: Option<String>, pids: &mut Vec<u32>) -> io::Result<()> {
     let text = match text {
         Some(text) => text,
-        // Absent once the group is removed; EOPNOTSUPP in a threaded group, whose processes its domain lists.
+        // The file is gone once the group is removed. The kernel refuses to read it in a threaded group, whose
+        // processes are listed by the domain above.
         None => match read_at(hierarchy, &group.join(PROCS))? {
             Some(text) => text,
             None => return Ok(()),
@@ -288,7 +274,7 @@ mod tests {
     use crate::hierarchies::{test_cgroup, test_hierarchies};
 
     #[test]
-    fn groups_below_count_and_missing_ones_are_empty() {
+    fn pids_include_groups_below_and_missing_groups_have_none() {
         let directory = tempfile::tempdir().expect("tempdir");
         let below = directory.path().join("a/b");
         std::fs::create_dir_all(&below).expect("creates");
@@ -303,7 +289,7 @@ mod tests {
         gone.kill().expect("nothing to kill");
     }
 
-    /// Writes files in directories that need not be there.
+    /// Writes a file and creates the directories above it.
     fn write(directory: &Path, name: &str, text: &str) {
         let path = directory.join(name);
         std::fs::create_dir_all(path.parent().expect("a parent")).expect("creates");
@@ -311,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_held_says_the_same() {
+    fn held_files_say_what_the_group_says() {
         let directory = tempfile::tempdir().expect("tempdir");
         let path = directory.path().join("group");
         let write = |name: &str, text: &str| write(&path, name, text);
@@ -333,11 +319,11 @@ mod tests {
             write("a/cgroup.procs", "9\n");
             assert_eq!(cgroup.pids_with(&[7]).expect("reads"), [7, 9, 12]);
             assert!(cgroup.is_frozen().expect("reads"));
-            assert_eq!(cgroup.pids_with(&[7, 8]).expect("reads"), [7, 9, 12], "one that has ended");
+            assert_eq!(cgroup.pids_with(&[7, 8]).expect("reads"), [7, 9, 12], "8 has ended");
             let many: String = (1..=1000).map(|pid| format!("{pid}\n")).collect();
             write(PROCS, &many);
             assert_eq!(cgroup.pids_with(&[7]).expect("reads").len(), 1000);
-            // Nobody has it any more, and then another has its name.
+            // The group is removed, and another one gets its path.
             std::fs::remove_dir_all(&path).expect("removes");
             write(PROCS, "5\n");
             assert_eq!(cgroup.pids_with(&[5]).expect("reads"), [5]);
@@ -351,35 +337,25 @@ mod tests {
     }
 
     #[test]
-    fn v2_beside_v1_is_read_as_long_as_it_has_who_is_known() {
+    fn v2_group_beside_v1_is_read_only_if_it_is_the_containers_own() {
         let directory = tempfile::tempdir().expect("tempdir");
         let (v1, v2) = (directory.path().join("v1"), directory.path().join("v2"));
-        let held = || {
-            let cgroup = test_cgroup(&[("pids", &v1), ("", &v2)]);
-            cgroup.hold();
-            cgroup.hold();
-            cgroup
-        };
-        write(&v1, PROCS, "7\n8\n");
-        write(&v2, PROCS, "8\n");
-        let differ = held();
-        assert!(differ.held.get().is_none(), "it may be another time");
-        (0..TRIES).for_each(|_| differ.hold());
-        assert!(differ.held.get().is_some_and(|held| held.procs().is_none()));
-        assert_eq!(differ.pids_with(&[8]).expect("reads"), [7, 8]);
-        write(&v1, PROCS, "8\n");
-        let same = held();
-        assert!(same.held.get().is_some_and(|held| held.procs().is_some()));
-        write(&v2, PROCS, "8\n9\n");
-        assert_eq!(same.pids_with(&[8]).expect("reads"), [8, 9]);
-        // Somebody is put into v1's group alone.
-        write(&v1, PROCS, "8\n10\n");
-        assert_eq!(same.pids_with(&[8, 10]).expect("reads"), [8, 10]);
-        assert_eq!(same.pids_with(&[8]).expect("reads"), [8, 10], "v2 is asked no more");
+        let mounts = [("cgroup cgroup rw,pids", &v1), ("cgroup2 cgroup2 rw", &v2)];
+        let mounts = mounts.map(|(kind, at)| format!("1 2 0:3 / {} rw - {kind}\n", at.display())).concat();
+        write(&v1.join("a/c"), PROCS, "7\n8\n");
+        for (path, found) in [("a/c", vec![8]), ("c", vec![8]), ("b/c", vec![7, 8]), ("x", vec![7, 8])] {
+            write(&v2.join(path), PROCS, "8\n");
+            let places = format!("1:pids:/a/c\n0::/{path}\n");
+            let cgroup = test_hierarchies(&mounts, "").cgroup(&places).expect("a group");
+            assert_eq!(cgroup.pids_with(&[8]).expect("reads"), [7, 8], "nothing is held yet");
+            (0..2).for_each(|_| cgroup.hold());
+            assert_eq!(cgroup.pids_with(&[8]).expect("reads"), found, "{path}");
+            assert_eq!(cgroup.pids_with(&[7, 8]).expect("reads"), [7, 8], "7 is in v1's group alone");
+        }
     }
 
     #[test]
-    fn processes_that_were_moved_out_of_one_group_are_found_in_the_others() {
+    fn process_that_was_moved_out_of_one_group_is_found_in_another() {
         let directory = tempfile::tempdir().expect("tempdir");
         let at = |name: &str| directory.path().join(name);
         write(&at("pids/c"), PROCS, "");
@@ -389,6 +365,6 @@ mod tests {
         let mounts = ["pids", "memory", "cpu"].map(mount).concat();
         let cgroup = test_hierarchies(&mounts, "").cgroup("1:pids:/c\n2:memory:/c\n3:cpu:/shared\n").expect("a group");
         assert_eq!(cgroup.pids().expect("reads"), []);
-        assert_eq!(cgroup.pids_anywhere().expect("reads"), [7], "not what another path has");
+        assert_eq!(cgroup.pids_anywhere().expect("reads"), [7], "a group with another path does not count");
     }
 }

@@ -1,69 +1,66 @@
-//! What is held open of a group that is looked at again and again: the kernel goes through the directories of a path one
-//! by one, with locks that all groups share, and that takes longer than what is read at the end of it.
+//! Descriptors that stay open for groups that are read again and again.
+//!
+//! To open a file by its path the kernel walks the directories one by one, under locks that all groups share. That takes
+//! several times as long as reading the file.
 
 use rustix::fs::{Mode, OFlags, openat};
 use std::collections::HashMap;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use crate::files::Directory;
 
-/// How many descriptors are held, by all groups together.
+/// The number of descriptors that all groups together hold.
 static HELD: AtomicUsize = AtomicUsize::new(0);
 
-/// The share of what this process may open that is held at most: the rest is for what cannot do without.
+/// Held descriptors take at most one part in this many of the descriptors that the process may open. The rest is for
+/// what cannot do without one.
 const SHARE: u64 = 4;
 
-/// As many descriptors must be free as are needed more than those that only save time.
-const NEEDED_MORE: u64 = 64;
+/// A descriptor is held only while more than this many are free, since it only saves time.
+const LEAST_FREE: u64 = 64;
 
-/// What is read from here at once, and what the kernel has ready at once. What does not fit is read anew.
+/// How much of a held file is read at once. A file that may be longer is opened and read anew.
 const PIECE: usize = 4096;
 
-/// How many containers' statistics are held at most: some forty files each, of which the kernel has 4 kB of memory each.
+/// For at most this many containers the files of the statistics are held. A container has some eighteen of them, and
+/// each open one takes 4 kB of the kernel's memory.
 const WATCHED_MOST: usize = 16;
 
-/// How many are.
+/// The number of containers whose files are held for their statistics.
 static WATCHED: AtomicUsize = AtomicUsize::new(0);
 
-/// Descriptors of a container's groups.
+/// The open files that tell which processes are in a group and whether it is frozen.
 #[derive(Debug)]
 pub(crate) struct Held {
     directory: OwnedFd,
     procs: Option<OwnedFd>,
     freezer: Option<OwnedFd>,
-    /// Somebody was found in the container who is not in `procs`.
-    pub(crate) misses: AtomicBool,
 }
 
-/// A file or a directory, and what its path begins from.
+/// A directory, and the path of a file or directory below it.
 pub(crate) type At<'a> = (BorrowedFd<'a>, PathBuf);
 
 impl Held {
-    /// Whether less is held than may be.
+    /// Returns whether another descriptor may be held.
     pub(crate) fn has_room() -> bool {
         static MOST: OnceLock<usize> = OnceLock::new();
         let most = *MOST.get_or_init(|| {
             let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
             limit.map_or(usize::MAX, |limit| usize::try_from(limit / SHARE).unwrap_or(usize::MAX))
         });
-        HELD.load(Ordering::Relaxed) < most && sys::descriptors::free().is_ok_and(|free| free > NEEDED_MORE)
+        HELD.load(Ordering::Relaxed) < most && sys::descriptors::free().is_ok_and(|free| free > LEAST_FREE)
     }
 
-    /// Opens a group and those of its files that are given; `None` if the group is gone.
-    pub(crate) fn open(directory: &At<'_>, procs: Option<At<'_>>, freezer: Option<At<'_>>) -> Option<Held> {
+    /// Opens a group's directory and the given files. Returns `None` if the group is gone.
+    pub(crate) fn open(group: &At<'_>, procs: Option<At<'_>>, freezer: Option<At<'_>>) -> Option<Held> {
         let open = |(at, path): &At<'_>, flags| openat(at, path, flags | OFlags::CLOEXEC, Mode::empty()).ok();
-        let directory = open(directory, OFlags::PATH | OFlags::DIRECTORY)?;
+        let directory = open(group, OFlags::PATH | OFlags::DIRECTORY)?;
         let file = |file: At<'_>| open(&file, OFlags::RDONLY);
-        let held = Held {
-            directory,
-            procs: procs.and_then(file),
-            freezer: freezer.and_then(file),
-            misses: AtomicBool::new(false),
-        };
+        let held = Held { directory, procs: procs.and_then(file), freezer: freezer.and_then(file) };
         HELD.fetch_add(held.count(), Ordering::Relaxed);
         Some(held)
     }
@@ -72,17 +69,17 @@ impl Held {
         1 + usize::from(self.procs.is_some()) + usize::from(self.freezer.is_some())
     }
 
-    /// The group's directory.
+    /// Returns the group's directory.
     pub(crate) fn directory(&self) -> BorrowedFd<'_> {
         self.directory.as_fd()
     }
 
-    /// Who is in the group now, without those below it; `None` if that is not held, or cannot be read from here.
+    /// Reads which processes are in the group itself. Returns `None` if the file is not held or has to be read anew.
     pub(crate) fn procs(&self) -> Option<String> {
         text(self.procs.as_ref()?)
     }
 
-    /// What the freezer's file says now; `None` if it is not held, or cannot be read from here.
+    /// Reads the freezer's file. Returns `None` if the file is not held or has to be read anew.
     pub(crate) fn freezer(&self) -> Option<String> {
         text(self.freezer.as_ref()?)
     }
@@ -94,11 +91,11 @@ impl Drop for Held {
     }
 }
 
-/// A file's text, from its beginning.
+/// Reads a held file from its beginning. Returns `None` if it may be longer than what one read returns, or is gone.
 fn text(file: &OwnedFd) -> Option<String> {
     let mut room = [MaybeUninit::uninit(); PIECE];
     let (read, left) = rustix::io::pread(file, &mut room, 0).ok()?;
-    // The kernel gives what fits of lines that it makes one by one: is there little room left, there may be more.
+    // The kernel returns whole lines. If little room is left, another line may not have fitted.
     (left.len() > PIECE / 4).then(|| String::from_utf8_lossy(read).into_owned())
 }
 
@@ -107,7 +104,7 @@ fn text(file: &OwnedFd) -> Option<String> {
 pub(crate) struct Files(Mutex<HashMap<String, OwnedFd>>);
 
 impl Files {
-    /// What a file of `directory` says now; `None` if it is not there, or cannot be read from here.
+    /// Reads a file of `directory`. Returns `None` if it does not exist, cannot be held, or has to be read anew.
     pub(crate) fn read(&self, directory: &OwnedFd, name: &str) -> Option<String> {
         let mut files = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if !files.contains_key(name) {
@@ -129,22 +126,19 @@ impl Drop for Files {
     }
 }
 
-/// The directories of a container whose statistics are asked for again and again, by the mounts of their hierarchies.
+/// The directory, with its files, of a container whose statistics are read again and again.
 #[derive(Debug)]
-pub(crate) struct Watched(Vec<(usize, Arc<Directory>)>);
+pub(crate) struct Watched(pub(crate) Directory);
 
 impl Watched {
-    /// `None` if enough containers have one.
-    pub(crate) fn new(directories: impl FnOnce() -> Vec<(usize, Arc<Directory>)>) -> Option<Watched> {
-        if WATCHED.fetch_add(1, Ordering::Relaxed) < WATCHED_MOST {
-            return Some(Watched(directories()));
+    /// Keeps the directory that `open` returns. Returns `None` if it returns none or enough containers have one.
+    pub(crate) fn new(open: impl FnOnce() -> Option<Directory>) -> Option<Watched> {
+        let has_room = WATCHED.fetch_add(1, Ordering::Relaxed) < WATCHED_MOST;
+        let watched = has_room.then(open).flatten().map(|directory| Watched(directory.keeping_files()));
+        if watched.is_none() {
+            WATCHED.fetch_sub(1, Ordering::Relaxed);
         }
-        WATCHED.fetch_sub(1, Ordering::Relaxed);
-        None
-    }
-
-    pub(crate) fn directory(&self, mount: usize) -> Option<Arc<Directory>> {
-        self.0.iter().find(|(index, _)| *index == mount).map(|(_, directory)| directory.clone())
+        watched
     }
 }
 

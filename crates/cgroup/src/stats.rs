@@ -1,174 +1,160 @@
-//! One reading of a container's groups. v1 and v2 fill the same fields; what a version lacks is filled by its nearest
-//! equal, or left at zero (`docs/src/reference/stats.md` has the table).
+//! What a container uses. v1 and v2 fill the same fields. Where a version lacks a field, it gets the nearest figure
+//! that the version has, or zero (`docs/src/reference/stats.md` has the table).
 
 mod v1;
 mod v2;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::files::Directory;
-use crate::group::{Below, Cgroup};
+use crate::group::Cgroup;
 use crate::held::Watched;
 
 /// What a container uses and has used.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Stats {
-    /// CPU time.
+    /// CPU time, in nanoseconds.
     pub cpu: Cpu,
-    /// Memory.
+    /// Memory, in bytes.
     pub memory: Memory,
-    /// Block devices.
+    /// Input and output of block devices.
     pub blkio: Blkio,
-    /// Huge pages, by their size (`2MB`).
+    /// Huge pages, by their size, for example `2MB`.
     pub hugetlb: BTreeMap<String, Usage>,
-    /// Processes and threads now.
+    /// The present number of processes and threads.
     pub pids: u64,
-    /// How many there may be; 0 if there is no limit.
+    /// How many processes and threads are allowed; 0 means no limit.
     pub pids_limit: u64,
 }
 
 /// CPU time, in nanoseconds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Cpu {
-    /// All that has been used.
+    /// The total.
     pub total: u64,
-    /// By each CPU; empty on v2.
+    /// The share of each CPU; empty on v2.
     pub per_cpu: Vec<u64>,
-    /// In the kernel.
+    /// The share spent in the kernel.
     pub kernel: u64,
-    /// Outside it.
+    /// The share spent outside the kernel.
     pub user: u64,
-    /// Periods of the quota that have passed.
+    /// How many periods of the quota have passed.
     pub periods: u64,
-    /// Those in which the quota was used up.
+    /// In how many of them the quota was used up.
     pub throttled_periods: u64,
-    /// How long the container was held back.
+    /// How long the container was throttled.
     pub throttled_time: u64,
 }
 
-/// Something that is counted and limited.
+/// The use of a limited resource.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Now.
+    /// The present use.
     pub usage: u64,
-    /// The most that there was.
+    /// The greatest use so far.
     pub max_usage: u64,
     /// How often the limit was reached.
     pub failures: u64,
-    /// The limit; a very large number if there is none.
+    /// The limit; a very large number means no limit.
     pub limit: u64,
 }
 
 /// Memory, in bytes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Memory {
-    /// Of files.
+    /// The page cache.
     pub cache: u64,
-    /// All.
+    /// All memory.
     pub usage: Usage,
     /// Memory and swap together.
     pub swap: Usage,
-    /// The kernel's own for this container.
+    /// The kernel's own memory for this container.
     pub kernel: Usage,
-    /// The kernel's `memory.stat`.
+    /// The lines of the kernel's `memory.stat`.
     pub raw: Vec<(String, u64)>,
 }
 
-/// A count of one operation on one device.
+/// The count of one operation on one device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BlkioEntry {
-    /// The device.
+    /// The device's major number.
     pub major: u64,
-    /// The device.
+    /// The device's minor number.
     pub minor: u64,
-    /// `Read`, `Write`, …; empty if the count is of no operation.
+    /// The operation, for example `Read`; empty if the count is not for an operation.
     pub operation: String,
-    /// How much.
+    /// The count.
     pub value: u64,
 }
 
-/// Block devices.
+/// Input and output of block devices.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Blkio {
-    /// Bytes.
+    /// Bytes transferred.
     pub service_bytes: Vec<BlkioEntry>,
-    /// Operations.
+    /// Operations done.
     pub serviced: Vec<BlkioEntry>,
-    /// Operations that wait.
+    /// Operations waiting.
     pub queued: Vec<BlkioEntry>,
     /// Nanoseconds from dispatch to completion.
     pub service_time: Vec<BlkioEntry>,
-    /// Nanoseconds in queues.
+    /// Nanoseconds spent in queues.
     pub wait_time: Vec<BlkioEntry>,
-    /// Operations that became part of others.
+    /// Operations merged into others.
     pub merged: Vec<BlkioEntry>,
-    /// Milliseconds that the device was given.
+    /// Milliseconds for which the device was allotted.
     pub time: Vec<BlkioEntry>,
-    /// Sectors.
+    /// Sectors transferred.
     pub sectors: Vec<BlkioEntry>,
 }
 
-/// The controllers that are looked at.
+/// The controllers whose files are read.
 const CONTROLLERS: [&str; 5] = ["cpuacct", "memory", "blkio", "hugetlb", "pids"];
 
 impl Cgroup {
-    /// Reads what the container uses. What is gone, or not there on this host, is zero. Of a few containers that are asked
-    /// for again and again the files are held open: to open and to close them takes most of the time.
+    /// Reads what the container uses. Figures of a group that is gone, and of files that this host lacks, are zero.
+    ///
+    /// From the second call on, the files of v2's group are held open for a few containers, since opening and closing
+    /// them takes most of the time.
     pub fn stats(&self) -> io::Result<Stats> {
+        let v2 = self.place_v2().filter(|_| CONTROLLERS.iter().all(|controller| self.place_v1(controller).is_none()));
+        let Some(place) = v2 else { return self.read_stats(None) };
         if self.watched.get().is_none() && self.read.swap(true, Ordering::Relaxed) {
-            if let Some(watched) = Watched::new(|| self.directories_to_keep()) {
+            if let Some(watched) = Watched::new(|| self.open(place).ok().flatten()) {
                 let _ = self.watched.set(watched);
             }
         }
-        match self.watched.get().map(|watched| self.read_stats(Some(watched))).transpose()? {
+        match self.watched.get().map(|Watched(group)| self.read_stats(Some(group))).transpose()? {
             Some(stats) if stats.pids > 0 || stats.cpu.total > 0 => Ok(stats),
-            // The groups that are held, if any are, are gone: there may be others of their names by now.
+            // The held group has been removed, or none is held. Another group may have its path by now.
             _ => self.read_stats(None),
         }
     }
 
-    fn directories_to_keep(&self) -> Vec<(usize, Arc<Directory>)> {
-        let used = |place: &&Below| {
-            let controllers = &self.host.mounts[place.0].controllers;
-            let is_used = |name: &String| name == "cpu" || CONTROLLERS.contains(&name.as_str());
-            if controllers.is_empty() { self.needs_v2() } else { controllers.iter().any(is_used) }
-        };
-        let keep = |place: &Below| Some((place.0, Arc::new(self.open(place).ok()??.keeping_files())));
-        self.places.iter().filter(used).filter_map(keep).collect()
-    }
-
-    /// Whether a controller is not v1's.
-    fn needs_v2(&self) -> bool {
-        CONTROLLERS.iter().any(|controller| self.place_v1(controller).is_none())
-    }
-
-    fn read_stats(&self, watched: Option<&Watched>) -> io::Result<Stats> {
+    /// Reads all figures. `watched` is v2's group, if it is held.
+    fn read_stats(&self, watched: Option<&Directory>) -> io::Result<Stats> {
         let mut stats = Stats::default();
-        let open = |place: &Below| match watched.and_then(|watched| watched.directory(place.0)) {
-            Some(directory) => Ok(Some(directory)),
-            None => Ok::<_, io::Error>(self.open(place)?.map(Arc::new)),
+        let needs_v2 = || CONTROLLERS.iter().any(|controller| self.place_v1(controller).is_none());
+        let opened = match self.place_v2() {
+            Some(place) if watched.is_none() && needs_v2() => self.open(place)?,
+            _ => None,
         };
-        let unified = match self.place_v2().filter(|_| self.needs_v2()) {
-            Some(place) => open(place)?,
-            None => None,
-        };
-        let unified = unified.as_deref();
-        // One hierarchy has both, mostly.
+        let unified = watched.or(opened.as_ref());
+        // Mostly one hierarchy has both controllers.
         let both = self.place_v1("cpu").map(|(mount, _)| mount) == self.place_v1("cpuacct").map(|(mount, _)| mount);
         let cpu = |group: &Directory, cpu: &mut Cpu| {
             v1::cpu_usage(group, cpu)?;
             if both { v1::throttling(group, cpu) } else { Ok(()) }
         };
         let sizes = &self.host.hugepages;
-        // Each from its controller's group, of whichever version has it.
-        let v1 = |controller| self.place_v1(controller).map(&open).transpose().map(Option::flatten);
+        // Each figure comes from its controller's group, in the version that has the controller.
+        let v1 = |controller| self.place_v1(controller).map(|place| self.open(place)).transpose().map(Option::flatten);
         for controller in CONTROLLERS {
             let is_v1 = self.place_v1(controller).is_some();
             let group = v1(controller)?;
-            let Some(group) = (if is_v1 { group.as_deref() } else { unified }) else { continue };
+            let Some(group) = (if is_v1 { group.as_ref() } else { unified }) else { continue };
             match (controller, is_v1) {
                 ("cpuacct", true) => cpu(group, &mut stats.cpu)?,
                 ("cpuacct", false) => v2::cpu(group, &mut stats.cpu)?,
@@ -178,12 +164,12 @@ impl Cgroup {
                 ("blkio", false) => v2::blkio(group, &mut stats.blkio)?,
                 ("hugetlb", true) => v1::hugetlb(group, sizes, &mut stats.hugetlb)?,
                 ("hugetlb", false) => v2::hugetlb(group, sizes, &mut stats.hugetlb)?,
-                // The same on both versions.
+                // Both versions have the same files for `pids`.
                 _ => pids(group, &mut stats)?,
             }
         }
         if let Some(group) = v1("cpu")?.filter(|_| !both) {
-            // v2's has been read.
+            // v2's figures, which include throttling, have been read already.
             v1::throttling(&group, &mut stats.cpu)?;
         }
         Ok(stats)
@@ -196,8 +182,8 @@ fn pids(group: &Directory, stats: &mut Stats) -> io::Result<()> {
     Ok(())
 }
 
-/// CPU time of the whole host since its start, in nanoseconds, idle time included: the first line of `/proc/stat`
-/// (proc(5)). Guests' time is in that of users already.
+/// Reads the CPU time of the whole host since it started, in nanoseconds, including idle time: the first line of
+/// `/proc/stat` (proc(5)). The time of guests is part of the user time.
 pub fn system_cpu_time() -> io::Result<u64> {
     let text = sys::small_file::read_text(rustix::fs::CWD, "/proc/stat")?;
     parse_system(&text)
@@ -212,7 +198,7 @@ fn parse_system(text: &str) -> Option<u64> {
     fields.take(8).map(|field| field.parse::<u64>().ok()).sum()
 }
 
-/// Of clock ticks.
+/// Converts clock ticks to nanoseconds.
 fn nanoseconds(ticks: u64) -> u64 {
     let per_second = rustix::param::clock_ticks_per_second().max(1);
     ticks.saturating_mul(1_000_000_000 / per_second)
@@ -235,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn v1_files_are_read() {
+    fn stats_are_read_from_v1_files() {
         let directory = tempfile::tempdir().expect("tempdir");
         let path = directory.path();
         write(
@@ -265,7 +251,7 @@ mod tests {
         let cgroup = test_cgroup(&[("cpu,cpuacct,memory,blkio,hugetlb,pids", path)]);
         let stats = cgroup.stats().expect("reads");
         for _ in 0..3 {
-            assert_eq!(cgroup.stats().expect("reads"), stats, "from files that are held");
+            assert_eq!(cgroup.stats().expect("reads"), stats);
         }
         write(path, &[("pids.current", "9\n")]);
         assert_eq!(cgroup.stats().expect("reads").pids, 9);
@@ -288,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn v2_files_fill_the_same_fields() {
+    fn stats_are_read_from_v2_files() {
         let directory = tempfile::tempdir().expect("tempdir");
         let path = directory.path();
         let cpu = "usage_usec 1000\nuser_usec 700\nsystem_usec 300\nnr_periods 5\nnr_throttled 4\nthrottled_usec 6\n";
@@ -310,7 +296,13 @@ mod tests {
                 ("pids.max", "10\n"),
             ],
         );
-        let stats = test_cgroup(&[("", path)]).stats().expect("reads");
+        let cgroup = test_cgroup(&[("", path)]);
+        let stats = cgroup.stats().expect("reads");
+        for _ in 0..3 {
+            assert_eq!(cgroup.stats().expect("reads"), stats, "from files that are held");
+        }
+        write(path, &[("pids.current", "9\n")]);
+        assert_eq!(cgroup.stats().expect("reads").pids, 9);
         assert_eq!((stats.cpu.total, stats.cpu.user, stats.cpu.kernel), (1_000_000, 700_000, 300_000));
         assert_eq!((stats.cpu.periods, stats.cpu.throttled_periods, stats.cpu.throttled_time), (5, 4, 6000));
         assert_eq!(stats.memory.usage, Usage { usage: 4096, max_usage: 8192, failures: 2, limit: u64::MAX });
@@ -325,13 +317,13 @@ mod tests {
     }
 
     #[test]
-    fn a_group_that_is_gone_has_nothing() {
+    fn stats_of_a_removed_group_are_zero() {
         let gone = test_cgroup(&[("pids,memory", Path::new("/nonexistent")), ("", Path::new("/nonexistent"))]);
         assert_eq!(gone.stats().expect("no error"), Stats::default());
     }
 
     #[test]
-    fn the_hosts_time_includes_what_is_stolen_and_no_guest_twice() {
+    fn host_cpu_time_includes_steal_and_counts_guests_once() {
         assert_eq!(parse_system("cpu  1 2 3 4 5 6 7 8 9 10\ncpu0 1\n"), Some(36));
         assert_eq!(parse_system("intr 5\n"), None);
         assert!(system_cpu_time().expect("reads") > 0);
