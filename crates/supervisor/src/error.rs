@@ -1,4 +1,4 @@
-//! What can go wrong, typed by what a caller can do about it.
+//! Errors, typed by what a caller can do about them.
 
 use cgroup::LimitError;
 use oci::{Ability, BundleError, NameError, OciError, PathError, StdioError};
@@ -14,21 +14,21 @@ pub enum Error {
         /// As it was asked for.
         id: String,
     },
-    /// The container of this id is not there yet.
+    /// The container of this id is being created, or is being removed again.
     #[error("container {id} is being created, or removed again")]
     ContainerNotReady {
         /// As it was asked for.
         id: String,
     },
-    /// What its directory holds cannot be read, so that nothing can be done with it but removing it.
+    /// The daemon cannot read the container's directory. All that can be done with the container is to remove it.
     #[error("container {id} is broken and set aside: {reason}; SIGKILL to its init removes it")]
     Aside {
         /// The container.
         id: String,
-        /// What is wrong.
+        /// Why it cannot be read.
         reason: String,
     },
-    /// Nothing says whether a container was being made or had been started when its daemon ended.
+    /// No evidence says whether a container was being made or had been started when its daemon ended.
     #[error("nothing runs in container {id}, and nothing says whether it was ever started")]
     Unproven {
         /// The container.
@@ -50,13 +50,13 @@ pub enum Error {
         /// The process.
         process: String,
     },
-    /// A container has this id already.
+    /// Another container has this id.
     #[error("container {id} already exists")]
     ContainerExists {
         /// The container.
         id: String,
     },
-    /// A container that has ended has this id, because its runtime cannot delete it.
+    /// A container that has ended still has this id, because its runtime cannot delete it.
     #[error(
         "container {id} already exists: it has ended, and its runtime cannot delete it ({reason}); that is tried again, \
          and the id is free when it has succeeded"
@@ -67,7 +67,7 @@ pub enum Error {
         /// Why the last attempt failed.
         reason: String,
     },
-    /// A process of the container has this name already.
+    /// Another process of the container has this name.
     #[error("container {id} already has a process {process}")]
     ProcessExists {
         /// The container.
@@ -80,7 +80,7 @@ pub enum Error {
     Name {
         /// Which one.
         field: &'static str,
-        /// What was given, shortened if it is long.
+        /// The value, shortened if it is long.
         value: String,
         /// Why.
         reason: NameError,
@@ -90,7 +90,7 @@ pub enum Error {
     Argument {
         /// Which one.
         field: &'static str,
-        /// What was given.
+        /// The value.
         value: String,
         /// Why.
         reason: &'static str,
@@ -114,7 +114,7 @@ pub enum Error {
         /// The OCI name of the state it is in.
         state: &'static str,
     },
-    /// A group above the container's is frozen, and not by this supervisor.
+    /// Another program has frozen a group above the container's.
     #[error("cannot resume container {id}: the control group {} above it is frozen; thaw that first", group.display())]
     FrozenAbove {
         /// The container.
@@ -122,10 +122,10 @@ pub enum Error {
         /// The frozen group.
         group: std::path::PathBuf,
     },
-    /// The OCI runtime is not there.
+    /// The OCI runtime is not installed.
     #[error("{0} not installed on system")]
     RuntimeMissing(String),
-    /// The OCI runtime has no such command.
+    /// The OCI runtime lacks a command or a flag.
     #[error("{runtime} cannot {}", ability.name())]
     Inability {
         /// The runtime.
@@ -133,42 +133,42 @@ pub enum Error {
         /// What it cannot do.
         ability: Ability,
     },
-    /// No checkpoint is there.
+    /// There is no such checkpoint.
     #[error("no checkpoint {}", path.display())]
     CheckpointNotFound {
-        /// Where it would be.
+        /// Its path.
         path: std::path::PathBuf,
     },
-    /// A checkpoint is not as it was when it was made.
+    /// A checkpoint has changed since it was made.
     #[error("the checkpoint is damaged: {0}")]
     CheckpointDamaged(PathError),
-    /// A checkpoint of this name is there, or is being made.
+    /// A checkpoint of this name exists, or is being made.
     #[error("{0}")]
     CheckpointExists(String),
-    /// The program that makes checkpoints is not there.
+    /// The program that makes checkpoints is not installed.
     #[error("criu not installed on system: it must be in the PATH of this program")]
     CriuMissing,
-    /// The container has no control groups that could be read or changed.
+    /// The container has no control groups of its own.
     #[error("container {id} has no cgroup of its own")]
     NoCgroup {
         /// The container.
         id: String,
     },
-    /// A limit is not to be had.
+    /// A limit cannot be set.
     #[error("container {id}: {source}")]
     Limit {
         /// The container.
         id: String,
-        /// Which one, and why.
+        /// The limit, and why.
         source: LimitError,
     },
-    /// The OCI runtime failed; its own words.
+    /// The OCI runtime failed; its message.
     #[error("{0}")]
     Runtime(String),
     /// A runtime call did not end in time and was killed.
     #[error("{0}")]
     RuntimeTimeout(OciError),
-    /// So few descriptors are left that they are kept for what runs.
+    /// The daemon has few descriptors left, and keeps them for ending what runs.
     #[error(
         "no more can be started: {free} of the {limit} descriptors that this daemon may open (RLIMIT_NOFILE) are left, which \
          are kept for ending what runs; end containers, or start the daemon with a higher limit (LimitNOFILE= in its unit)"
@@ -187,10 +187,10 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
-    /// The shim failed; its own words.
+    /// The shim failed; its message.
     #[error("{0}")]
     Shim(String),
-    /// It did not start in time and was killed.
+    /// A container or process did not start in time and was killed.
     #[error("not started in time")]
     StartTimeout {
         /// The container.
@@ -214,13 +214,13 @@ pub enum Error {
         /// How long it was waited for.
         limit: std::time::Duration,
     },
-    /// A file of ours.
+    /// A file of the daemon's.
     #[error(transparent)]
     File(#[from] PathError),
-    /// The journal cannot be written, and what is not in the journal has not happened.
+    /// The journal cannot be written. An operation whose event is not in the journal has not happened.
     #[error(transparent)]
     Journal(#[from] JournalError),
-    /// Something else that this program needs of the kernel.
+    /// Another request to the kernel failed.
     #[error("{operation}: {source}")]
     System {
         /// What was being done.
@@ -231,7 +231,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// What the kernel said, where it said something.
+    /// The kernel's error, if there is one.
     pub(crate) fn io(&self) -> Option<&std::io::Error> {
         match self {
             Error::File(e) | Error::CheckpointDamaged(e) => Some(&e.source),
@@ -243,12 +243,12 @@ impl Error {
         }
     }
 
-    /// Whether this machine has run out of something, so that the same may work later.
+    /// Whether the machine has run out of something, so that the operation may succeed later.
     pub fn is_exhausted(&self) -> bool {
         matches!(self, Error::Descriptors { .. }) || self.io().is_some_and(sys::exhausted::is_exhausted)
     }
 
-    /// For `map_err` on I/O that concerns no particular file.
+    /// For `map_err` on an I/O error that concerns no particular file.
     pub(crate) fn system<E: Into<std::io::Error>>(operation: &'static str) -> impl FnOnce(E) -> Error {
         move |source| Error::System { operation, source: source.into() }
     }
@@ -266,7 +266,7 @@ impl From<OciError> for Error {
     }
 }
 
-/// A value as it is repeated in a message: not without end.
+/// The beginning of a value, for a message.
 pub(crate) fn shorten(value: &str) -> String {
     match value.char_indices().nth(64) {
         Some((end, _)) => format!("{}…", &value[..end]),

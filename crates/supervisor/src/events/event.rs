@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_as_the_contract_has_it() {
+    fn event_is_written_as_the_contract_says() {
         let event = Event {
             id: "c".into(),
             kind: EventKind::Exit,

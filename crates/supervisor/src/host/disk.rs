@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_panic_is_passed_on_and_the_threads_go_on() {
+    async fn panic_is_passed_on_and_threads_go_on() {
         let failed = tokio::spawn(on_disk(|| panic!("on purpose"))).await;
         assert!(failed.expect_err("panics").is_panic());
         assert_eq!(on_disk(|| 1).await.expect("runs"), 1);

@@ -1,5 +1,5 @@
-//! Tells when a shim has written `pid`, without polling: one inotify instance for all process directories
-//! (inotify(7)), made when it is first needed. The file appears whole, by a rename.
+//! Waiting until a shim has written `pid`, without polling. One inotify instance watches all process directories (inotify(7)); it is
+//! made when it is first needed. The file appears whole, by a rename.
 //!
 //! Instances and watches are limited for each user (`fs.inotify.max_user_instances`, `max_user_watches`), and other programs
 //! may have used them up. Then the daemon makes a FIFO `.ready` in the process directory, to which the shim writes.
@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
 
-/// What a shim opens when it has written `pid`, if it is there.
+/// The FIFO that a shim opens when it has written `pid`, if the FIFO exists.
 const READY: &str = ".ready";
 
 type Waiting = Arc<Mutex<HashMap<i32, oneshot::Sender<()>>>>;
@@ -31,26 +31,24 @@ pub(crate) struct PidWatcher {
 /// The watch of one directory, which ends when this is dropped.
 #[derive(Debug)]
 pub(crate) enum PidWatch<'a> {
-    /// By inotify.
+    /// The kernel reports the file by inotify.
     Watched {
         watcher: &'a PidWatcher,
         instance: Arc<AsyncFd<OwnedFd>>,
         descriptor: i32,
         written: oneshot::Receiver<()>,
     },
-    /// By a FIFO, of which this is the reading end.
-    Told(AsyncFd<OwnedFd>),
+    /// The shim reports the file through a FIFO, of which this is the reading end.
+    Reported(AsyncFd<OwnedFd>),
 }
 
 impl PidWatcher {
-    /// Watches `directory`. What was written before is not seen. Must be called within the runtime.
+    /// Watches `directory`. A file that was written before is not reported. Must be called within a tokio runtime.
     pub(crate) fn watch(&self, directory: &Path) -> io::Result<PidWatch<'_>> {
         match self.watch_by_inotify(directory) {
             Err(Errno::MFILE | Errno::NFILE | Errno::NOSPC | Errno::NOMEM) => {
-                tracing::debug!(
-                    "no inotify watch is to be had (fs.inotify in sysctl): the shim is heard through a FIFO"
-                );
-                Ok(PidWatch::Told(listen(directory)?))
+                tracing::debug!("no inotify watch is left (fs.inotify in sysctl): the shim reports through a FIFO");
+                Ok(PidWatch::Reported(listen(directory)?))
             }
             result => Ok(result?),
         }
@@ -85,7 +83,7 @@ impl PidWatcher {
     }
 }
 
-/// Hands on all events, as long as the runtime lives.
+/// Dispatches all events, as long as the tokio runtime lives.
 async fn dispatch_all(instance: Arc<AsyncFd<OwnedFd>>, waiting: Waiting) {
     while let Ok(mut ready) = instance.readable().await {
         if let Err(e) = dispatch(&instance, &waiting) {
@@ -108,10 +106,10 @@ impl PidWatch<'_> {
     pub(crate) async fn written(&mut self) {
         let written = match self {
             PidWatch::Watched { written, .. } => written.await.is_ok(),
-            PidWatch::Told(fifo) => fifo.readable().await.is_ok(),
+            PidWatch::Reported(fifo) => fifo.readable().await.is_ok(),
         };
         if !written {
-            // What hands on the events is gone, which it never is before the runtime.
+            // The task that dispatches events has gone, which happens only when the tokio runtime ends.
             std::future::pending::<()>().await;
         }
     }
@@ -121,7 +119,7 @@ impl Drop for PidWatch<'_> {
     fn drop(&mut self) {
         if let PidWatch::Watched { watcher, instance, descriptor, .. } = self {
             watcher.lock().remove(descriptor);
-            // Fails if the directory is gone, and the watch with it.
+            // This fails if the directory is gone, and the watch with it.
             let _ = inotify::remove_watch(&**instance, *descriptor);
         }
     }
@@ -139,7 +137,7 @@ fn dispatch(inotify: &AsyncFd<OwnedFd>, waiting: &Waiting) -> io::Result<()> {
         };
         let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
         if event.events().contains(ReadFlags::QUEUE_OVERFLOW) {
-            // Which were lost is not known: all look for themselves.
+            // Nobody knows which events were lost: wake all, so that each looks for its file.
             for (_, sender) in waiting.drain() {
                 let _ = sender.send(());
             }
@@ -156,7 +154,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn only_the_renamed_file_wakes() {
+    async fn rename_to_pid_wakes_and_other_files_do_not() {
         let directory = tempfile::tempdir().expect("tempdir");
         let watcher = PidWatcher::default();
         let mut watch = watcher.watch(directory.path()).expect("watches");
@@ -172,9 +170,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn fifo_tells_as_soon_as_it_is_written_to() {
+    async fn fifo_reports_as_soon_as_it_is_written_to() {
         let directory = tempfile::tempdir().expect("tempdir");
-        let mut watch = PidWatch::Told(listen(directory.path()).expect("makes a FIFO"));
+        let mut watch = PidWatch::Reported(listen(directory.path()).expect("makes a FIFO"));
         let silent = tokio::time::timeout(std::time::Duration::from_millis(20), watch.written()).await;
         assert!(silent.is_err(), "nothing has been written");
         std::fs::write(directory.path().join(READY), "\n").expect("writes");

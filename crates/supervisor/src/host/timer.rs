@@ -4,15 +4,15 @@ use hdrhistogram::Histogram;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The rates are moved on in steps of this length.
+/// The length of the steps in which the rates are brought up to date.
 const TICK: Duration = Duration::from_secs(5);
-/// What the rates look back on, in seconds: 1, 5 and 15 minutes.
+/// The windows of the rates, in seconds: 1, 5 and 15 minutes.
 const WINDOWS: [f64; 3] = [60.0, 300.0, 900.0];
 
-/// Quantiles that a reading has.
+/// The quantiles of a reading.
 pub(crate) const QUANTILES: [f64; 5] = [0.5, 0.75, 0.95, 0.99, 0.999];
 
-/// Counts durations, all since it was made. It needs no clock tick of its own: rates are moved on when they are used.
+/// Counts durations since it was made. It needs no clock tick of its own: the rates are brought up to date when they are used.
 #[derive(Debug)]
 pub struct Timer(Mutex<Inner>);
 
@@ -24,16 +24,16 @@ struct Inner {
     made: Instant,
     ticked: Instant,
     since_tick: u64,
-    /// A second; `None` before the first tick.
+    /// Events per second; `None` before the first tick.
     rates: Option<[f64; 3]>,
 }
 
-/// A timer as it was at one moment. Durations are in nanoseconds, rates in events a second.
+/// A timer at one moment. Durations are in nanoseconds, rates in events per second.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Reading {
-    /// How often.
+    /// The number of durations.
     pub count: u64,
-    /// All together.
+    /// Their sum.
     pub sum: u64,
     /// The shortest.
     pub min: u64,
@@ -43,18 +43,18 @@ pub struct Reading {
     pub mean: f64,
     /// The standard deviation.
     pub stddev: f64,
-    /// Quantiles: which, and the duration.
+    /// Pairs of a quantile and its duration.
     pub quantiles: [(f64, u64); 5],
-    /// Over the last 1, 5 and 15 minutes, the newest counting most.
+    /// Rates over the last 1, 5 and 15 minutes; newer events weigh more.
     pub rates: [f64; 3],
-    /// Since the timer was made.
+    /// The rate since the timer was made.
     pub mean_rate: f64,
 }
 
 impl Default for Timer {
     fn default() -> Timer {
         let now = Instant::now();
-        // Two significant digits always are valid.
+        // Two significant digits are always valid.
         let histogram = Histogram::new(2).unwrap_or_else(|_| unreachable!("two digits are allowed"));
         let inner = Inner { histogram, sum: Duration::ZERO, made: now, ticked: now, since_tick: 0, rates: None };
         Timer(Mutex::new(inner))
@@ -62,7 +62,7 @@ impl Default for Timer {
 }
 
 impl Timer {
-    /// Counts one that took so long.
+    /// Counts a duration.
     pub fn record(&self, duration: Duration) {
         self.record_at(duration, Instant::now());
     }
@@ -81,7 +81,7 @@ impl Timer {
         let mut inner = self.lock();
         inner.tick(now);
         let nanoseconds = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-        // It grows as is needed, which fails for want of memory only.
+        // The histogram grows as needed, which fails only if there is no memory.
         if inner.histogram.record(nanoseconds.max(1)).is_err() {
             inner.histogram.saturating_record(nanoseconds);
         }
@@ -110,7 +110,7 @@ impl Timer {
 }
 
 impl Inner {
-    /// Moves the rates on: exponentially weighted averages, as the kernel's load averages are.
+    /// Brings the rates up to date. They are exponentially weighted averages, as the kernel's load averages are.
     fn tick(&mut self, now: Instant) {
         let ticks = now.saturating_duration_since(self.ticked).as_secs() / TICK.as_secs();
         if ticks == 0 {
@@ -124,7 +124,7 @@ impl Inner {
                 Some(rates) => current + kept * (rates[i] - current),
                 None => current,
             };
-            // The others were silent.
+            // Nothing happened in the other steps.
             after_first * kept.powf((ticks - 1) as f64)
         }));
         self.since_tick = 0;
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reading_describes_what_was_recorded() {
+    fn reading_describes_the_recorded_durations() {
         let timer = Timer::default();
         assert_eq!((timer.read().count, timer.read().min, timer.read().max), (0, 0, 0));
         for milliseconds in 1..=100 {
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn any_duration_can_be_recorded() {
+    fn extreme_durations_are_recorded() {
         let timer = Timer::default();
         timer.record(Duration::ZERO);
         timer.record(Duration::MAX);

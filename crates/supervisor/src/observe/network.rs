@@ -17,10 +17,10 @@ pub struct Interface {
     pub tx_dropped: u64,
 }
 
-/// The interfaces that the process sees, if it is still the one that started at `starttime`; otherwise none.
+/// The interfaces that a process sees, if it is still the process that started at `starttime`; otherwise none.
 pub(crate) fn interfaces(pid: u32, starttime: u64) -> io::Result<Vec<Interface>> {
     let Some(text) = sys::procfs::read(pid, "net/dev").or_else(of_the_dead)? else { return Ok(Vec::new()) };
-    // Looked at after the reading: if it is the right one now, it was then.
+    // Checked after the reading: if the process is the right one now, it was the right one then.
     match sys::procfs::stat(pid)? {
         Some(stat) if stat.starttime == starttime && !stat.is_dead() => Ok(parse(&text)),
         _ => Ok(Vec::new()),
@@ -35,7 +35,7 @@ fn of_the_dead(error: sys::Errno) -> Result<Option<String>, sys::Errno> {
 fn parse(text: &str) -> Vec<Interface> {
     text.lines()
         .filter_map(|line| {
-            // Names may have a colon in them, numbers have none.
+            // A name may contain a colon, a number cannot.
             let (name, numbers) = line.rsplit_once(':')?;
             let mut numbers = numbers.split_ascii_whitespace().map(|number| number.parse::<u64>().ok());
             let mut next = |skip: usize| numbers.nth(skip).flatten();
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_process_that_is_meant_counts() {
+    fn process_with_another_start_time_has_no_interfaces() {
         let me = std::process::id();
         let starttime = sys::procfs::stat(me).expect("proc").expect("alive").starttime;
         assert!(interfaces(me, starttime).expect("reads").iter().any(|interface| interface.name == "lo"));

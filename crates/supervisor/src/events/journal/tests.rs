@@ -23,7 +23,7 @@ fn lines(directory: &Path) -> usize {
 }
 
 #[tokio::test]
-async fn the_file_is_kept_to_its_count() {
+async fn file_is_brought_down_to_the_retained_count() {
     let directory = tempfile::tempdir().expect("tempdir");
     let journal = Journal::open(directory.path(), 10).expect("opens");
     journal.recovered();
@@ -44,7 +44,7 @@ async fn the_file_is_kept_to_its_count() {
 }
 
 #[tokio::test]
-async fn what_recovery_needs_is_not_trimmed() {
+async fn events_that_recovery_needs_are_not_trimmed() {
     let directory = tempfile::tempdir().expect("tempdir");
     let journal = Journal::open(directory.path(), 5).expect("opens");
     journal.recovered();
@@ -113,7 +113,7 @@ async fn nothing_is_seen_before_what_is_held() {
 }
 
 #[tokio::test]
-async fn who_falls_behind_is_told_where_to_go_on() {
+async fn slow_subscriber_learns_where_to_go_on() {
     let directory = tempfile::tempdir().expect("tempdir");
     let journal = Journal::open(directory.path(), 10).expect("opens");
     journal.recovered();
@@ -136,7 +136,7 @@ async fn who_falls_behind_is_told_where_to_go_on() {
 }
 
 #[tokio::test]
-async fn a_replay_longer_than_any_queue_does_not_disturb_others() {
+async fn long_replay_does_not_disturb_other_subscribers() {
     let directory = tempfile::tempdir().expect("tempdir");
     let journal = Journal::open(directory.path(), 0).expect("opens");
     for n in 0..5000 {
