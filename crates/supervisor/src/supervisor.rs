@@ -58,21 +58,36 @@ struct Services {
     call_timeout: Duration,
 }
 
-impl Services {
-    fn new(config: &Config, shim: Shim, journal: Arc<Journal>, boot_id: String) -> Result<Services, Error> {
+/// The services that others are made of.
+struct Base {
+    registry: Arc<Registry>,
+    journal: Arc<Journal>,
+    runtimes: Arc<Runtimes>,
+    hierarchies: Arc<Hierarchies>,
+    tasks: Tasks,
+    metrics: Arc<Metrics>,
+    deleter: Arc<Deleter>,
+    remover: Arc<Remover>,
+    exits: Arc<Exits>,
+    boot_id: String,
+    call_timeout: Duration,
+}
+
+impl Base {
+    fn new(
+        config: &Config,
+        journal: Arc<Journal>,
+        boot_id: String,
+        recovered: &Arc<SetOnce<()>>,
+    ) -> Result<Base, Error> {
         let call_timeout = config.call_timeout;
-        let (tasks, metrics, recovered) = (Tasks::default(), Arc::new(Metrics::default()), Arc::new(SetOnce::new()));
+        let (tasks, metrics) = (Tasks::default(), Arc::new(Metrics::default()));
         let registry = Arc::new(Registry::new(&config.state_dir));
         let runtimes = Arc::new(Runtimes::new(config));
         let hierarchies = Arc::new(Hierarchies::read().map_err(Error::system("read the cgroup mounts"))?);
-        let launcher = Arc::new(Launcher::new(shim, tasks.clone()));
-        let deleter = Arc::new(Deleter::new(
-            registry.clone(),
-            runtimes.clone(),
-            hierarchies.clone(),
-            tasks.clone(),
-            call_timeout,
-        ));
+        let deleter =
+            Deleter::new(registry.clone(), runtimes.clone(), hierarchies.clone(), tasks.clone(), call_timeout);
+        let deleter = Arc::new(deleter);
         let remover = Arc::new(Remover {
             registry: registry.clone(),
             journal: journal.clone(),
@@ -88,75 +103,118 @@ impl Services {
             metrics: metrics.clone(),
             recovered: recovered.clone(),
         });
-        let freezer = Arc::new(Freezer { journal: journal.clone(), tasks: tasks.clone(), call_timeout });
-        let checkpointer = Arc::new(Checkpointer {
-            registry: registry.clone(),
-            runtimes: runtimes.clone(),
-            freezer: freezer.clone(),
-            tasks: tasks.clone(),
-            call_timeout,
-        });
-        let asides = Arc::new(Asides {
-            registry: registry.clone(),
-            journal: journal.clone(),
-            runtimes: runtimes.clone(),
-            hierarchies: hierarchies.clone(),
-            deleter: deleter.clone(),
-            remover: remover.clone(),
-            checkpointer: checkpointer.clone(),
-            boot_id: boot_id.clone(),
-        });
-        let creator = Arc::new(Creator {
-            registry: registry.clone(),
-            journal: journal.clone(),
-            runtimes: runtimes.clone(),
-            launcher: launcher.clone(),
-            hierarchies: hierarchies.clone(),
-            deleter: deleter.clone(),
-            remover: remover.clone(),
-            exits: exits.clone(),
-            tasks: tasks.clone(),
-            metrics: metrics.clone(),
-            boot_id: boot_id.clone(),
-        });
-        let execs = Arc::new(Execs {
-            journal: journal.clone(),
-            launcher,
-            remover: remover.clone(),
-            exits: exits.clone(),
-            metrics: metrics.clone(),
-        });
-        let recovery = Arc::new(Recovery {
-            registry: registry.clone(),
-            journal: journal.clone(),
-            runtimes: runtimes.clone(),
-            hierarchies,
-            deleter: deleter.clone(),
-            remover,
-            exits,
-            freezer: freezer.clone(),
-            checkpointer: checkpointer.clone(),
-            asides: asides.clone(),
-            tasks: tasks.clone(),
-            boot_id,
-            replaces: config.replaces,
-        });
-        let updater = Updater { runtimes, tasks: tasks.clone(), call_timeout };
-        let observer = Arc::new(Observer::new(registry.clone(), freezer.clone()));
-        Ok(Services {
+        Ok(Base {
             registry,
             journal,
+            runtimes,
+            hierarchies,
             tasks,
             metrics,
             deleter,
+            remover,
+            exits,
+            boot_id,
+            call_timeout,
+        })
+    }
+
+    fn creator(&self, launcher: Arc<Launcher>) -> Creator {
+        Creator {
+            registry: self.registry.clone(),
+            journal: self.journal.clone(),
+            runtimes: self.runtimes.clone(),
+            launcher,
+            hierarchies: self.hierarchies.clone(),
+            deleter: self.deleter.clone(),
+            remover: self.remover.clone(),
+            exits: self.exits.clone(),
+            tasks: self.tasks.clone(),
+            metrics: self.metrics.clone(),
+            boot_id: self.boot_id.clone(),
+        }
+    }
+
+    fn execs(&self, launcher: Arc<Launcher>) -> Execs {
+        Execs {
+            journal: self.journal.clone(),
+            launcher,
+            remover: self.remover.clone(),
+            exits: self.exits.clone(),
+            metrics: self.metrics.clone(),
+        }
+    }
+
+    fn checkpointer(&self, freezer: Arc<Freezer>) -> Checkpointer {
+        Checkpointer {
+            registry: self.registry.clone(),
+            runtimes: self.runtimes.clone(),
             freezer,
-            creator,
-            execs,
-            updater,
+            tasks: self.tasks.clone(),
+            call_timeout: self.call_timeout,
+        }
+    }
+
+    fn asides(&self, checkpointer: Arc<Checkpointer>) -> Asides {
+        Asides {
+            registry: self.registry.clone(),
+            journal: self.journal.clone(),
+            runtimes: self.runtimes.clone(),
+            hierarchies: self.hierarchies.clone(),
+            deleter: self.deleter.clone(),
+            remover: self.remover.clone(),
+            checkpointer,
+            boot_id: self.boot_id.clone(),
+        }
+    }
+
+    fn recovery(
+        &self,
+        (freezer, checkpointer): (Arc<Freezer>, Arc<Checkpointer>),
+        asides: Arc<Asides>,
+        replaces: bool,
+    ) -> Recovery {
+        Recovery {
+            registry: self.registry.clone(),
+            journal: self.journal.clone(),
+            runtimes: self.runtimes.clone(),
+            hierarchies: self.hierarchies.clone(),
+            deleter: self.deleter.clone(),
+            remover: self.remover.clone(),
+            exits: self.exits.clone(),
+            freezer,
             checkpointer,
             asides,
-            observer,
-            recovery,
+            tasks: self.tasks.clone(),
+            boot_id: self.boot_id.clone(),
+            replaces,
+        }
+    }
+}
+
+impl Services {
+    fn new(config: &Config, shim: Shim, journal: Arc<Journal>, boot_id: String) -> Result<Services, Error> {
+        let recovered = Arc::new(SetOnce::new());
+        let base = Base::new(config, journal, boot_id, &recovered)?;
+        let (tasks, call_timeout) = (base.tasks.clone(), base.call_timeout);
+        let launcher = Arc::new(Launcher::new(shim, tasks.clone()));
+        let freezer = Arc::new(Freezer { journal: base.journal.clone(), tasks: tasks.clone(), call_timeout });
+        let checkpointer = Arc::new(base.checkpointer(freezer.clone()));
+        let asides = Arc::new(base.asides(checkpointer.clone()));
+        let recovery = base.recovery((freezer.clone(), checkpointer.clone()), asides.clone(), config.replaces);
+        Ok(Services {
+            creator: Arc::new(base.creator(launcher.clone())),
+            execs: Arc::new(base.execs(launcher)),
+            updater: Updater { runtimes: base.runtimes.clone(), tasks: tasks.clone(), call_timeout },
+            observer: Arc::new(Observer::new(base.registry.clone(), freezer.clone())),
+            recovery: Arc::new(recovery),
+            registry: base.registry,
+            journal: base.journal,
+            metrics: base.metrics,
+            deleter: base.deleter,
+            tasks,
+            freezer,
+            checkpointer,
+            asides,
             recovered,
             call_timeout,
         })
