@@ -2,6 +2,7 @@
 
 use alloc::format;
 use alloc::string::{String, ToString};
+use contract::process_files::CONSOLE;
 use core::mem::MaybeUninit;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::{self, IoSliceMut};
@@ -11,8 +12,6 @@ use rustix::net::{
 };
 
 use crate::error::{Context, Failure};
-
-const NAME: &str = ".console";
 
 /// A listening socket in the process directory.
 #[derive(Debug)]
@@ -28,7 +27,7 @@ impl ConsoleSocket {
         let what = || "make the console socket".to_string();
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let listener = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).context(what)?;
-        let address = SocketAddrUnix::new(NAME).context(what)?;
+        let address = SocketAddrUnix::new(CONSOLE).context(what)?;
         bind(&listener, &address).context(what)?;
         listen(&listener, 1).context(what)?;
         Ok(ConsoleSocket { listener, connection: None })
@@ -37,7 +36,7 @@ impl ConsoleSocket {
     /// A path for the runtime that fits into 108 bytes wherever the process directory is, and whatever
     /// directory the runtime has changed into.
     pub(crate) fn path(&self) -> String {
-        format!("/proc/{}/cwd/{NAME}", rustix::process::getpid().as_raw_nonzero())
+        format!("/proc/{}/cwd/{CONSOLE}", rustix::process::getpid().as_raw_nonzero())
     }
 
     /// The descriptor to wait on next.
@@ -76,6 +75,6 @@ impl ConsoleSocket {
 
 impl Drop for ConsoleSocket {
     fn drop(&mut self) {
-        let _ = rustix::fs::unlink(NAME);
+        let _ = rustix::fs::unlink(CONSOLE);
     }
 }

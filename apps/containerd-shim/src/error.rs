@@ -1,8 +1,9 @@
 //! What can go wrong before the process runs, and how it reaches the daemon: lines of `shim-log.json`.
 //! Once the process runs nothing is fatal any more; then there are only warnings.
 
-use alloc::format;
 use alloc::string::{String, ToString};
+use contract::process_files::SHIM_LOG;
+use contract::{FailureKind, error_line, warning_line};
 use core::fmt;
 use sys::{Errno, Explained};
 
@@ -41,16 +42,16 @@ impl fmt::Display for Failure {
 }
 
 impl Failure {
-    /// Writes the failure down for the daemon.
+    /// Writes the failure into the shim's log, for the daemon.
     pub(crate) fn log(&self) {
         let kind = match self {
-            Failure::Stdio(..) => "stdio",
-            Failure::Runtime(_) => "runtime",
-            Failure::NoRuntime(_) => "no-runtime",
-            Failure::Request(_) => "request",
-            _ => "system",
+            Failure::Stdio(..) => FailureKind::Stdio,
+            Failure::Runtime(_) => FailureKind::Runtime,
+            Failure::NoRuntime(_) => FailureKind::NoRuntime,
+            Failure::Request(_) => FailureKind::Request,
+            _ => FailureKind::System,
         };
-        write_line("error", &self.to_string(), Some(kind));
+        write(&error_line(kind, &self.to_string()));
     }
 }
 
@@ -65,21 +66,17 @@ impl<T> Context<T> for Result<T, Errno> {
     }
 }
 
-/// Writes down something that did not stop the shim.
+/// Writes something that does not stop the shim into the shim's log.
 pub(crate) fn warn(message: &str) {
-    write_line("warning", message, None);
+    write(&warning_line(message));
 }
 
-fn write_line(level: &str, message: &str, kind: Option<&str>) {
-    // Strings always serialize.
-    let message = serde_json::to_string(message).unwrap_or_default();
-    let kind = kind.map(|kind| format!(",\"kind\":\"{kind}\"")).unwrap_or_default();
-    let line = format!("{{\"level\":\"{level}\",\"msg\":{message}{kind}}}\n");
+fn write(line: &str) {
     // Unit tests have no process directory.
     #[cfg(test)]
     std::eprint!("{line}");
-    // There is nowhere else to say it.
+    // If the log cannot be written, there is no other place for the message.
     if !cfg!(test) {
-        let _ = files::append("shim-log.json", line.as_bytes());
+        let _ = files::append(SHIM_LOG, line.as_bytes());
     }
 }

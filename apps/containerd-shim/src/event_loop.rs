@@ -5,8 +5,9 @@
 //! are read for themselves (children, control, console, the container's init, a reader's coming).
 
 use alloc::format;
-use alloc::string::String;
 use alloc::vec::Vec;
+use contract::process_files::{CONTROL, EXIT};
+use contract::{Command, ConsoleSize, Decoder, Request, UnknownCommand, status};
 use core::time::Duration;
 use failpoint::{Point, reach};
 use rustix::fd::{AsRawFd, OwnedFd};
@@ -28,7 +29,7 @@ use crate::oci::{self, ProcessStdio, Target};
 use crate::oom::OomCount;
 use crate::output::{Ended, Output, READER_WAIT};
 use crate::poller::{Poller, Ready, Token};
-use crate::request::{ConsoleSize, Request};
+use crate::request;
 use crate::stdio::{Direction, Opened, open_client, process_pipe, set_nonblocking};
 
 /// How many seconds to wait before the status is written again, where it could not be: nothing tells when it can.
@@ -43,13 +44,6 @@ const CHILDREN_LIMIT: Duration = Duration::from_secs(5);
 /// Another descriptor of the same open file.
 fn copy(fd: &OwnedFd) -> io::Result<OwnedFd> {
     rustix::io::fcntl_dupfd_cloexec(fd, 3)
-}
-
-/// A request on `control`.
-#[derive(Debug, PartialEq, Eq)]
-enum Command {
-    CloseStdin,
-    Resize { columns: u16, rows: u16 },
 }
 
 /// Whose end ends everything else.
@@ -72,7 +66,7 @@ pub(crate) struct Shim {
     poller: Poller,
     children: SignalFd,
     control: OwnedFd,
-    control_rest: Vec<u8>,
+    commands: Decoder,
     /// Held open for as long as the process is not over.
     _exit: OwnedFd,
     console: Option<ConsoleSocket>,
@@ -101,18 +95,18 @@ impl Shim {
         reach(Point::ShimBegun);
         sys::signal::block_all().context(|| "block signals".into())?;
         set_child_subreaper(Pid::from_raw(1)).context(|| "become a subreaper".into())?;
-        let exit = match open("exit", OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()) {
+        let exit = match open(EXIT, OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()) {
             Ok(fd) => fd,
             Err(Errno::NXIO) => return Err(Failure::NoDaemon),
             Err(e) => return Err(Failure::System("open exit".into(), e)),
         };
         reach(Point::ShimExitOpened);
-        let control = open("control", OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())
+        let control = open(CONTROL, OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())
             .context(|| "open control".into())?;
         // A daemon that is spared by the OOM killer does not mean its containers to be. Refused where the value
         // was set by someone with more rights.
         let _ = files::write("/proc/self/oom_score_adj", "0");
-        let request = Request::read()?;
+        let request = request::read()?;
         files::reserve_status().context(|| "make room for the exit status".into())?;
         let poller = Poller::new().context(|| "make an epoll instance".into())?;
         let children =
@@ -125,7 +119,7 @@ impl Shim {
             poller,
             children,
             control,
-            control_rest: Vec::new(),
+            commands: Decoder::default(),
             _exit: exit,
             console: None,
             terminal_stdio: None,
@@ -217,13 +211,7 @@ impl Shim {
         self.attend_console();
         if status != 0 {
             self.end_children();
-            let how = if status > 128 { format!("signal {}", status - 128) } else { format!("status {status}") };
-            let what = match &self.request {
-                Request { exec: true, .. } => "exec",
-                Request { run: true, .. } => "run",
-                request if request.checkpoint.is_empty() => "create",
-                _ => "restore",
-            };
+            let (how, what) = (status::describe(status), self.request.way().name());
             return Err(Failure::Runtime(format!("{} {what} ended with {how}", self.target.runtime.to_string_lossy())));
         }
         if self.request.terminal && self.terminal.is_none() {
@@ -297,7 +285,7 @@ impl Shim {
             ready = self.poller.wait(timeout).context(|| "wait for events".into())?;
         }
         reach(Point::ShimDelivered);
-        let status = self.ended.map_or(255, |(status, _)| status);
+        let status = self.ended.map_or(status::UNKNOWN, |(status, _)| status);
         if let Some(oom) = self.oom.take() {
             oom.end(status);
         }
@@ -509,15 +497,15 @@ impl Shim {
     fn obey(&mut self) {
         let mut buffer = [0; 512];
         while let Ok(n @ 1..) = rustix::io::read(&self.control, &mut buffer) {
-            self.control_rest.extend_from_slice(&buffer[..n]);
-            for command in take_commands(&mut self.control_rest) {
+            for command in self.commands.decode(&buffer[..n]) {
                 match command {
-                    Command::CloseStdin => {
+                    Err(UnknownCommand(line)) => warn(&format!("control: not a command: {line:?}")),
+                    Ok(Command::CloseStdin) => {
                         if let Some(input) = &mut self.input {
                             input.close();
                         }
                     }
-                    Command::Resize { columns, rows } => {
+                    Ok(Command::Resize { columns, rows }) => {
                         if let Some(terminal) = &self.terminal {
                             resize(terminal, columns, rows);
                         }
@@ -532,42 +520,5 @@ fn resize(terminal: &OwnedFd, columns: u16, rows: u16) {
     let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
     if let Err(e) = tcsetwinsize(terminal, size) {
         warn(&format!("resize the terminal: {}", Explained(e)));
-    }
-}
-
-/// Takes the whole lines out of `text`; what is not a command is passed over with a warning.
-fn take_commands(text: &mut Vec<u8>) -> Vec<Command> {
-    let mut commands = Vec::new();
-    while let Some(end) = text.iter().position(|byte| *byte == b'\n') {
-        let line: Vec<u8> = text.drain(..=end).collect();
-        let line = String::from_utf8_lossy(&line);
-        let numbers: Vec<u16> = line.split_ascii_whitespace().map_while(|word| word.parse().ok()).collect();
-        match numbers[..] {
-            [0, _, _] => commands.push(Command::CloseStdin),
-            [1, columns, rows] => commands.push(Command::Resize { columns, rows }),
-            _ => warn(&format!("control: not a command: {:?}", line.trim_end())),
-        }
-    }
-    // No command is as long; whoever writes this is not the daemon.
-    if text.len() > 128 {
-        text.clear();
-    }
-    commands
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn commands_are_taken_by_whole_lines() {
-        let mut text = b"0 0 0\n1 80 2".to_vec();
-        assert_eq!(take_commands(&mut text), [Command::CloseStdin]);
-        text.extend_from_slice(b"4\n1 1 1\n");
-        assert_eq!(
-            take_commands(&mut text),
-            [Command::Resize { columns: 80, rows: 24 }, Command::Resize { columns: 1, rows: 1 }]
-        );
-        assert!(text.is_empty());
     }
 }

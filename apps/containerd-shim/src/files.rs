@@ -3,6 +3,7 @@
 
 use alloc::format;
 use alloc::string::ToString;
+use contract::process_files::{PID, READY, RUNTIME_PID, START_TIME, STATUS, STATUS_TEMPORARY};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags, ftruncate, open, rename, unlink};
 use rustix::io::{self, Errno};
@@ -14,9 +15,6 @@ use failpoint::{Point, reach};
 use sys::Explained;
 
 use crate::error::{Context, Failure};
-
-/// Where the runtime writes the pid; it does so before it has finished.
-pub(crate) const RUNTIME_PID: &str = ".runtime-pid";
 
 /// Does nothing for some seconds.
 pub(crate) fn sleep(seconds: u32) {
@@ -57,26 +55,20 @@ pub(crate) fn write_whole(name: &str, content: &str) -> io::Result<()> {
     rename(&temporary[..], name)
 }
 
-/// A FIFO of a daemon that has no inotify watch left.
-const READY: &str = ".ready";
-
-/// Where the status is written before it gets its name.
-const STATUS: &str = ".exitStatus";
-
 /// Takes the room for the status while there is some: when the process ends the disk may be full.
 pub(crate) fn reserve_status() -> io::Result<()> {
     // As many characters as a status has at most.
-    write(STATUS, "   ")
+    write(STATUS_TEMPORARY, "   ")
 }
 
 /// Writes `exitStatus`, in the room that was taken for it.
 pub(crate) fn write_status(status: u32) -> io::Result<()> {
-    let file = create(STATUS, OFlags::empty())?;
+    let file = create(STATUS_TEMPORARY, OFlags::empty())?;
     let text = status.to_string();
     write_all(&file, text.as_bytes())?;
     ftruncate(&file, text.len() as u64)?;
     reach(Point::ShimStatusPrepared);
-    rename(STATUS, "exitStatus")?;
+    rename(STATUS_TEMPORARY, STATUS)?;
     reach(Point::ShimStatusWritten);
     Ok(())
 }
@@ -101,13 +93,13 @@ pub(crate) fn record_process() -> Result<u32, Failure> {
         .context(|| format!("read /proc/{pid}/stat"))?
         .ok_or_else(|| Failure::Runtime(format!("the runtime wrote the pid {pid}, and there is no such process")))?;
     // Nobody looks at it before `pid` is there.
-    write("starttime", &stat.starttime.to_string()).context(|| "write starttime".into())?;
+    write(START_TIME, &stat.starttime.to_string()).context(|| "write starttime".into())?;
     reach(Point::ShimStarttimeWritten);
     if text == pid.to_string() {
         // As whole as it can be: the runtime has ended.
-        rename(RUNTIME_PID, "pid").context(|| "write pid".into())?;
+        rename(RUNTIME_PID, PID).context(|| "write pid".into())?;
     } else {
-        write_whole("pid", &pid.to_string()).context(|| "write pid".into())?;
+        write_whole(PID, &pid.to_string()).context(|| "write pid".into())?;
         let _ = unlink(RUNTIME_PID);
     }
     reach(Point::ShimPidWritten);
@@ -118,5 +110,5 @@ pub(crate) fn record_process() -> Result<u32, Failure> {
 /// The pid and start time that a shim has recorded in `directory`.
 pub(crate) fn recorded_process(directory: &str) -> Option<(u32, u64)> {
     let number = |name: &str| sys::small_file::read_text(CWD, format!("{directory}/{name}")).ok();
-    Some((number("pid")?.trim().parse().ok()?, number("starttime")?.trim().parse().ok()?))
+    Some((number(PID)?.trim().parse().ok()?, number(START_TIME)?.trim().parse().ok()?))
 }

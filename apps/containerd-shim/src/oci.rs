@@ -1,37 +1,33 @@
-//! The OCI runtime's command lines, as the shim uses them.
+//! The shim's calls of the OCI runtime.
 
 use alloc::ffi::CString;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
+use contract::process_files::{CRIU_WORK, DIRECTORY_VARIABLE, RUNTIME_LOG, RUNTIME_PID};
+use contract::runtime::{self, Front, Make, Restore};
+use contract::{Request, Way};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{CWD, Dir, Mode, OFlags, open, readlink, unlinkat};
-use rustix::io::{self, Errno};
+use rustix::io::Errno;
 use rustix::process::Pid;
 use sys::environment::variables_without;
 use sys::spawn::Spawn;
 use sys::{stderr, stdin, stdout};
 
 use crate::error::{Context, Failure};
-use crate::files::RUNTIME_PID;
-use crate::request::{Checkpoint, Request};
-
-/// Where CRIU works when it restores, in the process directory.
-const RESTORE_WORK: &str = "criu.work";
-
-/// The environment variable that names the process directory to the runtime and its CRIU.
-const PROCESS_DIRECTORY: &str = "CONTAINERD_PROCESS_DIR";
+use crate::request::{open_copy, read_checkpoint};
 
 /// Removes what CRIU leaves of a restore that went well, which takes memory where the state directory is a tmpfs. File by
 /// file: what else there may be is not to be gone into, as it may be a mount.
 pub(crate) fn forget_restore() {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    if let Ok(directory) = open(RESTORE_WORK, flags, Mode::empty()) {
+    if let Ok(directory) = open(CRIU_WORK, flags, Mode::empty()) {
         for entry in Dir::read_from(&directory).into_iter().flatten().flatten() {
             let _ = unlinkat(&directory, entry.file_name(), rustix::fs::AtFlags::empty());
         }
     }
-    let _ = unlinkat(CWD, RESTORE_WORK, rustix::fs::AtFlags::REMOVEDIR);
+    let _ = unlinkat(CWD, CRIU_WORK, rustix::fs::AtFlags::REMOVEDIR);
 }
 
 /// Whom to run, and with what.
@@ -59,52 +55,38 @@ pub(crate) fn start(
 ) -> Result<Pid, Failure> {
     let failed = || starting(target);
     let directory = working_directory()?;
-    let mut environment = variables_without(&[PROCESS_DIRECTORY]);
-    let restores = !request.exec && !request.checkpoint.is_empty();
-    if restores {
-        // By which whoever ends this knows what it started: CRIU's children have no session or name of ours.
-        environment.extend(CString::new([PROCESS_DIRECTORY.as_bytes(), b"=", &directory].concat()));
+    let way = request.way();
+    let mut environment = variables_without(&[DIRECTORY_VARIABLE]);
+    let restored = match way {
+        Way::Restore => Some(read_checkpoint(&request.checkpoint)?),
+        _ => None,
+    };
+    let mut work = Vec::new();
+    if restored.is_some() {
+        work = below(&directory, CRIU_WORK);
+        rustix::fs::mkdir(CRIU_WORK, Mode::from_raw_mode(0o777)).context(|| format!("create {CRIU_WORK}"))?;
+        environment.extend(CString::new([DIRECTORY_VARIABLE.as_bytes(), b"=", &directory].concat()));
     }
+    let (log, pid_file) = (below(&directory, RUNTIME_LOG), below(&directory, RUNTIME_PID));
+    let images = request.checkpoint.as_bytes();
+    let make = Make {
+        id: target.id.as_bytes(),
+        way,
+        bundle: target.bundle.as_bytes(),
+        no_pivot: request.no_pivot_root,
+        restore: restored.as_ref().map(|options| Restore { images, work: &work, options }),
+        console_socket: console_socket.map(str::as_bytes),
+        pid_file: &pid_file,
+    };
     let stdio = [
         stdio.stdin.as_ref().map_or(stdin(), AsFd::as_fd),
         stdio.stdout.as_ref().map_or(stdout(), AsFd::as_fd),
         stdio.stderr.as_ref().map_or(stderr(), AsFd::as_fd),
     ];
     let mut runtime = Spawn::new(&*target.runtime, &environment, stdio).context(failed)?;
-    add_common(&mut runtime, request, &directory).context(failed)?;
-    let mut add = |argument: &[u8]| runtime.argument(argument).context(failed);
-    if request.exec {
-        ["exec", "--detach", "--process", "process.json"].into_iter().try_for_each(|word| add(word.as_bytes()))?;
-    } else {
-        if request.run {
-            add(b"run")?;
-            add(b"--detach")?;
-        } else if restores {
-            let mode = Mode::from_raw_mode(0o777);
-            rustix::fs::mkdir(RESTORE_WORK, mode).context(|| format!("create {RESTORE_WORK}"))?;
-            for word in ["restore", "--detach", "--image-path", &request.checkpoint, "--work-path"] {
-                add(word.as_bytes())?;
-            }
-            add(&below(&directory, RESTORE_WORK))?;
-            Checkpoint::read(&request.checkpoint)?.flags().into_iter().try_for_each(|flag| add(flag.as_bytes()))?;
-        } else {
-            add(b"create")?;
-        }
-        add(b"--bundle")?;
-        add(target.bundle.as_bytes())?;
-        if request.no_pivot_root {
-            add(b"--no-pivot")?;
-        }
-    }
-    if let Some(socket) = console_socket {
-        add(b"--console-socket")?;
-        add(socket.as_bytes())?;
-    }
-    // Absolute: runtimes change into the bundle before they write the file.
-    add(b"--pid-file")?;
-    add(&below(&directory, RUNTIME_PID))?;
-    add(target.id.as_bytes())?;
-    let copy = request.runtime_copy();
+    let arguments = runtime::make(Front { arguments: &request.runtime_args, log: &log }, &make);
+    runtime.arguments(arguments).context(failed)?;
+    let copy = request.runtime_copy.and_then(open_copy);
     runtime.file = copy.as_ref().map(AsFd::as_fd);
     runtime.dies_with_parent = true;
     runtime.start().map_err(|e| match e {
@@ -123,9 +105,9 @@ pub(crate) fn start_kill_all(target: &Target, request: &Request) -> Result<Pid, 
     let environment = variables_without(&[]);
     let stdio = [stdin(), stdout(), stderr()];
     let mut runtime = Spawn::new(&*target.runtime, &environment, stdio).context(failed)?;
-    add_common(&mut runtime, request, &directory).context(failed)?;
-    let all: [&[u8]; 4] = [b"kill", b"--all", target.id.as_bytes(), b"KILL"];
-    runtime.arguments(all).context(failed)?;
+    let log = below(&directory, RUNTIME_LOG);
+    let front = Front { arguments: &request.runtime_args, log: &log };
+    runtime.arguments(runtime::kill_all(front, target.id.as_bytes())).context(failed)?;
     runtime.start().context(failed)
 }
 
@@ -145,14 +127,6 @@ pub(crate) fn kill_children_elsewhere() -> bool {
         }
     }
     some
-}
-
-/// What is in front of every subcommand.
-fn add_common(runtime: &mut Spawn<'_>, request: &Request, directory: &[u8]) -> io::Result<()> {
-    runtime.arguments(request.runtime_args.iter().map(String::as_str))?;
-    runtime.argument("--log")?;
-    runtime.argument(below(directory, "log.json"))?;
-    runtime.arguments(["--log-format", "json"])
 }
 
 fn working_directory() -> Result<Vec<u8>, Failure> {

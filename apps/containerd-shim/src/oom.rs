@@ -6,6 +6,8 @@
 
 use alloc::format;
 use alloc::string::ToString;
+use contract::process_files::OOM_KILLS;
+use contract::status::KILLED;
 use core::str;
 use core::time::Duration;
 use rustix::event::{EventfdFlags, eventfd};
@@ -17,9 +19,6 @@ use sys::clock::Instant;
 use crate::files;
 use crate::poller::{Poller, Token};
 
-/// Where the count is written at the end.
-const FILE: &str = ".oomKills";
-
 const READ: OFlags = OFlags::RDONLY.union(OFlags::CLOEXEC);
 
 /// More than either version's file is long.
@@ -27,9 +26,6 @@ const ROOM: usize = 256;
 
 /// How long after an alarm of v1 a kill may come. The alarm comes before the kernel kills.
 const KILL_FOLLOWS: Duration = Duration::from_secs(5);
-
-/// The status of a process that was killed by SIGKILL.
-const KILLED: u32 = 137;
 
 /// The count of one memory group.
 #[derive(Debug)]
@@ -105,7 +101,7 @@ impl OomCount {
             self.kills += 1;
         }
         if self.kills > 0 {
-            if let Err(e) = files::write_whole(FILE, &self.kills.to_string()) {
+            if let Err(e) = files::write_whole(OOM_KILLS, &self.kills.to_string()) {
                 crate::error::warn(&format!("the count of kills for memory is lost: {}", sys::Explained(e)));
             }
         }

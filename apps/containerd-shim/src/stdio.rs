@@ -5,13 +5,13 @@
 
 use alloc::format;
 use alloc::string::ToString;
+use contract::Request;
 use rustix::fd::{AsFd, AsRawFd, OwnedFd};
 use rustix::fs::{FileType, Gid, Mode, OFlags, Uid, fchown, fcntl_getfl, fcntl_setfl, fstat, open};
 use rustix::io;
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::error::{Context, Failure};
-use crate::request::Request;
 
 /// A descriptor of the client's, opened.
 #[derive(Debug)]

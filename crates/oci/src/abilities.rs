@@ -1,5 +1,6 @@
 //! What a runtime can do, according to its own help. Each runtime is asked once, when the answer is first needed.
 
+use contract::runtime;
 use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
@@ -32,10 +33,10 @@ impl Ability {
     /// Returns the subcommand and the word that its help contains if the runtime has the ability.
     fn shown_by(self) -> (&'static str, &'static str) {
         match self {
-            Ability::NoPivot => ("create", "--no-pivot"),
-            Ability::Update => ("update", "--resources"),
-            Ability::Checkpoint => ("checkpoint", "--image-path"),
-            Ability::Restore => ("restore", "--image-path"),
+            Ability::NoPivot => ("create", runtime::NO_PIVOT),
+            Ability::Update => ("update", runtime::RESOURCES),
+            Ability::Checkpoint => ("checkpoint", runtime::IMAGE_PATH),
+            Ability::Restore => ("restore", runtime::IMAGE_PATH),
             Ability::CheckpointFlag(flag) => ("checkpoint", flag),
             Ability::RestoreFlag(flag) => ("restore", flag),
         }
@@ -94,7 +95,7 @@ impl Abilities {
 /// Returns the runtime's help for a subcommand. Returns an empty text if there is no such subcommand.
 async fn help(oci: &Oci, subcommand: &str, limit: Duration) -> io::Result<String> {
     let mut command = Command::new(oci.binary());
-    command.args(oci.arguments()).args([subcommand, "--help"]);
+    command.args(runtime::help(oci.arguments(), Some(subcommand)));
     match ask(command, limit).await? {
         (0, words) => Ok(words),
         // The runtime could not be run or was killed, so that there is no answer.

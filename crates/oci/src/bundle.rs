@@ -1,12 +1,12 @@
 //! OCI bundles: a directory with a `config.json` (OCI runtime specification, bundle.md).
 
+use contract::null_as_default;
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-use crate::json::null_as_default;
 use crate::spec::ProcessSpec;
 
 /// The largest `config.json` that is read. A larger one would only cost memory.

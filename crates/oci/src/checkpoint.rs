@@ -4,73 +4,24 @@
 mod criu;
 mod partial;
 
+use contract::Checkpoint;
+use contract::process_files::CRIU_WORK;
 pub use criu::{criu_at, criu_errors, restore_work, time_frozen};
 pub use partial::Partial;
 use partial::remove_unmounted;
 use rustix::fs::{FileType, Gid, Mode, OFlags, fchmod, fchown, fstat, open, openat};
 use rustix::io::Errno;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use crate::PathError;
-use crate::json::null_as_default;
 use crate::names::check_name;
-
-/// The options with which a checkpoint was made, as stored in its `config.json`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct Checkpoint {
-    /// When the checkpoint was begun, in the form of RFC 3339.
-    pub created: String,
-    /// The checkpoint's name, which is also the name of its directory.
-    pub name: String,
-    /// Whether established TCP connections are included.
-    pub tcp: bool,
-    /// Whether Unix sockets with a peer outside the container are included.
-    pub unix_sockets: bool,
-    /// Whether a terminal from outside the container is included.
-    pub shell: bool,
-    /// Whether the container was stopped after the checkpoint.
-    pub exit: bool,
-    /// The namespaces that are not included and that a restore creates empty.
-    #[serde(rename = "emptyNS", deserialize_with = "null_as_default")]
-    pub empty_ns: Vec<String>,
-    /// The sizes of the checkpoint's files, to notice damage. Empty if an older daemon made the checkpoint.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub files: BTreeMap<String, u64>,
-}
-
-impl Checkpoint {
-    /// Returns the needed flags that not every runtime has.
-    pub fn needs(&self) -> Vec<&'static str> {
-        let flags = [
-            (self.tcp, "--tcp-established"),
-            (self.unix_sockets, "--ext-unix-sk"),
-            (self.shell, "--shell-job"),
-            (!self.empty_ns.is_empty(), "--empty-ns"),
-        ];
-        flags.into_iter().filter_map(|(is_set, flag)| is_set.then_some(flag)).collect()
-    }
-
-    /// Returns the flags for the runtime's `checkpoint` and `restore`.
-    pub fn flags(&self) -> Vec<&str> {
-        let mut flags = self.needs();
-        flags.retain(|flag| *flag != "--empty-ns");
-        for namespace in &self.empty_ns {
-            flags.extend(["--empty-ns", namespace]);
-        }
-        flags
-    }
-}
 
 /// The file with the options, and the sizes of the files.
 const CONFIG: &str = "config.json";
-
-/// The directory in which CRIU works and leaves its logs.
-const WORK: &str = "criu.work";
 
 /// The image that CRIU writes last, before it resumes or kills the processes.
 const LAST_IMAGE: &str = "inventory.img";
@@ -223,7 +174,7 @@ impl Checkpoints {
         let directory = self.path(name);
         let is_there = || directory.symlink_metadata().is_ok_and(|found| found.is_dir());
         // A checkpoint with a damaged config is still a checkpoint. A bundle is never one.
-        let is_one = || directory.join(WORK).exists() || directory.join(LAST_IMAGE).exists();
+        let is_one = || directory.join(CRIU_WORK).exists() || directory.join(LAST_IMAGE).exists();
         if check_name(name, &[]).is_err() || !is_there() || !is_one() || is_bundle(&directory) {
             return Ok(false);
         }
@@ -324,6 +275,6 @@ mod tests {
 
     #[test]
     fn flags_follow_from_the_options() {
-        assert_eq!(named("a").flags(), ["--tcp-established", "--empty-ns", "network"]);
+        assert_eq!(named("a").options().flags(), ["--tcp-established", "--empty-ns", "network"]);
     }
 }

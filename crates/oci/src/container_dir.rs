@@ -1,5 +1,9 @@
 //! A container's directory: `state.json`, and a directory for each process.
 
+use contract::ContainerRecord;
+use contract::container_files::{
+    CGROUP, CHECKPOINT, CHECKPOINT_LOG, CREATING, INIT, OOM, RESOURCES, STATE, UNFINISHED,
+};
 use failpoint::{Point, reach};
 use rustix::fs::CWD;
 use serde::{Deserialize, Serialize};
@@ -9,81 +13,12 @@ use std::path::{Path, PathBuf};
 use crate::PathError;
 use crate::checkpoint::restore_work;
 use crate::checksum::{seal, seal_lines, unseal_lines};
-use crate::json::{null_as_default, read_object, write_new, write_whole};
+use crate::json::{read_object, write_new, write_whole};
 use crate::leftovers::unmount_below;
 use crate::process_dir::ProcessDir;
 
-/// The name of a container's first process.
-pub const INIT: &str = "init";
-
-pub(crate) const STATE: &str = "state.json";
-const CGROUP: &str = ".cgroup";
-const OOM: &str = ".oom";
-/// The checkpoint that is being made of the container.
-const DUMP: &str = ".checkpoint";
-/// The longest note of a checkpoint that is read: it has one path.
+/// The largest [`CHECKPOINT`] that is read. It holds one path.
 const LARGEST_DUMP: u64 = 64 << 10;
-/// CRIU's log of the last one that failed.
-const DUMP_LOG: &str = ".dump.log";
-const RESOURCES: &str = ".resources.json";
-/// There while the container, or an added process, is being made. What has no such marker was acknowledged as started,
-/// whether or not the journal still says so.
-pub(crate) const CREATING: &str = ".creating";
-/// How the name of a directory begins until it holds what a container's directory must.
-pub const UNFINISHED: &str = ".new-";
-
-/// What `state.json` holds. Members beside those of the contract have names of their own and may be absent.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct ContainerRecord {
-    /// The format of the files; 0 if an older daemon wrote them.
-    pub version: u32,
-    /// The OCI bundle, absolute.
-    pub bundle: String,
-    /// As the client gave them.
-    #[serde(deserialize_with = "null_as_default")]
-    pub labels: Vec<String>,
-    /// Stdio of init.
-    pub stdin: String,
-    /// Stdio of init.
-    pub stdout: String,
-    /// Stdio of init.
-    pub stderr: String,
-    /// The OCI runtime, name or path.
-    pub runtime: String,
-    /// Put in front of the runtime's subcommand.
-    #[serde(deserialize_with = "null_as_default")]
-    pub runtime_args: Vec<String>,
-    /// The shim.
-    pub shim: String,
-    /// Pass `--no-pivot`.
-    pub no_pivot_root: bool,
-    /// `/proc/sys/kernel/random/boot_id` when the container was made.
-    #[serde(rename = "boot_id")]
-    pub boot_id: String,
-    /// Tells this container from others of the same id; empty if an older daemon made it.
-    pub instance: String,
-    /// The control group that `config.json` asks for; empty if it leaves that to the runtime.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub cgroups_path: String,
-    /// What there was of its control groups before the runtime was asked to make them; none if an older daemon made it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub groups: Option<String>,
-    /// The runtime had a container of this id before, which is somebody else's.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub theirs: bool,
-    /// The checkpoint that it was restored from; empty if it was started.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub checkpoint: String,
-    /// The container stays after its init's exit until it is deleted.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub keep: bool,
-    /// The bundle has a hook that the runtime runs when it deletes the container.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub has_poststop: bool,
-    /// While the container was being made, a marker in its directory said so. Older daemons made none.
-    pub marked: bool,
-}
 
 /// A checkpoint that is being made, for whoever has to see to it if this supervisor dies.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -99,8 +34,8 @@ pub struct Dump {
 pub struct ContainerDir(PathBuf);
 
 impl ContainerDir {
-    /// Names of ours that no process may have.
-    pub const RESERVED: &[&str] = &[STATE];
+    /// The names that no process may have.
+    pub const RESERVED: &[&str] = contract::container_files::RESERVED;
 
     /// The directory of container `id`, which must have been checked.
     pub fn new(state_dir: &Path, id: &str) -> ContainerDir {
@@ -200,7 +135,7 @@ impl ContainerDir {
 
     /// Notes that a checkpoint is being made; none any more without one.
     pub fn set_dump(&self, dump: Option<&Dump>) -> Result<(), PathError> {
-        let path = self.0.join(DUMP);
+        let path = self.0.join(CHECKPOINT);
         let Some(dump) = dump else {
             return match std::fs::remove_file(&path) {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(PathError::new("remove", &path)(e)),
@@ -213,7 +148,7 @@ impl ContainerDir {
 
     /// The checkpoint that was being made. Renamed into place when it was noted, so that it is whole.
     pub fn dump(&self) -> Result<Option<Dump>, PathError> {
-        let path = self.0.join(DUMP);
+        let path = self.0.join(CHECKPOINT);
         match sys::foreign_file::read(&path, LARGEST_DUMP) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
             text => {
@@ -225,7 +160,7 @@ impl ContainerDir {
 
     /// Where CRIU's log of a failed checkpoint is kept.
     pub fn dump_log(&self) -> PathBuf {
-        self.0.join(DUMP_LOG)
+        self.0.join(CHECKPOINT_LOG)
     }
 
     /// The directory of the process `name`, which must have been checked.

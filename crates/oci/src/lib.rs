@@ -28,17 +28,20 @@ mod words;
 pub use abilities::{Abilities, Ability};
 pub use bundle::{Bundle, BundleError};
 pub use capability::Capability;
-pub use checkpoint::{BeginError, Checkpoint, Checkpoints, Partial, criu_at, criu_errors, restore_work, time_frozen};
+pub use checkpoint::{BeginError, Checkpoints, Partial, criu_at, criu_errors, restore_work, time_frozen};
 pub use child::Child;
-pub use container_dir::{ContainerDir, ContainerRecord, Dump, INIT, UNFINISHED};
-pub use json::FORMAT;
+pub use container_dir::{ContainerDir, Dump};
+pub use contract::container_files::{INIT, UNFINISHED};
+pub use contract::runtime::Operation;
+pub use contract::{
+    Checkpoint, Command, ContainerRecord, FORMAT, FailureKind, ProcessRecord, RuntimeCopy, process_files, status,
+};
 pub use leftovers::unmount_leftovers;
 pub use log::LogEntry;
 pub use names::{NameError, check_name};
-pub use oci::{Call, Oci, OciError, Operation, ask, deletes_under_way, find_program};
-pub use process_dir::{Command, ProcessDir, ProcessRecord};
+pub use oci::{Call, Oci, OciError, ask, deletes_under_way, find_program};
+pub use process_dir::ProcessDir;
 pub use root::{Kept, kept, with_root};
-pub use sealed::RuntimeCopy;
 pub use shim::Shim;
 pub use spec::{ProcessSpec, Rlimit, TerminalSize, User};
 pub use state_dir::{check_state_dir, claim_state_dir, remove_unfinished};

@@ -4,6 +4,7 @@
 //! text between the objects. The last error is the runtime's summary; where it does not contain the first cause, such as
 //! the one that runc's first stage (libcontainer/nsenter) logs as fatal, the cause is added.
 
+use contract::FailureKind;
 use serde::Deserialize;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -17,11 +18,16 @@ pub struct LogEntry {
     pub level: String,
     /// What is said.
     pub msg: String,
-    /// What kind of failure, where a shim says so: `stdio`, `runtime`, `no-runtime`, `request`, `system`.
-    pub kind: String,
+    /// The name of a [`FailureKind`], in an error of a shim.
+    kind: String,
 }
 
 impl LogEntry {
+    /// What made the shim give up. `None` for an entry of a runtime.
+    pub fn failure(&self) -> Option<FailureKind> {
+        FailureKind::from_name(&self.kind)
+    }
+
     fn is_error(&self) -> bool {
         matches!(self.level.as_str(), "error" | "fatal" | "panic") && !self.msg.trim().is_empty()
     }

@@ -1,5 +1,7 @@
-//! The OCI runtime's command line, as the supervisor uses it. `create`, `exec` and `restore` are the shim's.
+//! The daemon's calls of an OCI runtime. The shim makes the other ones: those that make a process (`contract::runtime`).
 
+use contract::runtime::{self, Front, MakeCheckpoint, Operation};
+use contract::{Checkpoint, RuntimeCopy, status};
 use rustix::process::Pid;
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -15,11 +17,11 @@ use sys::environment::variables_without;
 use sys::pidfd::PidFd;
 use sys::spawn::Spawn;
 
-use crate::checkpoint::{Checkpoint, Partial};
+use crate::checkpoint::Partial;
 use crate::child::{Child, NOT_FOR_CHILDREN};
 use crate::log;
 use crate::root;
-use crate::sealed::{RuntimeCopy, Sealed};
+use crate::sealed::Sealed;
 use crate::words::Words;
 
 /// An OCI runtime with the arguments that go in front of every subcommand. A copy is the same one: most containers have it.
@@ -34,36 +36,6 @@ struct Program {
     arguments: Vec<String>,
     /// Where it keeps its containers, if that is known.
     root: Option<PathBuf>,
-}
-
-/// A subcommand.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Operation<'a> {
-    /// Runs the user's process of a created container.
-    Start,
-    /// Freezes all its processes.
-    Pause,
-    /// Thaws them.
-    Resume,
-    /// Changes its limits to what is in this file.
-    Update(&'a Path),
-    /// Removes what the runtime keeps of a stopped container.
-    Delete,
-    /// The same, killing it first if need be; a container that is not there is no error.
-    ForceDelete,
-}
-
-impl Operation<'_> {
-    /// The subcommand's name.
-    pub fn name(self) -> &'static str {
-        match self {
-            Operation::Start => "start",
-            Operation::Pause => "pause",
-            Operation::Resume => "resume",
-            Operation::Update(_) => "update",
-            Operation::Delete | Operation::ForceDelete => "delete",
-        }
-    }
 }
 
 /// Why a call of the runtime failed.
@@ -162,14 +134,8 @@ impl Oci {
 
     /// Starts `operation` on container `id`. See [`Oci::run`].
     pub fn start(&self, operation: Operation<'_>, id: &str, log: &Path) -> Result<Call, OciError> {
-        let mut command = self.command(operation.name(), log);
-        match operation {
-            Operation::ForceDelete => drop(command.arg("--force")),
-            Operation::Update(resources) => drop(command.arg("--resources").arg(resources)),
-            _ => {}
-        }
-        command.arg(id);
-        self.call(operation.name(), log, |stderr| self.start_copy(&command, stderr))
+        let arguments = runtime::operate(self.front(log), operation, id.as_bytes());
+        self.call(operation.name(), log, |stderr| self.start_copy(&arguments, stderr))
     }
 
     /// What the program says when it is only asked for help with these arguments, if it cannot even do that: an option that it
@@ -177,7 +143,7 @@ impl Oci {
     /// alone, where nobody can tell them from what the process writes.
     pub async fn complaint(&self, limit: Duration) -> Option<String> {
         let mut command = Command::new(&self.0.binary);
-        command.args(&self.0.arguments).arg("--help");
+        command.args(runtime::help(&self.0.arguments, None));
         match ask(command, limit).await {
             Ok((0, _)) | Err(_) => None,
             Ok((_, words)) => Some(log::reason_in_words(&words)).filter(|reason| !reason.is_empty()),
@@ -188,15 +154,21 @@ impl Oci {
     /// is killed at its work leaves the processes as they are, which may be in the middle of what it has them do. For
     /// the same reason neither the runtime nor CRIU ends with this program.
     pub async fn checkpoint(&self, id: &str, log: &Path, wanted: &Checkpoint, to: &Partial) -> Result<(), OciError> {
-        let mut command = self.command("checkpoint", log);
-        command.arg("--image-path").arg(to.images()).arg("--work-path").arg(to.work());
-        if !wanted.exit {
-            command.arg("--leave-running");
-        }
-        command.args(wanted.flags()).arg(id);
-        sys::child::keep_open(&mut command, to.lock().as_raw_fd());
+        let (work, options) = (to.work(), wanted.options());
+        let make = MakeCheckpoint {
+            id: id.as_bytes(),
+            exit: wanted.exit,
+            options: &options,
+            images: to.images().as_os_str().as_bytes(),
+            work: work.as_os_str().as_bytes(),
+        };
+        let arguments = runtime::checkpoint(self.front(log), &make);
         let mut call = self.call("checkpoint", log, |stderr| {
-            // A checkpoint passes a lock on to its child. Beside what CRIU takes, a copy would be nothing.
+            // The runtime's file is run, not the copy in memory: the copy saves nothing beside the time that CRIU takes, and
+            // only `Command` can leave the lock open for the child.
+            let mut command = Command::new(&self.0.binary);
+            command.args(arguments.into_iter().map(OsStr::from_bytes));
+            sys::child::keep_open(&mut command, to.lock().as_raw_fd());
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr.try_clone_to_owned()?);
             Child::spawn(&mut command)
         })?;
@@ -204,18 +176,16 @@ impl Oci {
         call.finish(Duration::MAX).await
     }
 
-    fn command(&self, operation: &str, log: &Path) -> Command {
-        let mut command = Command::new(&self.0.binary);
-        command.args(&self.0.arguments).arg("--log").arg(log).args(["--log-format", "json", operation]);
-        command
+    fn front<'a>(&'a self, log: &'a Path) -> Front<'a> {
+        Front { arguments: &self.0.arguments, log: log.as_os_str().as_bytes() }
     }
 
-    /// Starts what `command` says, of which there is a copy perhaps.
-    fn start_copy(&self, command: &Command, stderr: BorrowedFd<'_>) -> io::Result<Child> {
+    /// Starts the runtime, from its copy in memory if there is one.
+    fn start_copy(&self, arguments: &[&[u8]], stderr: BorrowedFd<'_>) -> io::Result<Child> {
         let null = std::fs::File::options().read(true).write(true).open("/dev/null")?;
         let (environment, copy) = (variables_without(&NOT_FOR_CHILDREN), Sealed::of(&self.0.binary));
         let mut runtime = Spawn::new(&self.0.binary, &environment, [null.as_fd(), null.as_fd(), stderr])?;
-        runtime.arguments(command.get_args())?;
+        runtime.arguments(arguments.iter().copied())?;
         runtime.file = copy.as_ref().map(|copy| copy.as_fd());
         runtime.own_group = true;
         Ok(Child::started(runtime.start()?))
@@ -303,7 +273,7 @@ impl Call {
             return Err(OciError::Failed(reason));
         }
         let (what, words) = (self.operation, self.words.reason());
-        let how = if status > 128 { format!("signal {}", status - 128) } else { format!("status {status}") };
+        let how = status::describe(status);
         Err(OciError::Crashed(if words.is_empty() {
             format!("{name} {what} ended with {how} and said nothing")
         } else if status > 128 {
@@ -322,10 +292,7 @@ pub fn deletes_under_way() -> HashMap<PathBuf, (Pid, PidFd)> {
         // Any program can have such a command line.
         std::fs::metadata(format!("/proc/{pid}")).ok().filter(|process| process.uid() == own)?;
         let text = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-        let mut words = text.split(|byte| *byte == 0);
-        words.find(|word| *word == b"--log")?;
-        let log = PathBuf::from(OsStr::from_bytes(words.next()?));
-        words.any(|word| word == b"delete").then_some(log)
+        runtime::log_of_delete(&text).map(|log| PathBuf::from(OsStr::from_bytes(log)))
     };
     let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());

@@ -5,6 +5,7 @@
 //! sealed copy, they recognise it and skip this step. The daemon therefore makes one copy and starts all runtimes from
 //! it.
 
+use contract::RuntimeCopy;
 use rustix::fs::{
     AtFlags, CWD, MemfdFlags, Mode, OFlags, ResolveFlags, SealFlags, StatxFlags, fcntl_add_seals, makedev,
     memfd_create, openat2, statx,
@@ -67,17 +68,6 @@ pub(crate) struct Sealed {
     file: OwnedFd,
     device: u64,
     inode: u64,
-}
-
-/// How a child of this process finds a copy, and recognises it: the descriptor may refer to another file by then.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
-pub struct RuntimeCopy {
-    /// The descriptor's number, in its parent.
-    pub descriptor: i32,
-    /// The file's device.
-    pub device: u64,
-    /// The file's inode.
-    pub inode: u64,
 }
 
 #[derive(Debug)]

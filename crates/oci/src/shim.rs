@@ -1,5 +1,6 @@
 //! Starting a shim.
 
+use contract::process_files::{CRIU_WORK, DIRECTORY_VARIABLE, RUNTIME_LOG};
 use rustix::process::Pid;
 use std::collections::HashMap;
 use std::ffi::CString;
@@ -111,9 +112,9 @@ impl Shim {
     pub fn runtimes_of(directory: &ProcessDir) -> Vec<(Pid, PidFd)> {
         // As the shim finds its working directory.
         let Ok(directory) = std::fs::canonicalize(directory.path()) else { return Vec::new() };
-        let log = directory.join("log.json");
-        let (work, restores) = (directory.join("criu.work"), directory.join("criu.work").exists());
-        let variable = [b"CONTAINERD_PROCESS_DIR=", directory.as_os_str().as_encoded_bytes()].concat();
+        let log = directory.join(RUNTIME_LOG);
+        let (work, restores) = (directory.join(CRIU_WORK), directory.join(CRIU_WORK).exists());
+        let variable = [DIRECTORY_VARIABLE.as_bytes(), b"=", directory.as_os_str().as_encoded_bytes()].concat();
         let has = |pid: u32, file: &str, word: &[u8]| {
             let text = std::fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
             text.split(|byte| *byte == 0).any(|one| one == word)

@@ -1,11 +1,11 @@
 //! The process object of the OCI runtime specification (config.md, "Process"). The daemon reads some of its members and
 //! passes all of them to the runtime unchanged.
 
+use contract::null_as_default;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::capability::Capability;
-use crate::json::null_as_default;
 
 /// The members of a process object that the daemon reads.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]

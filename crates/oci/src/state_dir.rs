@@ -4,14 +4,15 @@
 //! damaged, the other one counts. A directory with neither is claimed only if it is empty, or if everything in it can
 //! only come from an older daemon of this API, so that another program's files are never mistaken for containers.
 
+use contract::FORMAT;
+use contract::container_files::{CREATING, STATE};
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::Path;
 
 use crate::PathError;
 use crate::checksum::seal;
-use crate::container_dir::{CREATING, STATE};
-use crate::json::{FORMAT, check_format, read_object, write_whole};
+use crate::json::{check_format, read_object, write_whole};
 
 /// The file with the format as a number.
 const VERSION: &str = ".version";

@@ -1,6 +1,7 @@
 //! The paths that a client gives for a process's stdio. The daemon checks them without opening the files, since opening
 //! a FIFO would wake a program that waits for its other end.
 
+use contract::ProcessRecord;
 use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::fs::{accessat, fstat, open, openat2, statx};
 use std::path::{Path, PathBuf};
@@ -29,6 +30,15 @@ pub struct StdioError {
 }
 
 impl Stdio {
+    /// The paths in a process's record.
+    pub fn of(record: &ProcessRecord) -> Stdio {
+        Stdio {
+            stdin: record.containerd_stdin.clone(),
+            stdout: record.containerd_stdout.clone(),
+            stderr: record.containerd_stderr.clone(),
+        }
+    }
+
     /// Does what [`Stdio::resolve`] does if that certainly does not wait for a file system: the kernel has each path in
     /// its cache, and each path is a FIFO or a device, which root may open on any file system. Returns `None`
     /// otherwise.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use sys::pidfd::PidFd;
 
-use super::{LARGEST_CONFIG, WORK};
+use super::{CRIU_WORK, LARGEST_CONFIG};
 
 /// How much of the end of a log is read. CRIU's logs are long.
 const LOG_TAIL: u64 = 256 << 10;
@@ -18,7 +18,7 @@ const MOST_ERRORS: usize = 5;
 /// Returns the directory in which the runtime and its CRIU work while they restore a container. It is in the process's
 /// own directory, so that any number of containers can be restored from one checkpoint at the same time.
 pub fn restore_work(process: &Path) -> PathBuf {
-    process.join(WORK)
+    process.join(CRIU_WORK)
 }
 
 /// Returns the CRIU that is at work on process `pid`, if there is one: CRIU traces the processes that it dumps.
@@ -83,7 +83,7 @@ struct DumpStatistics {
 
 /// Returns how long a container stood still for its checkpoint in `directory`, according to CRIU's statistics.
 pub fn time_frozen(directory: &Path) -> Option<Duration> {
-    frozen_in(&sys::foreign_file::read(&directory.join(WORK).join("stats-dump"), LARGEST_CONFIG).ok()?)
+    frozen_in(&sys::foreign_file::read(&directory.join(CRIU_WORK).join("stats-dump"), LARGEST_CONFIG).ok()?)
 }
 
 fn frozen_in(stats: &[u8]) -> Option<Duration> {

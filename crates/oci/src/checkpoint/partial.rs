@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use super::{BeginError, CONFIG, Checkpoint, LAST_IMAGE, WORK, read_config, sizes_in};
+use super::{BeginError, CONFIG, CRIU_WORK, Checkpoint, LAST_IMAGE, read_config, sizes_in};
 use crate::PathError;
 use crate::container_dir::remove_all;
 use crate::json::write_whole;
@@ -99,7 +99,7 @@ impl Partial {
 
     /// Returns the directory in which CRIU works and leaves its logs.
     pub fn work(&self) -> PathBuf {
-        self.path.join(WORK)
+        self.path.join(CRIU_WORK)
     }
 
     /// Returns the path that the finished checkpoint gets.

@@ -4,6 +4,7 @@
 //! Instances and watches are limited for each user (`fs.inotify.max_user_instances`, `max_user_watches`), and other programs
 //! may have used them up. Then the daemon makes a FIFO `.ready` in the process directory, to which the shim writes.
 
+use oci::process_files::{PID, READY};
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat, open};
 use rustix::io::Errno;
@@ -15,9 +16,6 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
-
-/// The FIFO that a shim opens when it has written `pid`, if the FIFO exists.
-const READY: &str = ".ready";
 
 type Waiting = Arc<Mutex<HashMap<i32, oneshot::Sender<()>>>>;
 
@@ -141,7 +139,7 @@ fn dispatch(inotify: &AsyncFd<OwnedFd>, waiting: &Waiting) -> io::Result<()> {
             for (_, sender) in waiting.drain() {
                 let _ = sender.send(());
             }
-        } else if event.file_name().is_some_and(|name| name == c"pid") {
+        } else if event.file_name().is_some_and(|name| name.to_bytes() == PID.as_bytes()) {
             if let Some(sender) = waiting.remove(&event.wd()) {
                 let _ = sender.send(());
             }

@@ -50,7 +50,7 @@ impl Checkpointer {
             }
         }
         self.runtimes.check_ability(container.oci(), Ability::Checkpoint).await?;
-        for flag in wanted.needs() {
+        for flag in wanted.options().needs() {
             self.runtimes.check_ability(container.oci(), Ability::CheckpointFlag(flag)).await?;
         }
         require_criu()

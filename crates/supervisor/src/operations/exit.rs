@@ -3,6 +3,7 @@
 
 use failpoint::{Point, reach};
 use oci::INIT;
+pub(crate) use oci::status::{KILLED, UNKNOWN};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::SetOnce;
@@ -17,11 +18,6 @@ use crate::host::metrics::Metrics;
 use crate::host::tasks::Tasks;
 use crate::operations::delete::Deleter;
 use crate::operations::remove::Remover;
-
-/// The status of a process that was killed because its shim died.
-pub(crate) const KILLED: u32 = 137;
-/// The status of a process whose end the daemon knows nothing of.
-pub(crate) const UNKNOWN: u32 = 255;
 
 /// How long the exits of added processes may take after init's end: the time that a shim waits for a reader, and some more.
 const ADDED_LIMIT: Duration = Duration::from_secs(20);

@@ -3,7 +3,7 @@
 //! Containers and added processes need the same of a shim. The shim runs the runtime; see `docs/dev/start.md`.
 
 use failpoint::{Point, reach};
-use oci::{INIT, Oci, ProcessDir, Shim};
+use oci::{FailureKind, INIT, Oci, ProcessDir, Shim};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -138,8 +138,7 @@ impl Launcher {
 /// Why a shim ended without having written a pid. A runtime that failed without a message is asked what is wrong with it.
 async fn explain(dir: &ProcessDir, oci: &Oci, ended: Option<io::Result<u32>>) -> Error {
     let failed = why_it_failed(dir, oci, ended);
-    let runtime_said_nothing =
-        matches!(failed, Error::Shim(_)) && dir.shim_error().is_some_and(|line| line.kind == "runtime");
+    let runtime_said_nothing = matches!(failed, Error::Shim(_)) && failure_kind(dir) == Some(FailureKind::Runtime);
     let complaint = if runtime_said_nothing { oci.complaint(COMPLAINT_LIMIT).await } else { None };
     complaint.map_or(failed, Error::Runtime)
 }
@@ -147,10 +146,10 @@ async fn explain(dir: &ProcessDir, oci: &Oci, ended: Option<io::Result<u32>>) ->
 /// Why a shim ended without having written a pid: in the runtime's words, or else in its own.
 fn why_it_failed(dir: &ProcessDir, oci: &Oci, ended: Option<io::Result<u32>>) -> Error {
     let shim = dir.shim_error();
-    match &shim {
-        Some(line) if line.kind == "stdio" => return Error::StdioOpen(line.msg.clone()),
+    match (&shim, failure_kind(dir)) {
+        (Some(line), Some(FailureKind::Stdio)) => return Error::StdioOpen(line.msg.clone()),
         // The shim was given a path, and the client may have named the runtime otherwise.
-        Some(line) if line.kind == "no-runtime" => return Error::RuntimeMissing(oci.name().to_string()),
+        (_, Some(FailureKind::NoRuntime)) => return Error::RuntimeMissing(oci.name().to_string()),
         _ => {}
     }
     if let Some(words) = dir.runtime_error() {
@@ -167,6 +166,11 @@ fn why_it_failed(dir: &ProcessDir, oci: &Oci, ended: Option<io::Result<u32>>) ->
         (None, Some(Err(e))) => Error::Shim(format!("it cannot be waited for: {e}")),
         (None, None) => Error::Shim("it wrote no pid".into()),
     }
+}
+
+/// What kind of failure a shim has written down.
+fn failure_kind(dir: &ProcessDir) -> Option<FailureKind> {
+    dir.shim_error().and_then(|line| line.failure())
 }
 
 /// Whether the file system of a directory has no room for another file.

@@ -2,7 +2,7 @@
 
 use cgroup::{Hierarchies, Survey};
 use failpoint::{Point, reach};
-use oci::{ContainerDir, ProcessDir};
+use oci::{ContainerDir, FailureKind, ProcessDir};
 use std::sync::Arc;
 use std::time::Duration;
 use tracing::Instrument;
@@ -173,5 +173,6 @@ fn says_that_id_is_taken(words: &str) -> bool {
 /// Whether the runtime may have been killed half-way. A runtime that failed by itself has said why; then another program may own
 /// what has the id.
 fn was_interrupted(dir: &ProcessDir) -> bool {
-    dir.runtime_error().is_none() && dir.shim_error().is_none_or(|line| line.kind == "runtime" || line.kind == "system")
+    let may_be = |line: oci::LogEntry| matches!(line.failure(), Some(FailureKind::Runtime | FailureKind::System));
+    dir.runtime_error().is_none() && dir.shim_error().is_none_or(may_be)
 }

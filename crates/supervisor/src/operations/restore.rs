@@ -40,7 +40,7 @@ pub(crate) fn find(name: &str, directory: Option<&Path>, bundle: &Bundle) -> Res
 /// Refuses a checkpoint that the runtime cannot restore with its flags.
 pub(crate) async fn check(runtimes: &Runtimes, oci: &Oci, checkpoint: &Checkpoint) -> Result<(), Error> {
     runtimes.check_ability(oci, Ability::Restore).await?;
-    for flag in checkpoint.needs() {
+    for flag in checkpoint.options().needs() {
         runtimes.check_ability(oci, Ability::RestoreFlag(flag)).await?;
     }
     require_criu()
@@ -55,5 +55,6 @@ pub(crate) fn time_for(bytes: u64) -> Duration {
 /// The error of a failed restore. CRIU's log is kept beside the checkpoint's own log.
 pub(crate) async fn why_it_failed(container: &Container, init: &Process, failed: Error) -> Error {
     let log = oci::restore_work(init.dir.path()).join("restore.log");
-    explain(failed, log, Path::new(&*container.origin.checkpoint).join("criu.work").join("restore.log")).await
+    let kept = Path::new(&*container.origin.checkpoint).join(oci::process_files::CRIU_WORK).join("restore.log");
+    explain(failed, log, kept).await
 }

@@ -126,7 +126,8 @@ impl Updater {
         let file = container.dir.write_resources(&resources.into())?;
         let log = container.dir.process(INIT).runtime_log();
         let _task = self.tasks.begin_runtime("runtime update", &container.id, "");
-        let result = container.oci().run(Operation::Update(&file), &container.id, &log, self.call_timeout).await;
+        let update = Operation::Update(file.as_os_str().as_encoded_bytes());
+        let result = container.oci().run(update, &container.id, &log, self.call_timeout).await;
         let _ = std::fs::remove_file(&file);
         Ok(result?)
     }

@@ -139,7 +139,7 @@ impl Gatherer {
         };
         let is_orphan = is_closed && dir.exit_status()?.is_none();
         let ProcessRecord { root_uid, root_gid, .. } = record;
-        let process = Process::new(name, key, spec, record.stdio(), dir).adopted();
+        let process = Process::new(name, key, spec, Stdio::of(&record), dir).adopted();
         if let Some(shim) = self.take_kept(id, name) {
             process.keep_shim(shim);
         }
@@ -184,7 +184,7 @@ fn is_missing(error: &Error) -> bool {
 /// Looks at a directory that has no `state.json`.
 fn without_record(dir: &ContainerDir) -> Result<Record, Error> {
     let processes = dir.processes()?;
-    let has_exit = |name: &String| dir.process(name).path().join("exit").symlink_metadata().is_ok();
+    let has_exit = |name: &String| dir.process(name).path().join(oci::process_files::EXIT).symlink_metadata().is_ok();
     let mut entries = std::fs::read_dir(dir.path()).map_err(Error::system("list a container's directory"))?;
     Ok(Record::Missing {
         has_processes: !processes.is_empty(),
