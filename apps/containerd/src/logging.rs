@@ -27,7 +27,7 @@ use crate::flags::{Flags, LogFormat, LogLevel};
 use sink::{Output, Sink};
 
 /// The crates whose messages are of interest at any level.
-const OURS: [&str; 4] = ["containerd", "supervisor", "runtime", "cgroup"];
+const OURS: [&str; 4] = ["containerd", "supervisor", "oci", "cgroup"];
 
 /// What is logged, to be seen and to be changed while the daemon runs.
 #[derive(Debug, Clone)]
@@ -147,7 +147,9 @@ mod tests {
     #[test]
     fn others_are_not_of_interest_below_warnings() {
         let targets = filter(LevelFilter::DEBUG);
-        assert!(targets.would_enable("supervisor::start", &tracing::Level::DEBUG));
+        for own in ["containerd::service", "supervisor::start", "oci::child", "cgroup::group"] {
+            assert!(targets.would_enable(own, &tracing::Level::DEBUG), "{own}");
+        }
         assert!(!targets.would_enable("h2::codec", &tracing::Level::INFO));
         assert!(targets.would_enable("h2::codec", &tracing::Level::WARN));
         assert!(filter(LevelFilter::TRACE).would_enable("h2::codec", &tracing::Level::TRACE));
