@@ -9,7 +9,7 @@ pub(crate) use resources::changes;
 pub(crate) use stats::stats;
 
 use supervisor::{
-    Checkpoint, ContainerInfo, Event, ProcessInfo, ProcessSpec, Rlimit, State, Stdio, TerminalSize, Timestamp, User,
+    Checkpoint, ContainerInfo, Event, ProcessInfo, ProcessSpec, Rlimit, State, TerminalSize, Timestamp, User,
 };
 use tonic::Status;
 
@@ -76,7 +76,7 @@ pub(crate) fn container(info: &ContainerInfo) -> api::Container {
             pids: info.pids.clone(),
             runtime: info.runtime().into(),
         };
-        if found.size() <= LARGEST_CONTAINER {
+        if found.encoded_size() <= LARGEST_CONTAINER {
             break;
         }
     }
@@ -103,72 +103,6 @@ fn kept_texts(texts: &[String], kept: usize) -> impl Iterator<Item = &str> {
     texts[..count].iter().map(String::as_str).chain(rest)
 }
 
-/// Appends a container, encoded as one of the containers of a state; see [`container()`].
-pub(crate) fn encode_container(info: &ContainerInfo, state: &mut Vec<u8>) {
-    let start = state.len();
-    for kept in KEPT_OF_TEXTS {
-        state.truncate(start);
-        encode_part(info, kept, state);
-        if state.len() - start <= LARGEST_CONTAINER {
-            break;
-        }
-    }
-}
-
-fn encode_part(info: &ContainerInfo, kept: usize, state: &mut Vec<u8>) {
-    api::Writer(state).message(api::EncodedState::CONTAINERS, |container| {
-        container.text(1, &info.id);
-        container.text(2, info.bundle());
-        for process in &info.processes {
-            container.message(3, |writer| {
-                encode_process(process, kept, writer);
-            });
-        }
-        container.text(4, status_name(info.state));
-        container.texts(5, kept_labels(info.labels(), kept));
-        container.numbers(6, &info.pids);
-        container.text(7, info.runtime());
-    });
-}
-
-fn encode_process(info: &ProcessInfo, kept: usize, process: &mut api::Writer<'_>) {
-    encode_process_of(info.name(), info.pid, (info.spec(), info.stdio()), kept, process);
-}
-
-fn encode_process_of(
-    name: &str,
-    pid: u32,
-    (spec, stdio): (&ProcessSpec, &Stdio),
-    kept: usize,
-    process: &mut api::Writer<'_>,
-) {
-    process.text(1, name);
-    process.number(2, spec.terminal);
-    process.message(3, |user| {
-        user.number(1, spec.user.uid);
-        user.number(2, spec.user.gid);
-        user.numbers(3, &spec.user.additional_gids);
-    });
-    process.texts(4, kept_texts(&spec.args, kept));
-    process.texts(5, kept_texts(&spec.env, kept));
-    process.text(6, &spec.cwd);
-    process.number(7, pid);
-    process.text(8, &stdio.stdin);
-    process.text(9, &stdio.stdout);
-    process.text(10, &stdio.stderr);
-    process.texts(11, &spec.capabilities);
-    process.text(12, &spec.apparmor_profile);
-    process.text(13, &spec.selinux_label);
-    process.number(14, spec.no_new_privileges);
-    for limit in &spec.rlimits {
-        process.message(15, |rlimit| {
-            rlimit.text(1, &limit.kind);
-            rlimit.number(2, limit.soft);
-            rlimit.number(3, limit.hard);
-        });
-    }
-}
-
 fn status_name(state: State) -> &'static str {
     match state {
         State::Paused => "paused",
@@ -179,31 +113,26 @@ fn status_name(state: State) -> &'static str {
 }
 
 fn process(info: &ProcessInfo, kept: usize) -> api::Process {
-    process_of(info.name(), info.pid, info.spec().clone(), info.stdio().clone(), kept)
-}
-
-fn process_of(name: &str, system_pid: u32, spec: ProcessSpec, stdio: Stdio, kept: usize) -> api::Process {
+    let (spec, stdio) = (info.spec(), info.stdio());
     let texts = |texts: &[String]| kept_texts(texts, kept).map(Into::into).collect();
+    let rlimit = |limit: &Rlimit| api::Rlimit { r#type: limit.kind.clone(), soft: limit.soft, hard: limit.hard };
+    let User { uid, gid, additional_gids } = spec.user.clone();
     api::Process {
-        pid: name.into(),
+        pid: info.name().into(),
         terminal: spec.terminal,
-        user: Some(api::User { uid: spec.user.uid, gid: spec.user.gid, additional_gids: spec.user.additional_gids }),
+        user: Some(api::User { uid, gid, additional_gids }),
         args: texts(&spec.args),
         env: texts(&spec.env),
-        cwd: spec.cwd,
-        system_pid,
-        stdin: stdio.stdin,
-        stdout: stdio.stdout,
-        stderr: stdio.stderr,
+        cwd: spec.cwd.clone(),
+        system_pid: info.pid,
+        stdin: stdio.stdin.clone(),
+        stdout: stdio.stdout.clone(),
+        stderr: stdio.stderr.clone(),
         capabilities: spec.capabilities.iter().map(ToString::to_string).collect(),
-        apparmor_profile: spec.apparmor_profile,
-        selinux_label: spec.selinux_label,
+        apparmor_profile: spec.apparmor_profile.clone(),
+        selinux_label: spec.selinux_label.clone(),
         no_new_privileges: spec.no_new_privileges,
-        rlimits: spec
-            .rlimits
-            .into_iter()
-            .map(|limit| api::Rlimit { r#type: limit.kind, soft: limit.soft, hard: limit.hard })
-            .collect(),
+        rlimits: spec.rlimits.iter().map(rlimit).collect(),
     }
 }
 
@@ -264,36 +193,6 @@ mod tests {
         assert_eq!(at(i64::MAX, 0).expect("clamped"), Some(Timestamp(i64::MAX)));
         assert_eq!(at(i64::MIN, 0).expect("clamped"), Some(Timestamp(i64::MIN)));
         assert!(at(0, -1).is_err() && at(0, 1_000_000_000).is_err());
-    }
-
-    #[test]
-    fn a_process_is_encoded_as_the_generated_code_does() {
-        let full = ProcessSpec {
-            terminal: true,
-            user: User { uid: 1000, gid: u32::MAX, additional_gids: vec![0, 5, 300] },
-            args: vec!["sh".into(), String::new(), "x".repeat(200)],
-            env: vec!["A=b".into()],
-            cwd: "/".into(),
-            capabilities: vec!["CAP_KILL".into(), "CAP_CHOWN".into()],
-            apparmor_profile: "profile".into(),
-            selinux_label: "label".into(),
-            no_new_privileges: true,
-            rlimits: vec![
-                Rlimit { kind: "RLIMIT_NOFILE".into(), soft: 0, hard: u64::MAX },
-                Rlimit { kind: String::new(), soft: 0, hard: 0 },
-            ],
-        };
-        let files = Stdio { stdin: "/in".into(), stdout: "/out".into(), stderr: "/err".into() };
-        for (name, pid, spec, stdio) in
-            [("init", 4_000_000, full, files), ("", 0, ProcessSpec::default(), Stdio::default())]
-        {
-            let mut encoded = Vec::new();
-            for kept in [usize::MAX, 150, 0] {
-                encoded.clear();
-                encode_process_of(name, pid, (&spec, &stdio), kept, &mut api::Writer(&mut encoded));
-                assert_eq!(encoded, process_of(name, pid, spec.clone(), stdio.clone(), kept).encoded());
-            }
-        }
     }
 
     #[test]

@@ -259,14 +259,15 @@ impl Api for Service {
         .await
     }
 
-    async fn state(&self, request: Request<api::StateRequest>) -> Answer<api::EncodedState> {
+    async fn state(&self, request: Request<api::StateRequest>) -> Answer<api::StateResponse> {
         let id = request.into_inner().id;
         self.call("State", &id, "", async {
             let id = Some(id.as_str()).filter(|id| !id.is_empty());
-            // Of a thousand it is a megabyte of small strings, which nobody need copy one by one.
-            let encode = |state: &mut Vec<u8>, info| convert::encode_container(&info, state);
-            let containers = self.supervisor.state_as(id, encode).await.map_err(status)?;
-            Ok(api::EncodedState { containers, machine: Some(convert::machine()) })
+            // Converted by the threads that read the containers, not by the one that serves all calls.
+            let convert = |all: &mut Vec<api::Container>, info| all.push(convert::container(&info));
+            let parts = self.supervisor.state_as(id, convert).await.map_err(status)?;
+            let containers = parts.into_iter().flatten().collect();
+            Ok(api::StateResponse { containers, machine: Some(convert::machine()) })
         })
         .await
     }
@@ -286,11 +287,11 @@ impl Api for Service {
         Ok(Response::new(Box::pin(events::stream(subscription, self.stopping.clone()))))
     }
 
-    async fn stats(&self, request: Request<api::StatsRequest>) -> Answer<api::EncodedStats> {
+    async fn stats(&self, request: Request<api::StatsRequest>) -> Answer<api::StatsResponse> {
         let id = request.into_inner().id;
         self.call("Stats", &id, "", async {
             let stats = self.supervisor.stats(&id).await.map_err(status)?;
-            Ok(convert::stats(stats).into())
+            Ok(convert::stats(stats))
         })
         .await
     }

@@ -1,7 +1,6 @@
 //! A daemon that only plays one, for what no real one can be made to do at will. It has the API and nothing behind it.
 
 use api::api_server::{Api, ApiServer};
-use prost::Message;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixListener;
@@ -202,7 +201,7 @@ impl Api for Daemon {
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 
-    async fn state(&self, request: Request<api::StateRequest>) -> Answer<api::EncodedState> {
+    async fn state(&self, request: Request<api::StateRequest>) -> Answer<api::StateResponse> {
         self.begin("State").await;
         let id = request.into_inner().id;
         let mut containers = self.0.behaviour.containers.clone();
@@ -210,8 +209,7 @@ impl Api for Daemon {
         if containers.is_empty() && !id.is_empty() {
             return Err(Status::not_found("containerd: container not found"));
         }
-        let encoded = api::StateResponse { containers, machine: None }.encode_to_vec();
-        Ok(Response::new(api::EncodedState { containers: vec![encoded], machine: None }))
+        Ok(Response::new(api::StateResponse { containers, machine: None }))
     }
 
     async fn update_process(&self, _: Request<api::UpdateProcessRequest>) -> Answer<api::UpdateProcessResponse> {
@@ -246,8 +244,8 @@ impl Api for Daemon {
         Err(Status::unimplemented("not here"))
     }
 
-    async fn stats(&self, _: Request<api::StatsRequest>) -> Answer<api::EncodedStats> {
+    async fn stats(&self, _: Request<api::StatsRequest>) -> Answer<api::StatsResponse> {
         self.begin("Stats").await;
-        Ok(Response::new(api::StatsResponse::default().into()))
+        Ok(Response::new(api::StatsResponse::default()))
     }
 }

@@ -49,7 +49,7 @@ fn cgroup(stats: Stats, system_cpu: u64) -> api::CgroupStats {
             usage: Some(usage(memory.usage)),
             swap_usage: Some(usage(memory.swap)),
             kernel_usage: Some(usage(memory.kernel)),
-            stats: memory.raw.into_iter().collect(),
+            stats: memory.raw.into_iter().map(Into::into).collect(),
         }),
         blkio_stats: Some(api::BlkioStats {
             io_service_bytes_recursive: entries(blkio.service_bytes),
@@ -61,7 +61,7 @@ fn cgroup(stats: Stats, system_cpu: u64) -> api::CgroupStats {
             io_time_recursive: entries(blkio.time),
             sectors_recursive: entries(blkio.sectors),
         }),
-        hugetlb_stats: stats.hugetlb.into_iter().map(|(size, pages)| (size, hugetlb(pages))).collect(),
+        hugetlb_stats: stats.hugetlb.into_iter().map(|(size, pages)| (size, hugetlb(pages)).into()).collect(),
         pids_stats: Some(api::PidsStats { current: stats.pids, limit: stats.pids_limit }),
     }
 }
