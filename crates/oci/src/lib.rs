@@ -6,7 +6,6 @@
 
 mod abilities;
 mod bundle;
-mod capability;
 mod checkpoint;
 pub mod checksum;
 mod child;
@@ -27,7 +26,6 @@ mod words;
 
 pub use abilities::{Abilities, Ability};
 pub use bundle::{Bundle, BundleError};
-pub use capability::Capability;
 pub use checkpoint::{BeginError, Checkpoints, Partial, criu_at, criu_errors, restore_work, time_frozen};
 pub use child::Child;
 pub use container_dir::{ContainerDir, Dump};

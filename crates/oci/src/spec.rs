@@ -5,8 +5,6 @@ use contract::null_as_default;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::capability::Capability;
-
 /// The members of a process object that the daemon reads.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
@@ -28,7 +26,7 @@ pub struct ProcessSpec {
     pub cwd: String,
     /// One list for the bounding, effective and permitted sets. If these differ, it is the bounding set.
     #[serde(deserialize_with = "capabilities")]
-    pub capabilities: Vec<Capability>,
+    pub capabilities: Vec<String>,
     /// The name of an AppArmor profile, or empty.
     #[serde(deserialize_with = "null_as_default")]
     pub apparmor_profile: String,
@@ -183,16 +181,16 @@ impl ProcessSpec {
 }
 
 /// Reads capabilities in the form of the specification, an object of sets, or in the form of its drafts, a list.
-fn capabilities<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Vec<Capability>, D::Error> {
+fn capabilities<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Vec<String>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
     enum Form {
-        List(Vec<Capability>),
+        List(Vec<String>),
         Sets {
             #[serde(default)]
-            bounding: Option<Vec<Capability>>,
+            bounding: Option<Vec<String>>,
             #[serde(default)]
-            effective: Option<Vec<Capability>>,
+            effective: Option<Vec<String>>,
         },
     }
     Ok(match Option::<Form>::deserialize(d)? {
