@@ -56,10 +56,9 @@ const DESCRIPTORS_OF_ONE: u64 = 6;
 const UMASK: Mode = Mode::from_raw_mode(0o022);
 
 /// Runs until a signal says to stop.
-pub(crate) fn run(flags: Flags, log: &Log, level: Level) -> Result<()> {
+pub(crate) fn run(flags: Flags, inherited: Inherited, log: &Log, level: Level) -> Result<()> {
     sys::allocator::limit_heaps(2);
     clean_state().context("begin with a clean state")?;
-    let inherited = Inherited::take();
     let replacement = Replacement::new()?;
     let mut previous = inherited.previous();
     // What this process was started with is not the containers' business.

@@ -66,8 +66,8 @@ struct SocketFile {
 /// Sockets that this process was started with.
 #[derive(Debug)]
 pub(crate) struct Inherited {
-    /// A service manager's.
-    passed: Vec<Passed>,
+    /// From a service manager. An error matters only if `--listen` asks for them.
+    passed: io::Result<Vec<Passed>>,
     /// Those of the program that was here before, which are taken whatever the flags say.
     handed_over: Vec<OwnedFd>,
 }
@@ -122,6 +122,7 @@ fn listeners(flags: &Flags, inherited: Inherited) -> Result<(Vec<Listener>, Opti
             Ok((vec![listener], None))
         }
         Some(("fd", which)) => {
+            let passed = passed.context("read LISTEN_PID, LISTEN_FDS and LISTEN_FDNAMES").with_context(cannot)?;
             let listeners = adopt(passed, which, tls.as_ref(), flags.insecure_tcp).with_context(cannot)?;
             Ok((listeners, None))
         }

@@ -26,6 +26,8 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let flags = flags::Flags::read();
+    // Before the log opens a descriptor: see `sys::activation::take`.
+    let inherited = listen::Inherited::take();
     let (log, level) = match logging::init(&flags) {
         Ok(both) => both,
         Err(e) => {
@@ -33,7 +35,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let code = match daemon::run(flags, &log, level) {
+    let code = match daemon::run(flags, inherited, &log, level) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             tracing::error!("{e:#}");

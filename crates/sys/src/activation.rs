@@ -1,60 +1,54 @@
-//! Sockets that somebody else opened for this process: a service manager (sd_listen_fds(3)), or the program that was in
-//! its place before.
+//! Descriptors that this process did not open itself: listening sockets from a service manager (sd_listen_fds(3)), and what
+//! the program that ran in this process before has handed over across execve(2).
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-/// The first descriptor that is passed.
+/// The lowest number that a passed descriptor can have. Those below are standard input, output and error.
 const FIRST: RawFd = 3;
 
-/// A descriptor that was passed, with its number and the name that it was given.
+/// A descriptor from the service manager.
 #[derive(Debug)]
 pub struct Passed {
-    /// As the service manager counts.
+    /// The descriptor's number. The service manager counts from 3.
     pub number: RawFd,
-    /// `FileDescriptorName=`; empty if there is none.
+    /// The socket unit's `FileDescriptorName=`, or `unknown` if the service manager sent no names.
     pub name: String,
-    /// The socket itself.
+    /// The descriptor itself.
     pub fd: OwnedFd,
 }
 
-/// Takes all descriptors that were passed to this process, and not to one that it was started by. Only the first call
-/// gives any.
-pub fn take() -> Vec<Passed> {
+/// Takes all descriptors that the service manager passed to this process; none if it passed them to another process, such as a
+/// parent of this one. Each call after the first returns none. Call it before anything else opens a descriptor, so that a wrong
+/// `LISTEN_FDS` cannot claim that descriptor too.
+pub fn take() -> io::Result<Vec<Passed>> {
     static TAKEN: AtomicBool = AtomicBool::new(false);
-    let variable = |name| std::env::var(name).unwrap_or_default();
-    if variable("LISTEN_PID").parse() != Ok(std::process::id()) || TAKEN.swap(true, Ordering::SeqCst) {
-        return Vec::new();
+    if TAKEN.swap(true, Ordering::SeqCst) {
+        return Ok(Vec::new());
     }
-    let count: RawFd = variable("LISTEN_FDS").parse().unwrap_or_default();
-    let names = variable("LISTEN_FDNAMES");
-    let mut names = names.split(':');
-    // No more than any process may have: the number is somebody else's.
-    (FIRST..FIRST + count.clamp(0, 1 << 16))
-        .map(|number| (number, names.next().unwrap_or_default().to_string()))
-        .filter(|(number, _)| is_open(*number))
-        .map(|(number, name)| {
-            // SAFETY: it is open, as was looked at; the service manager passed it to this process to own, and this is
-            // done once, so that nobody else owns it.
-            let fd = unsafe { OwnedFd::from_raw_fd(number) };
-            Passed { number, name, fd }
-        })
-        .collect()
+    let passed = sd_notify::listen_fds_with_names()?;
+    let own = |(number, name)| {
+        // SAFETY: the number is open, since sd-notify has set its close-on-exec flag. The service manager gave the descriptor to
+        // this very process (LISTEN_PID). `TAKEN` lets one call get here, so no other value owns it.
+        let fd = unsafe { OwnedFd::from_raw_fd(number) };
+        Passed { number, name, fd }
+    };
+    Ok(passed.map(own).collect())
 }
 
-/// The variable that names the listening sockets which the program before this one, in the same process, has left to it.
+/// The variable that names the listening sockets which the previous program in this process handed over.
 pub const SOCKETS: &str = "CONTAINERD_SOCKETS";
 
-/// The variable that names a file with what that program had not logged yet.
+/// The variable that names a file with the log lines which the previous program could not write.
 pub const LOG: &str = "CONTAINERD_LOG";
 
-/// The variable that names that program's own file, to go back to if this one cannot serve.
+/// The variable that names the previous program's own file, to go back to if this program cannot serve.
 pub const PREVIOUS: &str = "CONTAINERD_PREVIOUS";
 
-/// Says which descriptors the program that takes this one's place is to have under one of these names: the variable and
-/// its value. They stay open over execve(2).
+/// Prepares descriptors for the next program in this process: they stay open across execve(2). Returns the environment
+/// variable, with its value, from which [`take_handed_over`] learns their numbers.
 pub fn hand_over(variable: &'static str, descriptors: &[OwnedFd]) -> io::Result<(&'static str, String)> {
     let mut numbers = Vec::new();
     for descriptor in descriptors {
@@ -64,7 +58,8 @@ pub fn hand_over(variable: &'static str, descriptors: &[OwnedFd]) -> io::Result<
     Ok((variable, format!("{}:{}", std::process::id(), numbers.join(","))))
 }
 
-/// Takes what [`hand_over`] has left under this name. Only the first call gives any.
+/// Takes the descriptors that [`hand_over`] prepared under this variable. Each is returned once: another call for the same
+/// variable returns none.
 pub fn take_handed_over(variable: &str) -> Vec<OwnedFd> {
     static TAKEN: Mutex<Vec<RawFd>> = Mutex::new(Vec::new());
     let value = std::env::var(variable).unwrap_or_default();
@@ -77,8 +72,8 @@ pub fn take_handed_over(variable: &str) -> Vec<OwnedFd> {
     for number in numbers.split(',').filter_map(|number| number.parse().ok()) {
         if number >= FIRST && !taken.contains(&number) && is_open(number) {
             taken.push(number);
-            // SAFETY: it is open, as was looked at; the program before this one left it to this process to own. Each
-            // number is taken once, as the list says, so that nobody else owns it.
+            // SAFETY: the number is open, as `is_open` has just found. The previous program in this process kept it open for this
+            // one and named no other owner. `taken` lets each number get here once, so no other value owns it.
             found.push(unsafe { OwnedFd::from_raw_fd(number) });
         }
     }
@@ -86,7 +81,7 @@ pub fn take_handed_over(variable: &str) -> Vec<OwnedFd> {
 }
 
 fn is_open(number: RawFd) -> bool {
-    // SAFETY: F_GETFD takes any number, and changes nothing (fcntl(2)).
+    // SAFETY: F_GETFD accepts any number, reads one flag and changes nothing (fcntl(2)).
     unsafe { libc::fcntl(number, libc::F_GETFD) != -1 }
 }
 
@@ -95,9 +90,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_is_taken_that_was_meant_for_another_process() {
-        // Whoever runs the tests passes none to them.
-        assert!(take().is_empty() && take_handed_over(SOCKETS).is_empty());
+    fn process_without_passed_descriptors_takes_none() {
+        // The tests' own environment has no LISTEN_PID that names them.
+        assert!(take().expect("no variable is malformed").is_empty());
+        assert!(take_handed_over(SOCKETS).is_empty());
+    }
+
+    #[test]
+    fn only_open_numbers_are_open() {
         assert!(is_open(0) && !is_open(-1) && !is_open(1 << 20));
     }
 }

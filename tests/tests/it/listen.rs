@@ -227,4 +227,9 @@ fn sockets_of_a_service_manager_are_served_and_stay() {
     assert!(refused(&["--listen", "fd://"], tcp.into()).contains("--tls-cert"));
     let none = host.command().args(["--listen", "fd://"]).stderr(Stdio::piped()).output().unwrap();
     assert!(String::from_utf8(none.stderr).unwrap().contains("no socket was passed"));
+    let mut misnamed = Command::new("sh");
+    misnamed.args(["-c", &ACTIVATE.replace("FDNAMES=api", "FDNAMES=api:more")]).arg(host.command().get_program());
+    misnamed.args(host.command().get_args()).args(["--listen", "fd://"]);
+    let misnamed = misnamed.stdin(socket()).output().unwrap();
+    assert!(String::from_utf8(misnamed.stderr).unwrap().contains("invalid LISTEN_FDNAMES"), "two names for one socket");
 }
