@@ -263,8 +263,7 @@ async fn serve(
     stopping.send_replace(true);
     // The server ends when every client has gone, which one that hangs never does; what counts are calls.
     let finished = async {
-        // Each counts once for its client and may count once more for itself.
-        let _ = under_way.wait_for(|calls| *calls <= 2 * hanging).await;
+        let _ = under_way.wait_for(|calls| *calls <= hanging).await;
         let _ = tokio::time::timeout(FLUSH_LIMIT, &mut server).await;
     };
     let limit = if replaced { REPLACE_LIMIT } else { STOP_LIMIT };

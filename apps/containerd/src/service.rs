@@ -1,10 +1,11 @@
-//! The methods of the API. Its policy on the supervisor's steps: `CreateContainer` is create and start, and a
-//! container is deleted when its init exits.
+//! The methods of the API, mapped onto the supervisor. `CreateContainer` creates and starts a container in one step, and asks
+//! the supervisor to delete the container when its init exits.
 
 use api::api_server::Api;
 use futures_util::Stream;
 use std::path::PathBuf;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 use supervisor::{Checkpoint, CreateContainer, CreateProcess, Stdio, Supervisor, carried_through, with_runtime_time};
 use tokio::sync::watch;
@@ -17,7 +18,7 @@ use crate::errors::{invalid, status};
 use crate::events;
 use crate::flags::REVISION;
 
-/// The API over one supervisor.
+/// The API, served by one supervisor.
 #[derive(Debug)]
 pub(crate) struct Service {
     supervisor: Supervisor,
@@ -26,19 +27,37 @@ pub(crate) struct Service {
     calls: watch::Sender<usize>,
 }
 
-/// A call that is under way.
-struct Busy(watch::Sender<usize>);
+/// Counts a call as under way until this value is dropped.
+struct UnderWay(watch::Sender<usize>);
 
-impl Drop for Busy {
+impl UnderWay {
+    fn new(calls: &watch::Sender<usize>) -> UnderWay {
+        calls.send_modify(|calls| *calls += 1);
+        UnderWay(calls.clone())
+    }
+}
+
+impl Drop for UnderWay {
     fn drop(&mut self) {
         self.0.send_modify(|calls| *calls -= 1);
     }
 }
 
+/// A call from its arrival to its answer.
+struct Call<'a> {
+    supervisor: &'a Supervisor,
+    method: &'static str,
+    container: &'a str,
+    process: &'a str,
+    begun: Instant,
+    /// Shared with the parts of the call that outlive the client ([`Call::carry_through`]), so that each call counts once.
+    under_way: Arc<UnderWay>,
+}
+
 type Answer<T> = Result<Response<T>, Status>;
 
 impl Service {
-    /// `calls` tells how many are under way, streams not counted.
+    /// Publishes in `calls` how many calls are under way. Event streams do not count.
     pub(crate) fn new(
         supervisor: Supervisor,
         start_timeout: Duration,
@@ -48,36 +67,16 @@ impl Service {
         Service { supervisor, start_timeout, stopping, calls }
     }
 
-    /// Carries out a call once the supervisor knows what there is: within a span that names it, and logged with the
-    /// time that it took and how much of that was a runtime's.
-    async fn call<T>(
-        &self,
-        method: &'static str,
-        id: &str,
-        process: &str,
-        work: impl Future<Output = Result<T, Status>>,
-    ) -> Answer<T> {
-        let begun = Instant::now();
-        let _busy = self.busy();
-        let (id, process) = (shortened(id), shortened(process));
-        let span =
-            tracing::info_span!("call", method, container = id, process = (!process.is_empty()).then_some(process));
-        let carry_out = async {
-            let _task = self.supervisor.tasks().begin_call(method, id, process);
-            self.supervisor.recovered().await;
-            let (result, in_runtime) = with_runtime_time(work).await;
-            let code = result.as_ref().err().map_or(Code::Ok, Status::code);
-            let ms = |time: Duration| time.as_secs_f64() * 1e3;
-            tracing::debug!(?code, ms = ms(begun.elapsed()), runtime_ms = ms(in_runtime), "answered");
-            result.map(Response::new)
-        };
-        carry_out.instrument(span).await
-    }
-
-    /// Says that a call is under way, until the result is dropped.
-    fn busy(&self) -> Busy {
-        self.calls.send_modify(|calls| *calls += 1);
-        Busy(self.calls.clone())
+    /// Begins a call. `process` is empty if the call does not concern one process.
+    fn call<'a>(&'a self, method: &'static str, id: &'a str, process: &'a str) -> Call<'a> {
+        Call {
+            supervisor: &self.supervisor,
+            method,
+            container: shortened(id),
+            process: shortened(process),
+            begun: Instant::now(),
+            under_way: Arc::new(UnderWay::new(&self.calls)),
+        }
     }
 
     fn deadline(&self) -> Instant {
@@ -85,13 +84,45 @@ impl Service {
     }
 }
 
-/// What a client sent, as far as it is worth repeating.
+impl Call<'_> {
+    /// Waits for the recovery, does the call's work in a span that names the call, and logs how long the call took and how
+    /// much of that time the runtime took.
+    async fn answer<T>(&self, work: impl Future<Output = Result<T, Status>>) -> Answer<T> {
+        let Call { method, container, process, .. } = *self;
+        let span = tracing::info_span!("call", method, container, process = (!process.is_empty()).then_some(process));
+        let observed = async {
+            let _task = self.supervisor.tasks().begin_call(method, container, process);
+            self.supervisor.recovered().await;
+            let (result, in_runtime) = with_runtime_time(work).await;
+            let code = result.as_ref().err().map_or(Code::Ok, Status::code);
+            let ms = |time: Duration| time.as_secs_f64() * 1e3;
+            tracing::debug!(?code, ms = ms(self.begun.elapsed()), runtime_ms = ms(in_runtime), "answered");
+            result.map(Response::new)
+        };
+        observed.instrument(span).await
+    }
+
+    /// Does a part of the call in a task of its own. The part runs to its end even if the client goes away, and the call counts
+    /// as under way until then.
+    async fn carry_through<T: Send + 'static>(
+        &self,
+        part: impl Future<Output = Result<T, supervisor::Error>> + Send + 'static,
+    ) -> Result<T, Status> {
+        let under_way = self.under_way.clone();
+        let counted = async move {
+            let _under_way = under_way;
+            part.await
+        };
+        carried_through(counted).await.map_err(status)
+    }
+}
+
+/// The beginning of a client's text, for logs. It holds every id that the supervisor accepts (128 characters).
 fn shortened(text: &str) -> &str {
-    // Longer than any id that is accepted.
     text.char_indices().nth(128).map_or(text, |(end, _)| &text[..end])
 }
 
-/// A path, if there is one.
+/// A path from a request, in which an empty one stands for none.
 fn given(path: String) -> Option<PathBuf> {
     Some(path).filter(|path| !path.is_empty()).map(PathBuf::from)
 }
@@ -117,7 +148,8 @@ impl Api for Service {
     ) -> Answer<api::CreateContainerResponse> {
         let request = request.into_inner();
         let id = request.id.clone();
-        self.call("CreateContainer", &id, "", async move {
+        let call = self.call("CreateContainer", &id, "");
+        call.answer(async {
             convert::check_container(&request)?;
             let runtime = Some(request.runtime).filter(|runtime| !runtime.is_empty());
             let request = CreateContainer {
@@ -132,13 +164,9 @@ impl Api for Service {
                 checkpoint_dir: given(request.checkpoint_dir),
                 terminal_size: convert::terminal_size(request.width, request.height)?,
             };
-            let (supervisor, busy, deadline) = (self.supervisor.clone(), self.busy(), self.deadline());
-            // A client that goes away does not leave a container half-made.
-            let run = async move {
-                let _busy = busy;
-                supervisor.run(request, deadline).await
-            };
-            let info = carried_through(run).await.map_err(status)?;
+            let (supervisor, deadline) = (self.supervisor.clone(), self.deadline());
+            // A client that goes away leaves no container half-made.
+            let info = call.carry_through(async move { supervisor.run(request, deadline).await }).await?;
             Ok(api::CreateContainerResponse { container: Some(convert::container(&info)) })
         })
         .await
@@ -149,12 +177,13 @@ impl Api for Service {
         request: Request<api::UpdateContainerRequest>,
     ) -> Answer<api::UpdateContainerResponse> {
         let api::UpdateContainerRequest { id, status: state, resources, .. } = request.into_inner();
-        self.call("UpdateContainer", &id, "", async {
+        let call = self.call("UpdateContainer", &id, "");
+        call.answer(async {
             let changes = resources.map(convert::changes).transpose()?.unwrap_or_default();
             if !changes.is_empty() {
                 self.supervisor.check_limits(&id, &changes).map_err(status)?;
             }
-            // The state first: if it does not fit, nothing has been changed.
+            // The status first: if the container's state refuses it, no limit has been changed yet.
             match state.as_str() {
                 "" if changes.is_empty() => drop(self.supervisor.state(Some(&id)).await.map_err(status)?),
                 "" => {}
@@ -163,12 +192,8 @@ impl Api for Service {
                 other => return Err(invalid("status", other, "must be \"paused\" or \"running\"")),
             }
             if !changes.is_empty() {
-                let (supervisor, busy, id) = (self.supervisor.clone(), self.busy(), id.clone());
-                let update = async move {
-                    let _busy = busy;
-                    supervisor.update(&id, changes).await
-                };
-                carried_through(update).await.map_err(status)?;
+                let (supervisor, id) = (self.supervisor.clone(), id.clone());
+                call.carry_through(async move { supervisor.update(&id, changes).await }).await?;
             }
             Ok(api::UpdateContainerResponse {})
         })
@@ -177,7 +202,8 @@ impl Api for Service {
 
     async fn signal(&self, request: Request<api::SignalRequest>) -> Answer<api::SignalResponse> {
         let api::SignalRequest { id, pid, signal } = request.into_inner();
-        self.call("Signal", &id, &pid, async {
+        let call = self.call("Signal", &id, &pid);
+        call.answer(async {
             self.supervisor.kill(&id, &pid, signal).map_err(status)?;
             Ok(api::SignalResponse {})
         })
@@ -186,7 +212,8 @@ impl Api for Service {
 
     async fn update_process(&self, request: Request<api::UpdateProcessRequest>) -> Answer<api::UpdateProcessResponse> {
         let api::UpdateProcessRequest { id, pid, close_stdin, width, height } = request.into_inner();
-        self.call("UpdateProcess", &id, &pid, async {
+        let call = self.call("UpdateProcess", &id, &pid);
+        call.answer(async {
             if width != 0 || height != 0 {
                 self.supervisor.resize(&id, &pid, width, height).map_err(status)?;
             }
@@ -201,7 +228,8 @@ impl Api for Service {
     async fn add_process(&self, request: Request<api::AddProcessRequest>) -> Answer<api::AddProcessResponse> {
         let mut request = request.into_inner();
         let (id, pid) = (request.id.clone(), request.pid.clone());
-        self.call("AddProcess", &id, &pid, async {
+        let call = self.call("AddProcess", &id, &pid);
+        call.answer(async {
             convert::check_process(&request)?;
             let spec = convert::process_spec(&mut request);
             let stdio = Stdio { stdin: request.stdin, stdout: request.stdout, stderr: request.stderr };
@@ -220,16 +248,14 @@ impl Api for Service {
         request: Request<api::CreateCheckpointRequest>,
     ) -> Answer<api::CreateCheckpointResponse> {
         let api::CreateCheckpointRequest { id, checkpoint, checkpoint_dir } = request.into_inner();
-        self.call("CreateCheckpoint", &id, "", async {
-            let none = || invalid("checkpoint", "", "must be given");
-            let api::Checkpoint { name, exit, tcp, unix_sockets, shell, empty_ns } = checkpoint.ok_or_else(none)?;
+        let call = self.call("CreateCheckpoint", &id, "");
+        call.answer(async {
+            let missing = || invalid("checkpoint", "", "must be given");
+            let api::Checkpoint { name, exit, tcp, unix_sockets, shell, empty_ns } = checkpoint.ok_or_else(missing)?;
             let wanted = Checkpoint { name, tcp, unix_sockets, shell, exit, empty_ns, ..Checkpoint::default() };
-            let (supervisor, busy, id) = (self.supervisor.clone(), self.busy(), id.clone());
-            let make = async move {
-                let _busy = busy;
-                supervisor.checkpoint(&id, wanted, given(checkpoint_dir)).await
-            };
-            carried_through(make).await.map_err(status)?;
+            let (supervisor, id) = (self.supervisor.clone(), id.clone());
+            let make = async move { supervisor.checkpoint(&id, wanted, given(checkpoint_dir)).await };
+            call.carry_through(make).await?;
             Ok(api::CreateCheckpointResponse {})
         })
         .await
@@ -240,7 +266,8 @@ impl Api for Service {
         request: Request<api::DeleteCheckpointRequest>,
     ) -> Answer<api::DeleteCheckpointResponse> {
         let api::DeleteCheckpointRequest { id, name, checkpoint_dir } = request.into_inner();
-        self.call("DeleteCheckpoint", &id, "", async {
+        let call = self.call("DeleteCheckpoint", &id, "");
+        call.answer(async {
             self.supervisor.delete_checkpoint(&id, &name, given(checkpoint_dir)).await.map_err(status)?;
             Ok(api::DeleteCheckpointResponse {})
         })
@@ -252,7 +279,8 @@ impl Api for Service {
         request: Request<api::ListCheckpointRequest>,
     ) -> Answer<api::ListCheckpointResponse> {
         let api::ListCheckpointRequest { id, checkpoint_dir } = request.into_inner();
-        self.call("ListCheckpoint", &id, "", async {
+        let call = self.call("ListCheckpoint", &id, "");
+        call.answer(async {
             let found = self.supervisor.checkpoints(&id, given(checkpoint_dir)).await.map_err(status)?;
             Ok(api::ListCheckpointResponse { checkpoints: found.into_iter().map(convert::checkpoint).collect() })
         })
@@ -261,11 +289,12 @@ impl Api for Service {
 
     async fn state(&self, request: Request<api::StateRequest>) -> Answer<api::StateResponse> {
         let id = request.into_inner().id;
-        self.call("State", &id, "", async {
+        let call = self.call("State", &id, "");
+        call.answer(async {
             let id = Some(id.as_str()).filter(|id| !id.is_empty());
             // Converted by the threads that read the containers, not by the one that serves all calls.
-            let convert = |all: &mut Vec<api::Container>, info| all.push(convert::container(&info));
-            let parts = self.supervisor.state_as(id, convert).await.map_err(status)?;
+            let add = |all: &mut Vec<api::Container>, info| all.push(convert::container(&info));
+            let parts = self.supervisor.state_as(id, add).await.map_err(status)?;
             let containers = parts.into_iter().flatten().collect();
             Ok(api::StateResponse { containers, machine: Some(convert::machine()) })
         })
@@ -289,7 +318,8 @@ impl Api for Service {
 
     async fn stats(&self, request: Request<api::StatsRequest>) -> Answer<api::StatsResponse> {
         let id = request.into_inner().id;
-        self.call("Stats", &id, "", async {
+        let call = self.call("Stats", &id, "");
+        call.answer(async {
             let stats = self.supervisor.stats(&id).await.map_err(status)?;
             Ok(convert::stats(stats))
         })
