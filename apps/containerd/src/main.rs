@@ -1,7 +1,7 @@
 //! `containerd`, the daemon.
 //!
-//! This program is thin: it reads its flags, opens its socket, maps the gRPC API onto the supervisor, and stops when
-//! it is told to. All that concerns containers is in the `supervisor` crate.
+//! This program reads its flags, opens its sockets, maps the gRPC API onto the supervisor, and stops when a signal asks for it.
+//! Everything that concerns containers is in the crate `supervisor`.
 
 mod authority;
 mod convert;
@@ -29,13 +29,13 @@ fn main() -> ExitCode {
     // Before the log opens a descriptor: see `sys::activation::take`.
     let inherited = listen::Inherited::take();
     let (log, level) = match logging::init(&flags) {
-        Ok(both) => both,
+        Ok(logging) => logging,
         Err(e) => {
-            eprintln!("containerd: cannot log: {e:#}");
+            eprintln!("containerd: cannot set up the log: {e:#}");
             return ExitCode::FAILURE;
         }
     };
-    let code = match daemon::run(flags, inherited, &log, level) {
+    let code = match daemon::run(&flags, inherited, &log, level) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             tracing::error!("{e:#}");

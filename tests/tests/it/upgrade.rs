@@ -139,7 +139,7 @@ async fn what_does_not_run_replaces_nothing() {
     std::fs::write(&broken, "rubbish").unwrap();
     std::fs::rename(&broken, host.join("containerd")).unwrap();
     kill_process(Pid::from_raw(host.pid() as i32).unwrap(), Signal::HUP).unwrap();
-    eventually("it says so", || host.log().contains("not replaced, going on"));
+    eventually("it says so", || host.log().contains("not replaced, still serving"));
     assert_eq!(program_of(host.pid()), before);
     kill(&mut client, "c").await;
     host.finish();
@@ -170,7 +170,7 @@ async fn program_that_does_not_serve_replaces_nothing() {
         install_script(&host, &format!(r#"[ "$1" = --version ] && exec echo 9.9; {script}"#));
         kill_process(Pid::from_raw(pid as i32).unwrap(), Signal::HUP).unwrap();
         // It serves all the while.
-        eventually("it says so", || host.log().matches("not replaced, going on").count() == n + 1);
+        eventually("it says so", || host.log().matches("not replaced, still serving").count() == n + 1);
         assert!(host.log().contains(reason), "{reason} in {}", host.log());
         assert_eq!((host.pid(), program_of(pid)), (pid, program));
         assert_eq!(state(&mut client).await.len(), 1);
@@ -201,7 +201,7 @@ async fn program_that_fails_at_its_real_start_gives_way_to_the_one_before() {
     let script = r#"case "$*" in --version|*.rehearsal*) exec $HOST/good/containerd "$@";; esac; exec $HOST/bad/containerd "$@""#;
     install_script(&host, script);
     kill_process(Pid::from_raw(pid as i32).unwrap(), Signal::HUP).unwrap();
-    eventually("it says so", || host.log().contains("going back to the program before"));
+    eventually("it says so", || host.log().contains("going back to the previous program"));
     eventually("it serves again", || host.log().matches(" serving ").count() >= 2);
     let mut client = host.client().await;
     assert_eq!(state(&mut client).await.len(), 1);
