@@ -1,4 +1,5 @@
-//! The revision that `GetServerVersion` tells: git's, where this is built from a checkout.
+//! Sets the revision that `GetServerVersion` returns: `CONTAINERD_REVISION` if it is given, otherwise the commit of the git
+//! checkout that is built.
 
 use std::process::Command;
 

@@ -1,11 +1,10 @@
-//! Clients that dial the socket by its path send that path, or nothing, as `:authority`. It means nothing here, but
-//! the HTTP/2 library refuses a request whose authority is not well-formed. So it is looked at before the library
-//! sees it: only in a connection's first request, if that has a good one, and then bytes pass untouched.
+//! A filter for the `:authority` of requests. Clients that dial the socket by its path send that path, or nothing, as the
+//! authority. The daemon ignores it, but h2 refuses a request whose authority is malformed. The filter therefore replaces a
+//! malformed authority before h2 sees it. Once a request has a well-formed one, or none, the connection's bytes pass unread.
 //!
-//! A bad authority is replaced in the header block (RFC 7541) by one that is no longer than it, so that the dynamic
-//! tables of both sides stay in step: the index of each entry is the same, and an entry that takes less room is only
-//! forgotten later here. (An empty one is replaced by a single character.) What cannot be read is left as it is, for
-//! the library to judge.
+//! The filter replaces the authority within the header block (RFC 7541) by one that is no longer. (An empty one becomes a
+//! single character.) The dynamic tables of both sides stay in step: each entry keeps its index, and an entry that takes less
+//! room is only evicted later on this side. Whatever the filter cannot parse, it leaves for h2 to judge.
 
 use std::io;
 use std::pin::Pin;
@@ -27,10 +26,10 @@ const PADDED: u8 = 0x8;
 const PRIORITY: u8 = 0x20;
 /// `:authority` in the static table.
 const AUTHORITY: usize = 1;
-/// `localhost` as it is when it is Huffman-coded, which most clients send.
+/// `localhost` in Huffman code, which most clients send.
 const LOCALHOST: [u8; 6] = [0xa0, 0xe4, 0x1d, 0x13, 0x9d, 0x09];
 
-/// A socket, with TLS or without.
+/// A connected socket, with TLS or without.
 pub(crate) trait Io: AsyncRead + AsyncWrite + Send {}
 
 impl<T: AsyncRead + AsyncWrite + Send> Io for T {}
@@ -38,8 +37,9 @@ impl<T: AsyncRead + AsyncWrite + Send> Io for T {}
 /// A connection whose requests have a well-formed authority.
 pub(crate) struct Connection {
     stream: Pin<Box<dyn Io>>,
+    /// `None` once the connection's bytes pass unread.
     filter: Option<Filter>,
-    /// Filtered, to be read before anything else.
+    /// Bytes that have passed the filter and that h2 has not read yet.
     out: Vec<u8>,
     _open: Open,
 }
@@ -55,28 +55,28 @@ impl Connection {
     }
 }
 
-/// Where in the stream of frames a connection is.
+/// The filter's position in a connection's frames.
 #[derive(Debug)]
 struct Filter {
-    /// Received, and not yet a whole frame.
+    /// Received bytes that are not a whole frame yet.
     pending: Vec<u8>,
-    /// Bytes that are of no interest and go through.
+    /// How many of the next bytes pass unread.
     passing: usize,
 }
 
-/// What a header block says of the authority.
+/// The authority in a header block.
 #[derive(Debug, PartialEq, Eq)]
 enum Authority {
-    /// Well-formed, or absent, or nothing of ours to judge.
+    /// Well-formed, absent, or in a block that the filter cannot parse.
     Good,
-    /// To be replaced, from here to there, by this.
+    /// Malformed: `value` is to replace the string literal from `start` to `end`.
     Bad { start: usize, end: usize, value: &'static [u8] },
-    /// In the dynamic table already, or coded so that it was not read.
+    /// Possibly one of the dynamic table's entries, which the filter does not know.
     Unknown,
 }
 
 impl Filter {
-    /// Takes what has been received; gives what can go on. True: there is nothing more to look for.
+    /// Moves to `out` what can pass. Returns true if there is nothing left to filter.
     fn advance(&mut self, out: &mut Vec<u8>) -> bool {
         loop {
             let passed = self.passing.min(self.pending.len());
@@ -111,10 +111,10 @@ impl Filter {
     }
 }
 
-/// A frame with a part of its payload replaced by a string literal.
+/// Replaces a part of a frame's payload, from `start` to `end`, by a string literal.
 fn replace(frame: &[u8], start: usize, end: usize, value: &[u8]) -> Vec<u8> {
     let mut new = frame[..FRAME_HEADER + start].to_vec();
-    // Shorter than 127 and not Huffman-coded.
+    // The length of a string that is shorter than 127 bytes and not Huffman-coded takes one byte.
     new.push(value.len() as u8);
     new.extend_from_slice(value);
     new.extend_from_slice(&frame[FRAME_HEADER + end..]);
@@ -142,7 +142,7 @@ fn find(payload: &[u8], flags: u8) -> Option<Authority> {
     let mut indexed = false;
     while at < block.len() {
         let first = block[at];
-        // RFC 7541, section 6: the kinds of fields by their first bits.
+        // The first bits tell the kind of field (RFC 7541, section 6).
         let (prefix, literal) = match first {
             0x80.. => (7, false),
             0x40.. => (6, true),
@@ -158,7 +158,7 @@ fn find(payload: &[u8], flags: u8) -> Option<Authority> {
         let mut named = index == AUTHORITY;
         if index == 0 {
             let (name, after) = string(block, at)?;
-            // gRPC's C core spells names out.
+            // gRPC's C core sends the name as a literal.
             named = name == b":authority";
             at = after;
         }
@@ -179,12 +179,12 @@ fn judge(value: &[u8], huffman: bool, start: usize, end: usize) -> Authority {
     if good {
         return Authority::Good;
     }
-    // The longest Huffman code has 30 bits: 16 bytes are four characters at least.
+    // The longest Huffman code has 30 bits, so 16 bytes hold at least four characters.
     let long = if huffman { value.len() >= 16 } else { value.len() >= 4 };
     Authority::Bad { start, end, value: if long { b"unix" } else { b"u" } }
 }
 
-/// An integer (RFC 7541, section 5.1) at a place, and the place after it.
+/// Decodes the integer at `at` (RFC 7541, section 5.1). Returns it with the position after it.
 fn integer(block: &[u8], at: usize, prefix: u32) -> Option<(usize, usize)> {
     let mask = (1_usize << prefix) - 1;
     let mut value = usize::from(*block.get(at)?) & mask;
@@ -203,7 +203,7 @@ fn integer(block: &[u8], at: usize, prefix: u32) -> Option<(usize, usize)> {
     None
 }
 
-/// A string (RFC 7541, section 5.2) at a place, as it is coded, and the place after it.
+/// Finds the string at `at` (RFC 7541, section 5.2). Returns its coded bytes with the position after it.
 fn string(block: &[u8], at: usize) -> Option<(&[u8], usize)> {
     let (length, start) = integer(block, at, 7)?;
     let end = start.checked_add(length)?;
@@ -279,7 +279,7 @@ mod tests {
         frame
     }
 
-    /// What comes out when all comes in byte by byte, and whether it then passes untouched.
+    /// Sends frames through a filter byte by byte. Returns what comes out, and whether the filter has then ended.
     fn filtered(frames: &[u8]) -> (Vec<u8>, bool) {
         let mut filter = Filter { pending: Vec::new(), passing: 2 };
         let mut out = Vec::new();
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn good_ones_pass_untouched() {
+    fn well_formed_authorities_pass_unchanged_and_end_the_filter() {
         for authority in [&b"\x41\x09localhost"[..], b"\x41\x86\xa0\xe4\x1d\x13\x9d\x09", b"\x01\x04unix", b""] {
             let frames = [&[0, 0, 0, 4, 0, 0, 0, 0, 0][..], &headers(&[b"\x83\x86", authority].concat())].concat();
             assert_eq!(filtered(&frames), (frames, true));
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_ones_are_replaced_whenever_they_come() {
+    fn malformed_authorities_are_replaced_in_every_request() {
         let bad = headers(b"\x83\x41\x0c/run/ab.sock\x86\x40\x01x\x01y");
         let good = headers(b"\x83\x41\x04unix\x86\x40\x01x\x01y");
         assert_eq!(filtered(&bad), (good.clone(), false));
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_malformed_is_left_as_it_is() {
+    fn malformed_header_blocks_pass_unchanged() {
         for block in [&b"\x41"[..], b"\x41\x7f", b"\x41\xff\xff\xff\xff\xff", b"\x40\x05ab", b"\x7f\xff\xff\xff\xff"] {
             let frame = headers(block);
             assert_eq!(filtered(&frame).0, frame);

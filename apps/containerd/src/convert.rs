@@ -1,4 +1,4 @@
-//! Between the messages of the API and the supervisor's types.
+//! Conversion between the API's messages and the supervisor's types.
 
 mod request;
 mod resources;
@@ -15,20 +15,20 @@ use tonic::Status;
 
 use crate::errors::invalid;
 
-/// Go's zero time, year 1, which some clients send for "none".
+/// Go's zero time, in year 1. Some clients send it instead of no time.
 const GO_ZERO: i64 = -62_135_596_800;
 
-/// A moment that a client names; `None` if it names none.
+/// The time that a client gives; `None` if it gives none.
 pub(crate) fn moment(timestamp: Option<api::Timestamp>) -> Result<Option<Timestamp>, Status> {
     let Some(timestamp) = timestamp.filter(|t| (t.seconds, t.nanos) != (GO_ZERO, 0)) else { return Ok(None) };
     if !(0..1_000_000_000).contains(&timestamp.nanos) {
-        return Err(invalid("timestamp", timestamp.nanos, "is no number of nanoseconds within a second"));
+        return Err(invalid("timestamp", timestamp.nanos, "is not a number of nanoseconds within a second"));
     }
     let nanoseconds = timestamp.seconds.saturating_mul(1_000_000_000).saturating_add(timestamp.nanos.into());
     Ok(Some(Timestamp(nanoseconds)))
 }
 
-/// An event as it is sent.
+/// The message for an event.
 pub(crate) fn event(event: &Event) -> api::Event {
     api::Event {
         r#type: event.kind.name().into(),
@@ -42,55 +42,56 @@ pub(crate) fn event(event: &Event) -> api::Event {
 fn timestamp(Timestamp(nanoseconds): Timestamp) -> api::Timestamp {
     api::Timestamp {
         seconds: nanoseconds.div_euclid(1_000_000_000),
-        // Less than a thousand million.
+        // Less than a billion.
         nanos: nanoseconds.rem_euclid(1_000_000_000) as i32,
     }
 }
 
-/// A checkpoint as it is sent.
+/// The message for a checkpoint.
 pub(crate) fn checkpoint(checkpoint: Checkpoint) -> api::Checkpoint {
     let Checkpoint { name, tcp, unix_sockets, shell, exit, empty_ns, .. } = checkpoint;
     api::Checkpoint { name, exit, tcp, unix_sockets, shell, empty_ns }
 }
 
-/// The largest encoded container. Clients take messages of 4 MB unless they are told otherwise.
+/// The largest encoded container. gRPC clients accept messages of 4 MB by default.
 const LARGEST_CONTAINER: usize = 3 << 20;
 
-/// How many bytes of a process's arguments and of its environment are sent: all of them, or of a container that would be
-/// larger than [`LARGEST_CONTAINER`] as many as the first of these that makes it smaller.
-const KEPT_OF_TEXTS: [usize; 4] = [usize::MAX, 64 << 10, 1 << 10, 0];
+/// Limits on the bytes of a process's arguments, and on those of its environment. [`container()`] applies the first one that
+/// makes a container small enough.
+const TEXT_LIMITS: [usize; 4] = [usize::MAX, 64 << 10, 1 << 10, 0];
 
-/// What stands in place of texts that are left out.
+/// Stands for the texts that were left out.
 const LEFT_OUT: &str = "[too long to be shown]";
 
-/// A container as it is sent.
+/// The message for a container. Long arguments, environments and labels are cut until the message is at most
+/// [`LARGEST_CONTAINER`] long.
 pub(crate) fn container(info: &ContainerInfo) -> api::Container {
-    let mut found = api::Container::default();
-    for kept in KEPT_OF_TEXTS {
-        found = api::Container {
+    let mut message = api::Container::default();
+    for limit in TEXT_LIMITS {
+        message = api::Container {
             id: info.id.clone(),
             bundle_path: info.bundle().into(),
-            processes: info.processes.iter().map(|info| process(info, kept)).collect(),
+            processes: info.processes.iter().map(|info| process(info, limit)).collect(),
             status: status_name(info.state).into(),
-            labels: kept_labels(info.labels(), kept).map(Into::into).collect(),
+            labels: labels_within(limit, info.labels()).map(Into::into).collect(),
             pids: info.pids.clone(),
             runtime: info.runtime().into(),
         };
-        if found.encoded_size() <= LARGEST_CONTAINER {
+        if message.encoded_size() <= LARGEST_CONTAINER {
             break;
         }
     }
-    found
+    message
 }
 
-/// Labels as [`kept_texts`], but at least as many as a new container may have.
-fn kept_labels(labels: &[String], kept: usize) -> impl Iterator<Item = &str> {
-    kept_texts(labels, kept.max(request::LARGEST_LABELS))
+/// The labels that fit into `limit` bytes, but at least as many as a new container may have.
+fn labels_within(limit: usize, labels: &[String]) -> impl Iterator<Item = &str> {
+    texts_within(limit.max(request::LARGEST_LABELS), labels)
 }
 
-/// The first texts, as many as `kept` bytes hold.
-fn kept_texts(texts: &[String], kept: usize) -> impl Iterator<Item = &str> {
-    let mut left = kept;
+/// The first texts, as many as fit into `limit` bytes. [`LEFT_OUT`] stands for the others.
+fn texts_within(limit: usize, texts: &[String]) -> impl Iterator<Item = &str> {
+    let mut left = limit;
     let fits = texts.iter().take_while(|text| match left.checked_sub(text.len()) {
         Some(rest) => {
             left = rest;
@@ -112,9 +113,9 @@ fn status_name(state: State) -> &'static str {
     }
 }
 
-fn process(info: &ProcessInfo, kept: usize) -> api::Process {
+fn process(info: &ProcessInfo, limit: usize) -> api::Process {
     let (spec, stdio) = (info.spec(), info.stdio());
-    let texts = |texts: &[String]| kept_texts(texts, kept).map(Into::into).collect();
+    let texts = |texts: &[String]| texts_within(limit, texts).map(Into::into).collect();
     let rlimit = |limit: &Rlimit| api::Rlimit { r#type: limit.kind.clone(), soft: limit.soft, hard: limit.hard };
     let User { uid, gid, additional_gids } = spec.user.clone();
     api::Process {
@@ -136,7 +137,7 @@ fn process(info: &ProcessInfo, kept: usize) -> api::Process {
     }
 }
 
-/// The process that a client wants added.
+/// The process that a client asks to add. Its texts move out of the request.
 pub(crate) fn process_spec(request: &mut api::AddProcessRequest) -> ProcessSpec {
     let user = request.user.take().unwrap_or_default();
     ProcessSpec {
@@ -156,7 +157,8 @@ pub(crate) fn process_spec(request: &mut api::AddProcessRequest) -> ProcessSpec 
     }
 }
 
-/// The size of a terminal that a client asks for; `None` from one that sends nothing.
+/// The terminal size that a client asks for. A client that does not know the fields sends zeros, which means `None`. If only one
+/// side is zero, it gets the default length.
 pub(crate) fn terminal_size(width: u32, height: u32) -> Result<Option<TerminalSize>, Status> {
     if (width, height) == (0, 0) {
         return Ok(None);
@@ -172,7 +174,7 @@ pub(crate) fn terminal_size(width: u32, height: u32) -> Result<Option<TerminalSi
     Ok(Some(TerminalSize { columns, rows: number("height", height, default.rows)? }))
 }
 
-/// The machine: CPUs that this process may use, memory in MiB.
+/// The message for the machine: the number of CPUs that the daemon may use, and the memory in MiB.
 pub(crate) fn machine() -> api::Machine {
     let cpus = rustix::thread::sched_getaffinity(None).map_or(1, |set| set.count());
     let info = rustix::system::sysinfo();
@@ -185,7 +187,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn gos_zero_time_is_none() {
+    fn zero_time_of_go_means_no_time() {
         let at = |seconds, nanos| moment(Some(api::Timestamp { seconds, nanos }));
         assert_eq!(moment(None).expect("none"), None);
         assert_eq!(at(GO_ZERO, 0).expect("none"), None);
@@ -196,17 +198,17 @@ mod tests {
     }
 
     #[test]
-    fn texts_beyond_the_limit_are_left_out_and_marked() {
+    fn texts_beyond_the_limit_are_replaced_by_a_mark() {
         let texts: Vec<String> = ["ab", "", "cde", "f"].map(String::from).into();
-        let kept = |most| kept_texts(&texts, most).collect::<Vec<_>>();
-        assert_eq!(kept(6), ["ab", "", "cde", "f"]);
-        assert_eq!(kept(5), ["ab", "", "cde", LEFT_OUT]);
-        assert_eq!(kept(1), [LEFT_OUT]);
-        assert!(kept_texts(&[], 0).next().is_none());
+        let within = |limit| texts_within(limit, &texts).collect::<Vec<_>>();
+        assert_eq!(within(6), ["ab", "", "cde", "f"]);
+        assert_eq!(within(5), ["ab", "", "cde", LEFT_OUT]);
+        assert_eq!(within(1), [LEFT_OUT]);
+        assert!(texts_within(0, &[]).next().is_none());
     }
 
     #[test]
-    fn a_terminal_has_no_side_of_length_zero() {
+    fn terminal_side_of_length_zero_gets_the_default() {
         let size = |width, height| terminal_size(width, height).ok().flatten().map(|size| (size.columns, size.rows));
         assert_eq!(size(0, 0), None);
         assert_eq!(size(132, 43), Some((132, 43)));

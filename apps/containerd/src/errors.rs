@@ -1,13 +1,13 @@
-//! Errors as gRPC statuses. The texts are what existing clients look for.
+//! The mapping of errors to gRPC statuses. Existing clients look for the texts.
 
 use rustix::io::Errno;
 use supervisor::{Error, LimitError};
 use tonic::{Code, Status};
 
-/// The one mapping of the supervisor's errors.
+/// Maps a supervisor's error. Logs it if the cause is not the client's request.
 pub(crate) fn status(error: Error) -> Status {
     let (code, message) = match &error {
-        // Whatever it was that could not be done for want of it.
+        // Any operation that failed because memory, disk space or descriptors ran out.
         error if error.is_exhausted() => (Code::ResourceExhausted, format!("containerd: {error}")),
         Error::ContainerNotFound { id } => (Code::NotFound, format!("containerd: container not found: {id}")),
         Error::ContainerNotReady { .. } => (Code::NotFound, format!("containerd: container not found: {error}")),
@@ -15,8 +15,8 @@ pub(crate) fn status(error: Error) -> Status {
             (Code::NotFound, format!("containerd: process not found for container: {process} in {id}"))
         }
         Error::ProcessEnded { id, process } => {
-            let what = "containerd: process not found for container: no such process";
-            (Code::NotFound, format!("{what}: {process} in {id} has ended"))
+            let text = "containerd: process not found for container: no such process";
+            (Code::NotFound, format!("{text}: {process} in {id} has ended"))
         }
         Error::ContainerExists { id } => (Code::AlreadyExists, format!("containerd: container {id} already exists")),
         Error::ProcessExists { .. } | Error::ContainerLeaving { .. } => {
@@ -28,7 +28,7 @@ pub(crate) fn status(error: Error) -> Status {
         Error::Limit { source: LimitError::Meaningless { .. }, .. } => {
             (Code::InvalidArgument, format!("containerd: invalid argument: {error}"))
         }
-        // ERANGE: a number in a list that no machine has.
+        // The kernel returns ERANGE for a CPU or memory node number in a list that no machine has.
         Error::Limit { source: LimitError::Refused { source, .. }, .. }
             if matches!(Errno::from_io_error(source), Some(Errno::INVAL | Errno::RANGE)) =>
         {
@@ -47,9 +47,9 @@ pub(crate) fn status(error: Error) -> Status {
         | Error::FrozenAbove { .. }
         | Error::Aside { .. } => (Code::FailedPrecondition, format!("containerd: {error}")),
         Error::RuntimeMissing(name) => (Code::FailedPrecondition, format!("{name} not installed on system")),
-        Error::Runtime(words) => (Code::Unknown, format!("oci runtime error: {words}")),
+        Error::Runtime(message) => (Code::Unknown, format!("oci runtime error: {message}")),
         Error::RuntimeTimeout(e) => (Code::DeadlineExceeded, format!("oci runtime error: {e}; it was killed")),
-        Error::Shim(words) => (Code::Unknown, format!("shim error: {words}")),
+        Error::Shim(message) => (Code::Unknown, format!("shim error: {message}")),
         Error::StartTimeout { .. } => {
             (Code::DeadlineExceeded, "containerd: container did not start before the specified timeout".into())
         }
@@ -65,7 +65,7 @@ pub(crate) fn status(error: Error) -> Status {
     Status::new(code, message)
 }
 
-/// An argument that is refused before it reaches the supervisor.
+/// The status for an argument that this program refuses before the supervisor sees it.
 pub(crate) fn invalid(field: &str, value: impl std::fmt::Debug, reason: &str) -> Status {
     Status::invalid_argument(format!("containerd: invalid argument: {field} {value:?} {reason}"))
 }
@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn texts_are_those_that_clients_look_for() {
+    fn errors_have_the_codes_and_texts_that_clients_look_for() {
         let check = |error: Error, code: Code, text: &str| {
             let status = status(error);
             assert_eq!(status.code(), code);

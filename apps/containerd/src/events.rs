@@ -1,5 +1,5 @@
-//! Event streams. The transport asks for the next event when the client has taken the last: a client that does not
-//! read costs nothing but its place in the journal.
+//! Event streams. The transport asks for the next event once the client has taken the last one. A client that does not read
+//! costs no memory except for its position in the journal.
 
 use futures_util::{Stream, stream};
 use supervisor::Subscription;
@@ -8,10 +8,10 @@ use tonic::Status;
 
 use crate::convert;
 
-/// How a stream ends when the daemon stops. Clients look for the first three words, which are those of the Go library.
+/// The error that ends a stream when the daemon stops. Clients look for the first three words, which Go's gRPC library uses.
 const STOPPING: &str = "transport is closing: containerd is stopping; subscribe again to the next daemon";
 
-/// The events of a subscription, until the daemon stops.
+/// Streams the events of a subscription until the daemon stops.
 pub(crate) fn stream(
     subscription: Subscription,
     stopping: watch::Receiver<bool>,

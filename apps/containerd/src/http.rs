@@ -1,8 +1,9 @@
-//! A small HTTP server for people and for programs that look after this one: metrics, profiles, tasks. It is apart from
-//! the API: whoever asks here can start nothing.
+//! A small HTTP server for operators and monitoring: metrics, profiles, tasks. It is separate from the API, and its clients
+//! cannot start anything.
 //!
-//! A client that stalls is given up after [`STALL_LIMIT`], and gives way to a new one when there are too many ([`Places`]). A web page
-//! of another origin, in the browser of somebody who can reach this server, can change nothing ([`is_of_another_origin`]).
+//! The server drops a client that stalls after [`STALL_LIMIT`], and earlier if there are too many clients ([`Places`]). It
+//! refuses changes from web pages of other origins, which reach it through the browser of a user who can
+//! ([`is_of_another_origin`]).
 
 use anyhow::{Context as _, Result};
 use http_body_util::{BodyExt, Full, Limited};
@@ -23,36 +24,36 @@ use tokio::time::Sleep;
 
 use crate::places::Places;
 
-/// How long a client may take to send a request's head.
-const HEAD_LIMIT: Duration = Duration::from_secs(10);
+/// How long a client may take to send a request's head, and then its body.
+const REQUEST_LIMIT: Duration = Duration::from_secs(10);
 
-/// How long to wait when no connection can be taken.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long to wait after accept(2) has failed before it is tried again.
+const RETRY_DELAY: Duration = Duration::from_millis(100);
 
-/// How long a client may take to receive anything of an answer.
+/// How long a client may receive nothing while a part of the answer waits to be sent.
 const STALL_LIMIT: Duration = Duration::from_secs(10);
 
-/// Connections at a time: descriptors are for containers.
+/// The most connections at a time. Containers need the descriptors more.
 const CONNECTIONS: usize = 32;
 
-/// The longest body that is of interest.
+/// The longest body that the server accepts.
 const BODY_LIMIT: usize = 1024;
 
-/// What is asked for.
+/// A request, once its body has arrived.
 #[derive(Debug)]
 pub(crate) struct Asked {
-    /// Anything else than GET, HEAD, PUT and POST is refused before.
+    /// GET, HEAD, PUT or POST. The server refuses other methods itself.
     pub(crate) method: Method,
-    /// A browser asks on behalf of a page that this server has not served.
+    /// A browser sent the request on behalf of a page that this server did not serve.
     pub(crate) is_of_another_origin: bool,
     pub(crate) path: String,
-    /// The value of a parameter.
+    /// The part of the URL after the question mark.
     pub(crate) query: String,
     pub(crate) body: String,
 }
 
 impl Asked {
-    /// A parameter of the query.
+    /// The value of a parameter in the query.
     pub(crate) fn parameter(&self, name: &str) -> Option<&str> {
         self.query
             .split('&')
@@ -62,7 +63,7 @@ impl Asked {
     }
 }
 
-/// What is answered.
+/// An answer to a request.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
@@ -71,13 +72,13 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    /// Plain text.
+    /// An answer in plain text.
     pub(crate) fn text(status: StatusCode, text: impl Into<String>) -> Answer {
         Answer { status, kind: "text/plain; charset=utf-8", body: text.into().into_bytes() }
     }
 }
 
-/// Listens at an address as flags have it: `host:port`, or `:port` for all interfaces.
+/// Listens at the address that a flag gives: `host:port`, or `:port` for all interfaces.
 pub(crate) async fn listen(flag: &'static str, address: &str) -> Result<TcpListener> {
     let host = address.strip_prefix("tcp://").unwrap_or(address);
     let host = if host.starts_with(':') { format!("[::]{host}") } else { host.to_string() };
@@ -85,12 +86,12 @@ pub(crate) async fn listen(flag: &'static str, address: &str) -> Result<TcpListe
     let address = listener.local_addr()?;
     tracing::info!(%address, "serving for {flag}");
     if !address.ip().to_canonical().is_loopback() {
-        tracing::warn!(%address, "{flag} is not on loopback: there is no password, and others can read what it serves");
+        tracing::warn!(%address, "{flag} is not on loopback: there is no password, and other machines can connect");
     }
     Ok(listener)
 }
 
-/// Answers requests, without end.
+/// Answers requests. Never returns.
 pub(crate) async fn serve<F: Future<Output = Answer> + Send>(
     listener: TcpListener,
     answer: impl Fn(Asked) -> F + Send + Sync + 'static,
@@ -101,19 +102,19 @@ pub(crate) async fn serve<F: Future<Output = Answer> + Send>(
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(e) => {
-                tracing::warn!("cannot take a connection: {e}");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+                tracing::warn!("cannot accept a connection: {e}");
+                tokio::time::sleep(RETRY_DELAY).await;
                 continue;
             }
         };
         if !crate::listen::has_descriptors() {
             continue;
         }
-        let (answer, mut place) = (answer.clone(), places.begin(peer));
+        let (answer, mut place) = (answer.clone(), places.take(peer));
         tokio::spawn(async move {
             let service = service_fn(|request| respond(request, answer.as_ref()));
             let mut server = hyper::server::conn::http1::Builder::new();
-            server.timer(TokioTimer::new()).header_read_timeout(HEAD_LIMIT);
+            server.timer(TokioTimer::new()).header_read_timeout(REQUEST_LIMIT);
             let stream = TokioIo::new(Impatient { stream, deadline: None });
             tokio::select! {
                 result = server.serve_connection(stream, service) => {
@@ -121,20 +122,21 @@ pub(crate) async fn serve<F: Future<Output = Answer> + Send>(
                         tracing::debug!("an HTTP connection broke: {e}");
                     }
                 }
-                () = place.lost() => tracing::debug!(%peer, "an HTTP connection made way for a new one"),
+                () = place.lost() => tracing::debug!(%peer, "closed an HTTP connection in favour of a new one"),
             }
         });
     }
 }
 
-/// A stream whose writes fail when the other side has received nothing for [`STALL_LIMIT`].
+/// A stream whose writes fail once the client has received nothing for [`STALL_LIMIT`].
 struct Impatient {
     stream: TcpStream,
-    /// While something waits to be written.
+    /// Set while a write waits.
     deadline: Option<Pin<Box<Sleep>>>,
 }
 
 impl Impatient {
+    /// Turns a write that still waits at its deadline into an error.
     fn or_late<T>(&mut self, result: Poll<io::Result<T>>, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
         if result.is_ready() {
             self.deadline = None;
@@ -167,8 +169,9 @@ impl AsyncWrite for Impatient {
     }
 }
 
-/// Whether a browser sends this for a page of another origin. Only browsers send these headers (Fetch Metadata Request Headers;
-/// RFC 6454). With a name as the host, a page may have had its own name resolved to this server's address (DNS rebinding).
+/// Whether a browser sent these headers on behalf of a page of another origin. Other clients send neither `Origin` (RFC 6454)
+/// nor `Sec-Fetch-Site` (Fetch Metadata Request Headers). A `Host` that is a name counts as another origin, except
+/// `localhost`: a page can make its own name resolve to this server's address (DNS rebinding).
 fn is_of_another_origin(headers: &HeaderMap) -> bool {
     let text = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
     let (origin, site, host) = (text("origin"), text("sec-fetch-site"), text("host").unwrap_or_default());
@@ -192,15 +195,15 @@ async fn respond<F: Future<Output = Answer> + Send>(
     let (head, body) = request.into_parts();
     let is_head = head.method == Method::HEAD;
     let body = Limited::new(body, BODY_LIMIT).collect();
-    let Answer { status, kind, body } = match (&head.method, tokio::time::timeout(HEAD_LIMIT, body).await) {
+    let Answer { status, kind, body } = match (&head.method, tokio::time::timeout(REQUEST_LIMIT, body).await) {
         (&Method::GET | &Method::HEAD | &Method::PUT | &Method::POST, Ok(Ok(body))) => {
             let body = String::from_utf8_lossy(&body.to_bytes()).into_owned();
             let (path, query) = (head.uri.path().to_string(), head.uri.query().unwrap_or_default().to_string());
             let is_of_another_origin = is_of_another_origin(&head.headers);
             answer(Asked { method: head.method, is_of_another_origin, path, query, body }).await
         }
-        (_, Ok(Ok(_))) => Answer::text(StatusCode::METHOD_NOT_ALLOWED, "only GET, PUT and POST\n"),
-        _ => Answer::text(StatusCode::BAD_REQUEST, "the body is too long, or did not come\n"),
+        (_, Ok(Ok(_))) => Answer::text(StatusCode::METHOD_NOT_ALLOWED, "only GET, HEAD, PUT and POST are allowed\n"),
+        _ => Answer::text(StatusCode::BAD_REQUEST, "the body is too long or did not arrive in time\n"),
     };
     let length = body.len();
     let body = if is_head { Full::default() } else { Full::from(body) };
@@ -216,7 +219,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_pages_of_this_server_are_of_its_origin() {
+    fn requests_of_other_pages_are_told_from_those_of_this_server_and_of_no_browser() {
         let other = |fields: &[(&'static str, &'static str)]| {
             let field = |(name, value): &(&'static str, &'static str)| {
                 (header::HeaderName::from_static(name), header::HeaderValue::from_static(value))
@@ -233,7 +236,7 @@ mod tests {
         assert!(other(&[("host", "127.0.0.1:6060"), ("origin", "null")]));
         assert!(other(&[("host", "127.0.0.1:6060"), ("sec-fetch-site", "cross-site")]));
         assert!(other(&[("host", "127.0.0.1:6060"), ("sec-fetch-site", "same-site")]));
-        // A name of the page's that leads here.
+        // The page's own name, which resolves to this server's address.
         assert!(other(&[("host", "evil.example:6060"), ("origin", "http://evil.example:6060")]));
         assert!(other(&[("origin", "http://127.0.0.1:6060")]));
     }

@@ -1,4 +1,5 @@
-//! The sockets that clients come to.
+//! The sockets on which the daemon accepts clients: its own, those that systemd passes, and those that the previous program
+//! handed over.
 
 use anyhow::{Context, Result, bail};
 use futures_util::Stream;
@@ -22,44 +23,45 @@ use crate::places::{Place, Places};
 use crate::replace::Previous;
 use crate::tls;
 
-/// How long to wait when no connection can be taken, for want of descriptors for example.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long to wait after accept(2) has failed, for lack of descriptors for example, before it is tried again.
+const RETRY_DELAY: Duration = Duration::from_millis(100);
 
-/// How long a client may take until it has shown its certificate.
+/// How long a client may take for the TLS handshake.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
 
-/// TLS handshakes that are under way at a time.
+/// The most TLS handshakes at a time.
 const HANDSHAKES: usize = 128;
 
-/// After how long a silent client is asked whether it is still there.
+/// How long a TCP connection may be silent before the kernel probes whether the client still exists.
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
 
-/// Connections that have been taken and not yet been served.
+/// The most connections that have been accepted and are not served yet.
 const BACKLOG: usize = 64;
 
-/// Where clients come.
+/// A listening socket.
 enum Listener {
     Unix(UnixListener),
-    /// Without TLS: whoever can connect is trusted.
+    /// TCP without TLS: every client that can connect is trusted.
     Insecure(TcpListener),
     Tls(TcpListener, TlsAcceptor),
 }
 
-/// All sockets, whose files go when this is dropped.
+/// All sockets of the daemon. Dropping this value removes the unix socket's file.
 pub(crate) struct Sockets {
     listeners: Vec<Listener>,
-    /// Copies, which keep clients waiting that come when the listeners have gone.
+    /// Duplicates of the listeners' descriptors. They keep the sockets open, with the clients that wait in them, after the
+    /// listeners have been dropped.
     kept: Vec<OwnedFd>,
     file: Option<SocketFile>,
 }
 
-/// A socket's file, if this process made it.
+/// The file of the daemon's own unix socket.
 #[derive(Debug)]
 struct SocketFile {
     path: PathBuf,
-    /// Device and inode, to tell the file from a successor's.
-    file: (u64, u64),
-    /// It is another program's as long as this one may go back to that.
+    /// Device and inode. They differ if another daemon has replaced the file.
+    identity: (u64, u64),
+    /// Dropping this value leaves the file. Set while this program may still go back to the previous one, which needs the file.
     stays: bool,
 }
 
@@ -68,31 +70,31 @@ struct SocketFile {
 pub(crate) struct Inherited {
     /// From a service manager. An error matters only if `--listen` asks for them.
     passed: io::Result<Vec<Passed>>,
-    /// Those of the program that was here before, which are taken whatever the flags say.
+    /// From the previous program in this process. They are used whatever `--listen` says.
     handed_over: Vec<OwnedFd>,
 }
 
 impl Inherited {
-    /// Takes them; gives none the second time.
+    /// Takes the sockets. A second call returns none.
     pub(crate) fn take() -> Inherited {
         Inherited { passed: sys::activation::take(), handed_over: sys::activation::take_handed_over(SOCKETS) }
     }
 
-    /// The program that this one has replaced, to go back to.
+    /// The previous program in this process, if there was one.
     pub(crate) fn previous(&self) -> Option<Previous> {
         Previous::take(self.handed_over.iter())
     }
 
-    /// Whether this program has replaced another one of its kind.
+    /// Whether this program has replaced a previous one in this process.
     pub(crate) fn is_handed_over(&self) -> bool {
         !self.handed_over.is_empty()
     }
 }
 
-/// Listens as the flags say. A socket file that nobody listens on is replaced; one that somebody does is not.
+/// Opens the sockets that the flags ask for. A socket file on which no process listens is replaced.
 pub(crate) fn listen(flags: &Flags, inherited: Inherited) -> Result<Sockets> {
     let (listeners, file) = listeners(flags, inherited)?;
-    let kept = listeners.iter().map(Listener::copy).collect::<io::Result<_>>().context("copy the socket")?;
+    let kept = listeners.iter().map(Listener::duplicate).collect::<io::Result<_>>().context("duplicate the socket")?;
     Ok(Sockets { listeners, kept, file })
 }
 
@@ -102,7 +104,7 @@ fn listeners(flags: &Flags, inherited: Inherited) -> Result<(Vec<Listener>, Opti
     let cannot = || format!("cannot listen at {address}");
     let tls = tls::acceptor(flags)?;
     if flags.group.is_some() && !address.starts_with("unix://") {
-        tracing::warn!("--group is for sockets that this daemon makes, which {address} is not; it is not used");
+        tracing::warn!("--group has no effect: it applies to unix:// sockets, and --listen is {address}");
     }
     if !handed_over.is_empty() {
         let adopt = |fd| adopt_one(fd, tls.as_ref(), flags.insecure_tcp);
@@ -138,7 +140,7 @@ fn listen_at(path: &Path, group: Option<&str>) -> Result<(UnixListener, SocketFi
         std::fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
     }
     remove_stale(path)?;
-    // The file is born with its mode: there is no moment at which others could connect.
+    // The umask gives the file its mode when bind(2) creates it, so that other users cannot connect even for a moment.
     let before = umask(Mode::from_raw_mode(0o117));
     let bound = SocketPath::to_bind(path).and_then(std::os::unix::net::UnixListener::bind);
     umask(before);
@@ -156,26 +158,26 @@ fn remove_stale(path: &Path) -> Result<()> {
         result => result?,
     };
     if !metadata.file_type().is_socket() {
-        bail!("there is something that is no socket");
+        bail!("the path exists and is not a socket");
     }
     match SocketPath::to_connect(path).and_then(std::os::unix::net::UnixStream::connect) {
         Ok(socket) if is_orphan(&socket) => {}
-        Ok(_) => bail!("another process listens there"),
+        Ok(_) => bail!("another process listens on the socket"),
         Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {}
-        Err(e) => return Err(e).context("find out whether somebody listens there"),
+        Err(e) => return Err(e).context("find out whether a process listens on the socket"),
     }
-    std::fs::remove_file(path).context("remove the socket that nobody listens on")
+    std::fs::remove_file(path).context("remove the socket on which no process listens")
 }
 
-/// Whether the process that listened is dead: a daemon that was killed while it started a child, which holds the socket
-/// until it has come to its exec. Whose the other end is was noted when it began to listen (unix(7), SO_PEERCRED).
+/// Whether the process that called listen(2) is dead. The kernel noted its pid then (unix(7), SO_PEERCRED). A daemon that is
+/// killed while it starts a child leaves the socket open in that child until the child executes its program.
 fn is_orphan(socket: &std::os::unix::net::UnixStream) -> bool {
     let Ok(peer) = rustix::net::sockopt::socket_peercred(socket) else { return false };
     let pid = peer.pid.as_raw_nonzero().get().unsigned_abs();
     sys::procfs::stat(pid).is_ok_and(|stat| stat.is_none_or(|stat| stat.is_dead()))
 }
 
-/// A TCP socket with TLS, or on loopback if it must be without.
+/// A TCP listener. Without TLS it must be on loopback, and `--insecure-tcp` must allow it.
 fn tcp(listener: std::net::TcpListener, tls: Option<TlsAcceptor>, insecure: bool) -> Result<Listener> {
     let address = listener.local_addr()?;
     listener.set_nonblocking(true)?;
@@ -183,20 +185,21 @@ fn tcp(listener: std::net::TcpListener, tls: Option<TlsAcceptor>, insecure: bool
     match tls {
         Some(tls) => Ok(Listener::Tls(TcpListener::from_std(listener)?, tls)),
         None if !insecure => bail!(
-            "TCP needs --tls-cert, --tls-key and --tls-ca, since whoever can connect is root on this machine; \
-             on loopback it can be allowed without, by --insecure-tcp"
+            "TCP needs --tls-cert, --tls-key and --tls-ca, since every client that can connect is root on this machine; \
+             on loopback, --insecure-tcp allows it without them"
         ),
         None if !address.ip().to_canonical().is_loopback() => {
-            bail!("--insecure-tcp is for loopback only, and {} is not", address.ip())
+            bail!("--insecure-tcp is for loopback only, and {} is not a loopback address", address.ip())
         }
         None => {
-            tracing::warn!(%address, "listening without TLS: everybody on this machine can be root through it");
+            tracing::warn!(%address, "listening without TLS: every user of this machine can become root");
             Ok(Listener::Insecure(TcpListener::from_std(listener)?))
         }
     }
 }
 
-/// The sockets that were passed: all of them for an empty `which` or `*`, otherwise those of that number or name.
+/// Listeners for sockets from the service manager: for all of them if `which` is empty or `*`, otherwise for those with that
+/// number or name.
 fn adopt(passed: Vec<Passed>, which: &str, tls: Option<&TlsAcceptor>, insecure: bool) -> Result<Vec<Listener>> {
     if passed.is_empty() {
         bail!("no socket was passed to this process (LISTEN_FDS and LISTEN_PID, as systemd sets them)");
@@ -210,16 +213,16 @@ fn adopt(passed: Vec<Passed>, which: &str, tls: Option<&TlsAcceptor>, insecure: 
         }
     }
     if listeners.is_empty() {
-        bail!("none of the sockets that were passed has the number or the name {which:?}");
+        bail!("none of the sockets that were passed has the number or name {which:?}");
     }
     Ok(listeners)
 }
 
 fn adopt_one(fd: OwnedFd, tls: Option<&TlsAcceptor>, insecure: bool) -> Result<Listener> {
     use rustix::net::{AddressFamily, sockopt};
-    let is_listening = sockopt::socket_acceptconn(&fd).context("it is no socket")?;
+    let is_listening = sockopt::socket_acceptconn(&fd).context("it is not a socket")?;
     if !is_listening {
-        bail!("it is not listening (Accept=no is needed)");
+        bail!("the socket is not listening (the socket unit needs Accept=no)");
     }
     match sockopt::socket_domain(fd.as_fd())? {
         AddressFamily::UNIX => {
@@ -229,17 +232,17 @@ fn adopt_one(fd: OwnedFd, tls: Option<&TlsAcceptor>, insecure: bool) -> Result<L
             if let Some(path) = address.as_pathname() {
                 if std::fs::metadata(path).is_ok_and(|metadata| metadata.mode() & 0o002 != 0) {
                     let path = path.display();
-                    tracing::warn!(%path, "everybody on this machine can connect, and be root (SocketMode=0660 is safer)");
+                    tracing::warn!(%path, "every user of this machine can connect and become root (SocketMode=0660 is safer)");
                 }
             }
             Ok(Listener::Unix(UnixListener::from_std(listener)?))
         }
         AddressFamily::INET | AddressFamily::INET6 => tcp(std::net::TcpListener::from(fd), tls.cloned(), insecure),
-        _ => bail!("it is neither a unix socket nor one of TCP"),
+        _ => bail!("the socket is neither a unix socket nor a TCP socket"),
     }
 }
 
-/// A group by its number, or by its name in `/etc/group` (group(5)).
+/// The id of a group that is given by number, or by its name in `/etc/group` (group(5)).
 fn find_group(name: &str) -> Result<u32> {
     if let Ok(number) = name.parse() {
         return Ok(number);
@@ -250,7 +253,7 @@ fn find_group(name: &str) -> Result<u32> {
 }
 
 impl Listener {
-    fn copy(&self) -> io::Result<OwnedFd> {
+    fn duplicate(&self) -> io::Result<OwnedFd> {
         match self {
             Listener::Unix(listener) => listener.as_fd().try_clone_to_owned(),
             Listener::Insecure(listener) | Listener::Tls(listener, _) => listener.as_fd().try_clone_to_owned(),
@@ -261,38 +264,40 @@ impl Listener {
 impl SocketFile {
     fn at(path: &Path) -> io::Result<SocketFile> {
         let metadata = std::fs::symlink_metadata(path)?;
-        Ok(SocketFile { path: path.to_path_buf(), file: (metadata.dev(), metadata.ino()), stays: false })
+        Ok(SocketFile { path: path.to_path_buf(), identity: (metadata.dev(), metadata.ino()), stays: false })
     }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if !self.stays && std::fs::symlink_metadata(&self.path).is_ok_and(|m| (m.dev(), m.ino()) == self.file) {
+        if !self.stays && std::fs::symlink_metadata(&self.path).is_ok_and(|m| (m.dev(), m.ino()) == self.identity) {
             let _ = std::fs::remove_file(&self.path);
         }
     }
 }
 
 impl Sockets {
-    /// Leaves the sockets to the program that takes this one's place: what is to be added to its environment.
+    /// Keeps the sockets open for the next program in this process. Returns the variable, with its value, that names them in
+    /// that program's environment.
     pub(crate) fn hand_over(&self) -> io::Result<(&'static str, String)> {
         sys::activation::hand_over(SOCKETS, &self.kept)
     }
 
-    /// Whether the socket's file is left alone when this program ends.
+    /// Sets whether the socket's file stays when this program ends.
     pub(crate) fn leave_file(&mut self, stays: bool) {
         if let Some(file) = &mut self.file {
             file.stays = stays;
         }
     }
 
-    /// Nobody is to wait for an answer any more.
+    /// Closes the sockets once their listeners are dropped, so that no client waits for a daemon that is ending.
     pub(crate) fn close(&mut self) {
         self.kept.clear();
         self.file = None;
     }
 
-    /// The connections that come until this program stops: one that cannot be taken is not the end of the others.
+    /// The connections that clients open, until the daemon stops. Starts a task for each listener; a connection that cannot be
+    /// accepted does not end the stream.
     pub(crate) fn connections(
         &mut self,
         load: &Load,
@@ -309,7 +314,8 @@ impl Sockets {
     }
 }
 
-/// Takes connections until nobody wants them any more. Those that come later wait for the next program.
+/// Accepts connections until the daemon stops or the server no longer takes them. Later connections wait in the socket for
+/// the next program.
 async fn accept_all(
     listener: Listener,
     load: Load,
@@ -328,13 +334,13 @@ async fn accept_all(
             if !has_descriptors() {
                 return Ok(None);
             }
-            let place = handshakes.begin(peer);
+            let place = handshakes.take(peer);
             let (acceptor, load, connections) = (acceptor.clone(), load.clone(), connections.clone());
             let handshakes = handshakes.clone();
-            // Aside, so that nobody waits for one that is slow.
+            // In a task of its own, so that a slow client does not hold up others.
             tokio::spawn(async move {
                 match shake_hands(acceptor, stream, place).await {
-                    // Nobody is there any more if it cannot be sent.
+                    // Sending fails only once the server has ended.
                     Ok(stream) => drop(connections.send(connection(&load, stream)?).await),
                     Err(reason) => handshakes.refused(peer, reason),
                 }
@@ -348,38 +354,38 @@ async fn accept_all(
             () = connections.closed() => return,
             () = async { drop(stopping.wait_for(|stop| *stop).await) } => return,
             accepted = accept() => match accepted {
-                // Nobody is there any more if it cannot be sent; the loop ends then.
+                // Sending fails only once the server has ended. Then this loop ends, too.
                 Ok(Some(connection)) => drop(connections.send(connection).await),
                 Ok(None) => {}
                 Err(e) => {
-                    tracing::warn!("cannot take a connection: {e}");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    tracing::warn!("cannot accept a connection: {e}");
+                    tokio::time::sleep(RETRY_DELAY).await;
                 }
             }
         }
     }
 }
 
-/// As many descriptors as no connection takes: for signals, exits and deletions.
-const KEPT_FROM_CONNECTIONS: u64 = 12;
+/// Descriptors that connections may not use. The daemon needs them to signal processes, watch for exits and delete containers.
+const RESERVED_DESCRIPTORS: u64 = 12;
 
-/// Whether there are descriptors for another connection.
+/// Whether enough descriptors are free for another connection.
 pub(crate) fn has_descriptors() -> bool {
-    let has = !sys::descriptors::free().is_ok_and(|free| free < KEPT_FROM_CONNECTIONS);
+    let has = !sys::descriptors::free().is_ok_and(|free| free < RESERVED_DESCRIPTORS);
     if !has {
-        tracing::debug!("refused a connection: the descriptors that are left are kept for ending what runs");
+        tracing::debug!("refused a connection: the last free descriptors are reserved for stopping containers");
     }
     has
 }
 
-/// A connection, if there are not too many.
+/// Counts a connection. Returns `None`, which closes it, if too many are open.
 fn connection(load: &Load, stream: impl Io + 'static) -> Option<Connection> {
     if !has_descriptors() {
         return None;
     }
     let open = load.connection();
     if open.is_none() {
-        tracing::debug!("refused a connection: there are too many");
+        tracing::debug!("refused a connection: too many are open");
     }
     Some(Connection::new(stream, open?))
 }
@@ -395,11 +401,11 @@ async fn shake_hands(
             Ok(result) => result.map_err(|e| e.to_string()),
             Err(_) => Err(format!("its TLS handshake took longer than {HANDSHAKE_LIMIT:?}")),
         },
-        () = place.lost() => Err("its TLS handshake was not finished, and newer clients needed its place".into()),
+        () = place.lost() => Err("its TLS handshake was not finished when newer clients needed its place".into()),
     }
 }
 
-/// Answers are sent at once, not collected; and a client that has vanished without a word is noticed.
+/// Sets a TCP connection's options: the kernel sends answers without delay, and notices a client that has vanished.
 fn prepare(stream: &TcpStream) {
     use rustix::net::sockopt;
     let set = || {
@@ -410,6 +416,6 @@ fn prepare(stream: &TcpStream) {
         sockopt::set_tcp_keepcnt(stream, 4)
     };
     if let Err(e) = set().map_err(io::Error::from) {
-        tracing::debug!("cannot set options of a connection: {e}");
+        tracing::debug!("cannot set the options of a connection: {e}");
     }
 }

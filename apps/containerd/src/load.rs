@@ -1,8 +1,8 @@
-//! How much clients may ask of the daemon at a time, and giving memory back after a burst.
+//! Limits on open requests and connections, and returning memory to the kernel after a burst of them.
 //!
-//! A request takes some 9 kB until its message is there. So there is a limit of requests and of connections, and a deadline for
-//! the message. Beyond the limit the oldest request gives way that still waits for its message, so that clients which never
-//! send one lock out nobody. When a burst is over the allocator gives back what it took.
+//! A request takes some 9 kB of memory until its message has arrived. The number of requests and connections is therefore
+//! limited, and a message has a deadline. At the limit, a new request drives out the oldest one that still waits for its
+//! message, so that clients which never send a message lock out no others. After a burst, the allocator returns the memory.
 
 use hyper::body::{Body, Bytes, Frame, SizeHint};
 use hyper::{Request, Response};
@@ -17,22 +17,22 @@ use tokio::time::Sleep;
 use tonic::Status;
 use tower::Service;
 
-/// Requests that are under way at a time. A subscriber to events is one for as long as it is there.
+/// The most requests at a time. A subscription to events is one request for as long as it lasts.
 const REQUESTS: usize = 8192;
 
-/// Connections that are open at a time.
+/// The most connections at a time.
 const CONNECTIONS: usize = 1024;
 
-/// How long a request's message may take to come.
+/// How long a request's message may take to arrive.
 const MESSAGE_LIMIT: Duration = Duration::from_secs(20);
 
-/// With so many requests or connections a burst begins, after whose end memory is given back.
+/// More requests or connections than this are a burst. The burst is over when a quarter of them is left.
 const BURST: usize = 256;
 
-/// How long after a burst memory is given back: what connections have been using is free by then.
-const SETTLED: Duration = Duration::from_millis(500);
+/// How long after a burst the allocator returns memory. Connections that have ended have freed their memory by then.
+const TRIM_DELAY: Duration = Duration::from_millis(500);
 
-/// What is open at the moment. All clones are the same.
+/// Counts open requests and connections. Clones share the counts.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Load(Arc<Counts>);
 
@@ -40,14 +40,14 @@ pub(crate) struct Load(Arc<Counts>);
 struct Counts {
     requests: AtomicUsize,
     connections: AtomicUsize,
-    /// There were many since memory was given back.
+    /// There has been a burst, after which no memory has been returned yet.
     has_burst: AtomicBool,
-    /// Requests that wait for their message, the oldest first. Each gives up when its sender goes.
+    /// Requests that wait for their message, by number, the oldest first. Dropping a sender makes its request give up.
     waiting: Mutex<BTreeMap<u64, oneshot::Sender<()>>>,
-    next: AtomicU64,
+    next_number: AtomicU64,
 }
 
-/// One of them, until it is dropped.
+/// An open request or connection. Dropping it takes it off the count.
 #[derive(Debug)]
 pub(crate) struct Open {
     load: Load,
@@ -55,17 +55,17 @@ pub(crate) struct Open {
 }
 
 impl Load {
-    /// One more connection; `None` if there are too many.
+    /// Counts a new connection. Returns `None` at the limit.
     pub(crate) fn connection(&self) -> Option<Open> {
         self.open(|counts| &counts.connections, CONNECTIONS)
     }
 
-    /// One more request; `None` if there are too many, and all have their messages.
+    /// Counts a new request. At the limit it drives out the oldest request that waits for its message; `None` if none does.
     fn request(&self) -> Option<Open> {
         let requests: fn(&Counts) -> &AtomicUsize = |counts| &counts.requests;
         self.open(requests, REQUESTS).or_else(|| {
             self.waiting().pop_first()?;
-            // It is over in a moment. Until then there is one more.
+            // The request that is driven out still counts until its task has run: for a moment the limit is exceeded by one.
             self.open(requests, usize::MAX)
         })
     }
@@ -80,12 +80,12 @@ impl Load {
         if now > BURST {
             self.0.has_burst.store(true, Ordering::Relaxed);
         }
-        // Dropping it takes it off the count.
+        // At the limit, `open` is dropped here, which takes it off the count.
         (now <= most).then_some(open)
     }
 }
 
-/// A service whose requests are counted and refused when there are too many.
+/// A service that counts its requests, and refuses new ones at the limit.
 #[derive(Debug, Clone)]
 pub(crate) struct Gate<S> {
     pub(crate) inner: S,
@@ -118,7 +118,7 @@ where
     }
 }
 
-/// The body of an answer, whose request counts until it has been sent or is given up.
+/// The body of an answer. The request counts until the body has been sent or the client has gone.
 #[derive(Debug)]
 pub(crate) struct Counted {
     body: tonic::body::Body,
@@ -151,11 +151,11 @@ impl Drop for Open {
             few(&counts.requests) && few(&counts.connections)
         };
         if left <= BURST / 4 && is_over() && counts.has_burst.swap(false, Ordering::Relaxed) {
-            // Without a runtime this process is about to end.
+            // There is no runtime when the daemon is ending.
             if let Ok(runtime) = tokio::runtime::Handle::try_current() {
                 runtime.spawn(async {
-                    tokio::time::sleep(SETTLED).await;
-                    // It may take a while, and fails only with this program.
+                    tokio::time::sleep(TRIM_DELAY).await;
+                    // In a thread of its own, as it may take a while. An error means that the daemon is ending.
                     let _ = tokio::task::spawn_blocking(sys::allocator::give_back).await;
                 });
             }
@@ -163,27 +163,28 @@ impl Drop for Open {
     }
 }
 
-/// A request's body, which must come within a time. Each request of this API has one message.
+/// A request's body, which must arrive within [`MESSAGE_LIMIT`]. Each request of this API has one message.
 struct Message {
     body: tonic::body::Body,
     load: Load,
     waiting: Option<Waiting>,
 }
 
-/// What ends the waiting for a message. It is made when there is something to wait for.
+/// A request's wait for its message. Most requests have none: their message arrives together with their head.
 struct Waiting {
     load: Load,
     number: u64,
-    gives_way: oneshot::Receiver<()>,
+    /// Ready when a newer request drives this one out.
+    driven_out: oneshot::Receiver<()>,
     deadline: Pin<Box<Sleep>>,
 }
 
 impl Waiting {
     fn new(load: Load) -> Waiting {
-        let (sender, gives_way) = oneshot::channel();
-        let number = load.0.next.fetch_add(1, Ordering::Relaxed);
+        let (sender, driven_out) = oneshot::channel();
+        let number = load.0.next_number.fetch_add(1, Ordering::Relaxed);
         load.waiting().insert(number, sender);
-        Waiting { load, number, gives_way, deadline: Box::pin(tokio::time::sleep(MESSAGE_LIMIT)) }
+        Waiting { load, number, driven_out, deadline: Box::pin(tokio::time::sleep(MESSAGE_LIMIT)) }
     }
 }
 
@@ -204,13 +205,13 @@ impl Body for Message {
             return Poll::Ready(frame);
         }
         let waiting = this.waiting.get_or_insert_with(|| Waiting::new(this.load.clone()));
-        if Pin::new(&mut waiting.gives_way).poll(cx).is_ready() {
-            let text = "containerd: too many requests are under way, and this one's message did not come";
+        if Pin::new(&mut waiting.driven_out).poll(cx).is_ready() {
+            let text = "containerd: too many requests are under way, and this request's message has not arrived";
             return Poll::Ready(Some(Err(Status::resource_exhausted(text))));
         }
         let late = || {
             Status::deadline_exceeded(format!(
-                "containerd: the request's message did not come within {MESSAGE_LIMIT:?}"
+                "containerd: the request's message did not arrive within {MESSAGE_LIMIT:?}"
             ))
         };
         waiting.deadline.as_mut().poll(cx).map(|()| Some(Err(late())))
@@ -230,7 +231,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn connections_beyond_the_limit_are_refused_until_others_go() {
+    fn connections_beyond_the_limit_are_refused_until_others_close() {
         let load = Load::default();
         let mut open: Vec<_> = (0..CONNECTIONS).map(|_| load.connection().expect("there is room")).collect();
         assert!(load.connection().is_none());

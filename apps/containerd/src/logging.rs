@@ -1,8 +1,9 @@
-//! Logs go to stderr, or to the journal when systemd has connected stderr with it. Their level can be changed.
+//! The log: to stderr, or to systemd's journal if systemd has connected stderr with it. The level can be changed while the
+//! daemon runs.
 //!
-//! Logging never waits for a reader: see [`sink`]. Foreign text (labels, paths, what a runtime says) is escaped where fields
-//! are written as text, in [`write_field`], so that it can neither begin a line of its own nor control a terminal. JSON
-//! escapes it anyway, and the journal takes fields of any bytes.
+//! Logging never waits for a reader: see [`sink`]. In text, [`write_field`] escapes every field, since labels, paths and the
+//! runtime's messages come from others: they can neither begin a line of their own nor control a terminal. JSON has its own
+//! escapes, and the journal takes fields of any bytes.
 
 mod journal;
 mod sink;
@@ -26,15 +27,15 @@ use tracing_subscriber::{Layer, Registry, fmt as form, reload};
 use crate::flags::{Flags, LogFormat, LogLevel};
 use sink::{Output, Sink};
 
-/// The crates whose messages are of interest at any level.
-const OURS: [&str; 4] = ["containerd", "supervisor", "oci", "cgroup"];
+/// The project's own crates. Their messages are logged at the chosen level, those of other crates only from warnings up.
+const OWN_CRATES: [&str; 4] = ["containerd", "supervisor", "oci", "cgroup"];
 
-/// What is logged, to be seen and to be changed while the daemon runs.
+/// The present level. It can be read and changed.
 #[derive(Debug, Clone)]
 pub(crate) struct Level(Handle<Targets, Registry>);
 
 impl Level {
-    /// Logs from now on what is at least as important as this.
+    /// Changes the level.
     pub(crate) fn set(&self, text: &str) -> Result<()> {
         let names = ["error", "warn", "info", "debug", "trace"];
         let level = names.contains(&text).then(|| LevelFilter::from_str(text).ok()).flatten();
@@ -45,8 +46,9 @@ impl Level {
 
 impl fmt::Display for Level {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let level =
-            self.0.with_current(|targets| targets.iter().find(|(name, _)| *name == OURS[0]).map(|(_, level)| level));
+        let level = self
+            .0
+            .with_current(|targets| targets.iter().find(|(name, _)| *name == OWN_CRATES[0]).map(|(_, level)| level));
         match level {
             Ok(Some(level)) => write!(f, "{level}"),
             _ => write!(f, "off"),
@@ -56,30 +58,30 @@ impl fmt::Display for Level {
 
 fn filter(level: LevelFilter) -> Targets {
     let others = if level == LevelFilter::TRACE { level } else { level.min(LevelFilter::WARN) };
-    Targets::new().with_default(others).with_targets(OURS.map(|name| (name, level)))
+    Targets::new().with_default(others).with_targets(OWN_CRATES.map(|name| (name, level)))
 }
 
-/// How long a reader may take for what has been logged when this program ends.
+/// How long an ending daemon waits for the log's reader.
 const FLUSH_LIMIT: Duration = Duration::from_millis(500);
 
-/// Where the log goes.
+/// The log's destination.
 #[derive(Debug, Clone)]
 pub(crate) struct Log(Arc<Sink>);
 
 impl Log {
-    /// Writes what has been logged, as far as it is read within a short time.
+    /// Waits until all lines have been written, at most for [`FLUSH_LIMIT`].
     pub(crate) fn flush(&self) {
         self.0.flush(FLUSH_LIMIT);
     }
 
-    /// Leaves what has been logged and not been read to the program that takes this one's place: a variable for its
-    /// environment. Nothing that is logged later is written.
+    /// Closes the log. Returns the variable, with its value, from which the next program in this process learns the lines that
+    /// could not be written; `None` if there are none.
     pub(crate) fn hand_over(&self) -> Option<(&'static str, String)> {
         self.0.hand_over()
     }
 }
 
-/// Begins to log as the flags say.
+/// Sets up logging as the flags ask.
 pub(crate) fn init(flags: &Flags) -> Result<(Log, Level)> {
     let level = match flags.log_level {
         _ if flags.debug => LevelFilter::DEBUG,
@@ -110,7 +112,7 @@ pub(crate) fn init(flags: &Flags) -> Result<(Log, Level)> {
         }
     };
     tracing_subscriber::registry().with(layer).init();
-    // It would write to stderr, and wait for a reader.
+    // The default hook writes to stderr, and would wait for its reader.
     std::panic::set_hook(Box::new(|panic| {
         let backtrace = std::backtrace::Backtrace::capture();
         match backtrace.status() {
@@ -121,19 +123,20 @@ pub(crate) fn init(flags: &Flags) -> Result<(Log, Level)> {
     Ok((Log(sink), Level(handle)))
 }
 
-/// Writes a field of a text line: the message as it is, others as `name=value`.
+/// Writes a field of a text line: the message by itself, other fields as `name=value`.
 fn write_field(writer: &mut format::Writer<'_>, field: &Field, value: &dyn fmt::Debug) -> fmt::Result {
     let text = format!("{value:?}");
     let shown = sys::shown::escape(&text);
     match field.name() {
         "message" => write!(writer, "{shown}"),
-        // In italics, and the sign pale (console_codes(4)).
+        // The name in italics and the equals sign dimmed (console_codes(4)).
         name if writer.has_ansi_escapes() => write!(writer, "\x1b[3m{name}\x1b[0m\x1b[2m=\x1b[0m{shown}"),
         name => write!(writer, "{name}={shown}"),
     }
 }
 
-/// Whether stderr goes to the journal: `JOURNAL_STREAM` has its device and inode (systemd.exec(5)).
+/// Whether systemd has connected stderr with its journal. `JOURNAL_STREAM` then has stderr's device and inode
+/// (systemd.exec(5)).
 fn is_connected_to_journal() -> bool {
     let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
     let Ok(stat) = rustix::fs::fstat(std::io::stderr()) else { return false };
@@ -145,7 +148,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn others_are_not_of_interest_below_warnings() {
+    fn other_crates_log_from_warnings_up_except_at_trace() {
         let targets = filter(LevelFilter::DEBUG);
         for own in ["containerd::service", "supervisor::start", "oci::child", "cgroup::group"] {
             assert!(targets.would_enable(own, &tracing::Level::DEBUG), "{own}");
@@ -157,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn foreign_text_stays_in_its_line() {
+    fn foreign_text_neither_breaks_lines_nor_controls_terminals() {
         #[derive(Clone, Default)]
         struct Lines(Arc<std::sync::Mutex<Vec<u8>>>);
         impl std::io::Write for Lines {

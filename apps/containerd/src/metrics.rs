@@ -1,4 +1,4 @@
-//! Metrics: timers, counters and gauges, gathered when somebody wants them, in the form that is wanted.
+//! Metrics: timers, counters and gauges. They are gathered on request and shown in the log, to Graphite or to Prometheus.
 
 mod graphite;
 mod prometheus;
@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 
 use crate::http::{self, Answer};
 
-/// All figures at one moment, by the names that dashboards know.
+/// All metrics at one moment, under the names that dashboards know.
 #[derive(Debug)]
 pub(crate) struct Figures {
     /// Durations in nanoseconds.
@@ -19,7 +19,7 @@ pub(crate) struct Figures {
 }
 
 impl Figures {
-    /// Gathers them, where reading `/proc` delays nobody.
+    /// Gathers the figures in a thread of its own, so that reading `/proc` delays no call.
     async fn gather(supervisor: &Supervisor) -> Figures {
         let supervisor = supervisor.clone();
         match tokio::task::spawn_blocking(move || Figures::gather_now(&supervisor)).await {
@@ -28,7 +28,7 @@ impl Figures {
         }
     }
 
-    /// Reads a few files in `/proc`.
+    /// Gathers the figures. Blocks while it reads a few files in `/proc`.
     fn gather_now(supervisor: &Supervisor) -> Figures {
         let metrics = supervisor.metrics();
         let (events, subscribers) = (supervisor.event_count(), supervisor.subscriber_count());
@@ -58,7 +58,7 @@ impl Figures {
     }
 }
 
-/// How many descriptors this process has, and how many of them an epoll instance watches.
+/// How many descriptors this process has open, and how many descriptors its epoll instances watch.
 fn descriptors() -> (u64, u64) {
     let (mut open, mut watched) = (0, 0);
     for entry in std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten() {
@@ -66,27 +66,27 @@ fn descriptors() -> (u64, u64) {
         if std::fs::read_link(entry.path()).is_ok_and(|target| target.as_os_str() == "anon_inode:[eventpoll]") {
             let name = entry.file_name();
             let info = std::path::Path::new("/proc/self/fdinfo").join(name);
-            // One line for each (proc_pid_fdinfo(5)).
+            // A line "tfd:" for each watched descriptor (proc_pid_fdinfo(5)).
             let info = std::fs::read_to_string(info).unwrap_or_default();
             watched += info.lines().filter(|line| line.starts_with("tfd:")).count() as u64;
         }
     }
-    // Without the one that lists them.
+    // Without the descriptor of this listing.
     (u64::saturating_sub(open, 1), watched)
 }
 
-/// Resident memory in bytes (proc_pid_statm(5)).
+/// The daemon's resident memory in bytes (proc_pid_statm(5)).
 fn resident() -> u64 {
     let text = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
     let pages: u64 = text.split(' ').nth(1).and_then(|pages| pages.parse().ok()).unwrap_or_default();
     pages * rustix::param::page_size() as u64
 }
 
-/// Prints or sends metrics now and then, without end. Nothing wakes if neither is wanted.
+/// Sends metrics to a Graphite server in intervals, or logs them if there is none. Never returns.
 pub(crate) async fn report(supervisor: Supervisor, interval: Duration, graphite: Option<String>) {
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    // The first is at once.
+    // The first tick comes at once.
     ticks.tick().await;
     loop {
         ticks.tick().await;
@@ -96,14 +96,14 @@ pub(crate) async fn report(supervisor: Supervisor, interval: Duration, graphite:
             Some(address) => {
                 let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
                 if let Err(e) = graphite::send(address, &figures.graphite(now.as_secs())).await {
-                    tracing::warn!(address, "cannot send metrics: {e}; it is tried again in {interval:?}");
+                    tracing::warn!(address, "cannot send metrics: {e}; trying again in {interval:?}");
                 }
             }
         }
     }
 }
 
-/// Serves them for Prometheus, without end.
+/// Serves metrics for Prometheus over HTTP. Never returns.
 pub(crate) async fn serve(listener: TcpListener, supervisor: Supervisor) {
     http::serve(listener, move |asked| {
         let supervisor = supervisor.clone();
@@ -122,7 +122,7 @@ pub(crate) async fn serve(listener: TcpListener, supervisor: Supervisor) {
 }
 
 impl Figures {
-    /// One line each into the log.
+    /// Logs a line for each metric.
     fn log(&self) {
         let ms = |nanoseconds: f64| nanoseconds / 1e6;
         for (name, timer) in &self.timers {

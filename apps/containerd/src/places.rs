@@ -1,9 +1,9 @@
-//! Connections of clients that are not trusted (yet), and which of them give way to new ones: TLS handshakes that are under way,
-//! and connections for metrics.
+//! A limited number of places for clients that are not trusted: those in a TLS handshake, and those that ask for metrics or
+//! debug information over HTTP.
 //!
-//! A client that stalls takes a place until its deadline. When there is no place left, the client gives way that has waited
-//! longest among those of the address with the most places. So a new client is always let in, and clients of one address
-//! drive out one another first.
+//! A client that stalls occupies a place until its deadline. When every place is taken, a new client drives out the oldest
+//! client of the address that has the most places. A new client therefore always gets a place, and the clients of one address
+//! drive out one another before they drive out others.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -11,15 +11,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
-/// So many refused clients are logged in each [`WINDOW`].
+/// The most refused clients that are logged in each [`LOG_WINDOW`]. The rest are counted.
 const LOGGED: u32 = 5;
-const WINDOW: Duration = Duration::from_secs(10);
+const LOG_WINDOW: Duration = Duration::from_secs(10);
 
-/// A number of places. Clones are the same.
+/// A set of places. Clones share it.
 #[derive(Debug, Clone)]
 pub(crate) struct Places {
     most: usize,
-    most_of_one: usize,
+    most_per_address: usize,
     inner: Arc<Mutex<Inner>>,
 }
 
@@ -27,9 +27,10 @@ pub(crate) struct Places {
 struct Inner {
     /// The oldest first.
     taken: Vec<Taken>,
-    next: u64,
-    /// Clients that were refused since this moment, and how many of them were not logged.
-    since: Option<Instant>,
+    next_number: u64,
+    /// The start of the present log window.
+    window: Option<Instant>,
+    /// How many clients have been refused in the window.
     refused: u32,
 }
 
@@ -37,11 +38,11 @@ struct Inner {
 struct Taken {
     number: u64,
     address: IpAddr,
-    /// Tells the client's task to give up by going.
+    /// Dropping it makes the client's task give up.
     _stop: oneshot::Sender<()>,
 }
 
-/// A place, until it is dropped.
+/// A client's place. Dropping it frees the place.
 #[derive(Debug)]
 pub(crate) struct Place {
     places: Places,
@@ -50,35 +51,35 @@ pub(crate) struct Place {
 }
 
 impl Places {
-    /// So many in all, and half of them for one address.
+    /// Creates `most` places, of which one address can have half.
     pub(crate) fn new(most: usize) -> Places {
-        Places { most, most_of_one: most / 2, inner: Arc::default() }
+        Places { most, most_per_address: most / 2, inner: Arc::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a place for a client; another one may have to give way.
-    pub(crate) fn begin(&self, peer: SocketAddr) -> Place {
+    /// Takes a place for a client. Another client may lose its place for it.
+    pub(crate) fn take(&self, peer: SocketAddr) -> Place {
         let address = network(peer.ip());
         let mut places = self.lock();
-        if let Some(at) = places.to_give_way(address, self.most, self.most_of_one) {
-            places.taken.remove(at);
+        if let Some(index) = places.displaced_by(address, self.most, self.most_per_address) {
+            places.taken.remove(index);
         }
-        let number = places.next;
-        places.next += 1;
+        let number = places.next_number;
+        places.next_number += 1;
         let (stop, stopped) = oneshot::channel();
         places.taken.push(Taken { number, address, _stop: stop });
         Place { places: self.clone(), number, stopped }
     }
 
-    /// Logs that a client was refused, but not each of many.
+    /// Logs that a client was refused, unless [`LOGGED`] others have been logged within the window.
     pub(crate) fn refused(&self, peer: SocketAddr, reason: impl std::fmt::Display) {
         let now = Instant::now();
         let mut places = self.lock();
-        let before = if places.since.is_none_or(|since| now.duration_since(since) >= WINDOW) {
-            places.since = Some(now);
+        let in_last_window = if places.window.is_none_or(|begun| now.duration_since(begun) >= LOG_WINDOW) {
+            places.window = Some(now);
             std::mem::take(&mut places.refused)
         } else {
             0
@@ -86,8 +87,8 @@ impl Places {
         places.refused += 1;
         let is_logged = places.refused <= LOGGED;
         drop(places);
-        if before > LOGGED {
-            tracing::warn!(clients = before - LOGGED, "refused clients that were not logged");
+        if in_last_window > LOGGED {
+            tracing::warn!(clients = in_last_window - LOGGED, "refused more clients, which were not logged one by one");
         }
         if is_logged {
             tracing::warn!(%peer, "refused a client: {reason}");
@@ -96,11 +97,11 @@ impl Places {
 }
 
 impl Inner {
-    /// Which one gives way to one more of `address`, if one must.
-    fn to_give_way(&self, address: IpAddr, most: usize, most_of_one: usize) -> Option<usize> {
+    /// The index of the client that loses its place to a new client of `address`. `None` if a place is free for that client.
+    fn displaced_by(&self, address: IpAddr, most: usize, most_per_address: usize) -> Option<usize> {
         let mut counts: HashMap<IpAddr, usize> = HashMap::new();
         self.taken.iter().for_each(|taken| *counts.entry(taken.address).or_default() += 1);
-        let busiest = if counts.get(&address).is_some_and(|count| *count >= most_of_one) {
+        let busiest = if counts.get(&address).is_some_and(|count| *count >= most_per_address) {
             address
         } else if self.taken.len() >= most {
             let (busiest, _) = counts.into_iter().max_by_key(|(_, count)| *count)?;
@@ -113,9 +114,9 @@ impl Inner {
 }
 
 impl Place {
-    /// Waits until this client must give way.
+    /// Waits until this client loses its place.
     pub(crate) async fn lost(&mut self) {
-        // Nothing is ever sent: this is the sender's end.
+        // The sender never sends. This returns once it is dropped.
         let _ = (&mut self.stopped).await;
     }
 }
@@ -126,7 +127,8 @@ impl Drop for Place {
     }
 }
 
-/// The address, or of IPv6 the network: each of its hosts may use any address in it.
+/// The part of an address by which clients are counted: all of an IPv4 address, and the /64 network of an IPv6 address, since
+/// an IPv6 host can use any address of its network.
 fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
@@ -139,7 +141,7 @@ mod tests {
     use super::*;
 
     const MOST: usize = 128;
-    const MOST_OF_ONE: usize = 64;
+    const MOST_PER_ADDRESS: usize = 64;
 
     fn peer(text: &str) -> SocketAddr {
         SocketAddr::new(text.parse().expect("an address"), 1)
@@ -152,13 +154,11 @@ mod tests {
     #[test]
     fn clients_of_one_address_drive_out_one_another() {
         let all = Places::new(MOST);
-        let mut stalled: Vec<_> = (0..300).map(|_| all.begin(peer("10.0.0.1"))).collect();
-        let left = stalled.iter_mut().map(|place| !is_lost(place)).collect::<Vec<_>>();
-        assert!(
-            left[..300 - MOST_OF_ONE].iter().all(|left| !left) && left[300 - MOST_OF_ONE..].iter().all(|left| *left)
-        );
-        let mut others: Vec<_> = (2..80).map(|n| all.begin(peer(&format!("10.0.0.{n}")))).collect();
-        assert!(!others.iter_mut().any(is_lost), "the address with the most gives way");
+        let mut stalled: Vec<_> = (0..300).map(|_| all.take(peer("10.0.0.1"))).collect();
+        let (old, new) = stalled.split_at_mut(300 - MOST_PER_ADDRESS);
+        assert!(old.iter_mut().all(is_lost) && !new.iter_mut().any(is_lost));
+        let mut others: Vec<_> = (2..80).map(|n| all.take(peer(&format!("10.0.0.{n}")))).collect();
+        assert!(!others.iter_mut().any(is_lost), "the address with the most places loses them");
         assert!(all.lock().taken.len() <= MOST);
         drop((stalled, others));
         assert!(all.lock().taken.is_empty());
@@ -171,9 +171,8 @@ mod tests {
         assert_eq!(network(peer("::ffff:10.0.0.1").ip()), peer("10.0.0.1").ip());
     }
 
-    /// Random clients come and go: no more places than there are, and the newest is never one that gives way.
     #[test]
-    fn newest_client_always_has_a_place() {
+    fn newest_client_always_has_a_place_while_random_ones_come_and_go() {
         let all = Places::new(MOST);
         let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
         let mut places = Vec::new();
@@ -184,8 +183,8 @@ mod tests {
             if seed % 5 == 0 && !places.is_empty() {
                 places.swap_remove(seed as usize % places.len());
             }
-            let of_few = if seed % 3 == 0 { seed >> 32 & 0xff } else { 1 };
-            let mut newest = all.begin(peer(&format!("10.0.{}.{}", of_few / 16, of_few % 16)));
+            let host = if seed % 3 == 0 { seed >> 32 & 0xff } else { 1 };
+            let mut newest = all.take(peer(&format!("10.0.{}.{}", host / 16, host % 16)));
             assert!(!is_lost(&mut newest));
             places.push(newest);
             let taken = &all.lock().taken;

@@ -1,6 +1,6 @@
-//! `--pprof-address`: a CPU profile, what every task is doing, and the log level.
+//! The HTTP server of `--pprof-address`: CPU profiles, the tasks that are under way, and the log level.
 //!
-//! The paths of profiles are those of Go's `net/http/pprof`, which tools know.
+//! The paths are those of Go's `net/http/pprof`, which tools know.
 
 use anyhow::{Context, Result};
 use flate2::Compression;
@@ -19,21 +19,21 @@ use crate::dump;
 use crate::http::{self, Answer, Asked};
 use crate::logging::Level;
 
-/// Samples a second, as Go's profiler takes them.
+/// Samples per second, as many as Go's profiler takes.
 const FREQUENCY: i32 = 100;
 const DEFAULT_SECONDS: u64 = 30;
 const MOST_SECONDS: u64 = 3600;
 
 const INDEX: &str = "\
 GET /debug/pprof/profile?seconds=30   CPU profile in pprof's format
-GET /debug/pprof/tasks                what every task is doing
+GET /debug/pprof/tasks                tasks under way, containers and event loop
 GET /debug/log-level                  the log level
 PUT /debug/log-level                  change it: error, warn, info, debug or trace
 ";
 
-/// Serves without end.
+/// Serves the debug information. Never returns.
 pub(crate) async fn serve(listener: TcpListener, supervisor: Supervisor, level: Level) {
-    // One at a time: there is one timer of a process.
+    // One profile at a time: a process has one profiling timer.
     let profiler = Arc::new(Semaphore::new(1));
     http::serve(listener, move |asked| {
         let (supervisor, level, profiler) = (supervisor.clone(), level.clone(), profiler.clone());
@@ -44,11 +44,11 @@ pub(crate) async fn serve(listener: TcpListener, supervisor: Supervisor, level: 
 
 async fn answer(asked: &Asked, supervisor: &Supervisor, level: &Level, profiler: &Semaphore) -> Answer {
     let reads = matches!(asked.method, Method::GET | Method::HEAD);
-    // A profile changes nothing, but keeps the daemon busy.
+    // Taking a profile changes nothing, but costs CPU time.
     let is_harmless = reads && asked.path != "/debug/pprof/profile";
     match asked.path.as_str() {
         _ if asked.is_of_another_origin && !is_harmless => {
-            Answer::text(StatusCode::FORBIDDEN, "a web page of another origin may not do this\n")
+            Answer::text(StatusCode::FORBIDDEN, "refused: the request comes from a web page of another origin\n")
         }
         "/debug/log-level" if reads => Answer::text(StatusCode::OK, format!("{level}\n")),
         "/debug/log-level" => match level.set(asked.body.trim()) {
@@ -58,7 +58,7 @@ async fn answer(asked: &Asked, supervisor: &Supervisor, level: &Level, profiler:
             }
             Err(e) => Answer::text(StatusCode::BAD_REQUEST, format!("log level {:?}: {e:#}\n", asked.body.trim())),
         },
-        _ if !reads => Answer::text(StatusCode::METHOD_NOT_ALLOWED, "this can only be read\n"),
+        _ if !reads => Answer::text(StatusCode::METHOD_NOT_ALLOWED, "this path is read-only\n"),
         "/" | "/debug/pprof" | "/debug/pprof/" => Answer::text(StatusCode::OK, INDEX),
         "/debug/pprof/tasks" | "/debug/pprof/goroutine" => {
             Answer::text(StatusCode::OK, dump::lines(supervisor).await.join("\n") + "\n")
@@ -78,7 +78,7 @@ async fn profile(asked: &Asked, profiler: &Semaphore) -> Answer {
         }
     };
     let Ok(_permit) = profiler.try_acquire() else {
-        return Answer::text(StatusCode::CONFLICT, "another profile is being taken; try again when it is done\n");
+        return Answer::text(StatusCode::CONFLICT, "another profile is being taken; try again later\n");
     };
     match take(Duration::from_secs(seconds)).await {
         Ok(body) => Answer { status: StatusCode::OK, kind: "application/octet-stream", body },
@@ -89,11 +89,11 @@ async fn profile(asked: &Asked, profiler: &Semaphore) -> Answer {
     }
 }
 
-/// A profile over some time, compressed as pprof's format wants it.
+/// Takes a profile for a time. Returns it gzipped, as pprof's format demands.
 async fn take(time: Duration) -> Result<Vec<u8>> {
     let guard = ProfilerGuardBuilder::default().frequency(FREQUENCY).build().context("begin")?;
     tokio::time::sleep(time).await;
-    // Names are looked up, which takes a while.
+    // In a thread of its own: looking up the names of functions takes a while.
     let encode = move || {
         let report = guard.report().build().context("read the samples")?;
         let bytes = report.pprof().context("write the profile")?.encode_to_vec();
@@ -101,9 +101,9 @@ async fn take(time: Duration) -> Result<Vec<u8>> {
         gzip.write_all(&bytes)?;
         let compressed = gzip.finish()?;
         drop(guard);
-        // It leaves the signal ignored, which everything that is started from here would inherit.
+        // pprof leaves SIGPROF ignored, which children would inherit.
         sys::signal::restore_default(sys::signal::PROF)?;
-        // Symbols of the whole program have been read.
+        // Free the symbols of the whole program, which the lookup has read.
         backtrace::clear_symbol_cache();
         sys::allocator::give_back();
         Ok(compressed)

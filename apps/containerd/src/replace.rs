@@ -1,15 +1,15 @@
-//! Making way for another version of this program, in the same process: execve(2) keeps the pid, the children and the
-//! sockets, so that no client is refused and every shim keeps its parent.
+//! Replacing this program by the installed one, in the same process. execve(2) keeps the pid, the children and the sockets,
+//! so that no client is refused and every shim keeps its parent.
 //!
-//! An execve cannot be undone, so that this program goes on until the next one has shown that it can serve:
+//! An execve(2) cannot be undone. This program therefore serves until the next one has shown that it can:
 //!
 //! 1. [`Replacement::check`] runs the next program with `--version`.
 //! 2. [`Replacement::rehearse`] starts it as a child with the same flags, but with a state directory and a socket of its own,
-//!    and waits until it says that it serves (sd_notify(3)). That needs no flag that the next program would have to
-//!    know, so that any version can be installed, and it fails for all that would make the real start fail: a flag that
-//!    it does not know, a certificate, the format of the state directory, threads.
-//! 3. [`take_over`](Replacement::take_over) executes it, and leaves to it the sockets and what has not been logged.
-//! 4. If it fails before it serves all the same, it executes this program again ([`Previous`]).
+//!    and waits for its readiness notification (sd_notify(3)). There is no flag for a rehearsal that the next program would have
+//!    to know, so any version can be installed. A rehearsal finds what would make the real start fail, such as an unknown flag,
+//!    a bad certificate or another format of the state directory.
+//! 3. [`Replacement::take_over`] executes the next program, and hands the sockets and the unwritten log lines over to it.
+//! 4. If the next program fails before it serves, it executes this program again ([`Previous`]).
 
 use anyhow::{Context, Result, bail};
 use rustix::fs::{Mode, OFlags, open};
@@ -28,22 +28,22 @@ use tokio::net::UnixDatagram;
 
 use crate::flags::Flags;
 
-/// How long a program may take to tell its version.
-const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+/// How long the next program may take to print its version.
+const VERSION_LIMIT: Duration = Duration::from_secs(5);
 
-/// How long a program may take to serve an empty state directory.
+/// How long the next program may take to serve an empty state directory.
 const REHEARSAL_LIMIT: Duration = Duration::from_secs(10);
 
-/// The directory of a rehearsal, in the state directory.
+/// The rehearsal's directory within the state directory.
 const REHEARSAL: &str = ".rehearsal";
 
-/// The state directory of a rehearsal, in its directory.
+/// The state directory within the rehearsal's directory.
 const STATE_DIR: &str = "state";
 
-/// The files that say whose a state directory is, and by which format it was written.
+/// The files that identify a state directory and its format.
 const FORMAT: [&str; 2] = [".version", ".directory"];
 
-/// How this program was started, and so how the next one will be.
+/// The program and the arguments with which this process was started. The next program is started with the same.
 #[derive(Debug)]
 pub(crate) struct Replacement {
     program: PathBuf,
@@ -51,22 +51,22 @@ pub(crate) struct Replacement {
 }
 
 impl Replacement {
-    /// Notes how this program was started.
+    /// Notes how this process was started. Call it early: once the program's file has been replaced, the kernel reports its name
+    /// with " (deleted)" at the end.
     pub(crate) fn new() -> Result<Replacement> {
-        // Now, as the kernel tells another name once the file has been replaced. It may have been before, if this is a
-        // program that another one went back to.
+        // If a failed replacement went back to this program, its file has been replaced already.
         let program = std::env::current_exe().context("find this program's own file")?.into_os_string().into_vec();
         let program = program.strip_suffix(b" (deleted)").unwrap_or(&program);
         let program = PathBuf::from(OsString::from_vec(program.to_vec()));
         Ok(Replacement { program, arguments: std::env::args_os().collect() })
     }
 
-    /// Makes sure that there is a program that runs; what it says of its version.
+    /// Checks that the installed program runs. Returns the version that it prints.
     pub(crate) async fn check(&self) -> Result<String> {
         let program = self.program.display();
         let mut command = Command::new(&self.program);
         command.arg("--version");
-        let answer = oci::ask(command, ANSWER_LIMIT).await;
+        let answer = oci::ask(command, VERSION_LIMIT).await;
         let (status, version) = answer.with_context(|| format!("run {program} --version"))?;
         if status != 0 {
             bail!("{program} --version ended with status {status}: {}", version.trim());
@@ -74,12 +74,13 @@ impl Replacement {
         Ok(version.trim().to_string())
     }
 
-    /// Makes sure that the program serves when it is started with this one's flags.
+    /// Checks that the installed program serves when it is started with this one's flags.
     pub(crate) async fn rehearse(&self, flags: &Flags, state_dir: &Path) -> Result<()> {
         let directory = Directory::make(state_dir)?;
         let notify = directory.0.join("notify");
         let manager = SocketPath::to_bind(&notify).and_then(UnixDatagram::bind).context("make a socket")?;
-        // Paths of any length are reached through it, by versions that do not know how, too.
+        // A path through this descriptor is short enough for a socket's address, wherever the state directory is. Old versions
+        // cannot bind longer paths.
         let held = open(&directory.0, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
         let held = held.with_context(|| format!("open {}", directory.0.display()))?;
         let short = format!("/proc/{}/fd/{}", std::process::id(), held.as_raw_fd());
@@ -87,7 +88,7 @@ impl Replacement {
         let writer = File::create(&log).with_context(|| format!("create {}", log.display()))?;
 
         let mut command = self.command(&self.program);
-        // What the program makes beside its state directory goes with this one.
+        // Whatever the program creates beside its state directory is removed with the rehearsal's directory.
         command
             .arg("--state-dir")
             .arg(directory.0.join(STATE_DIR))
@@ -100,7 +101,7 @@ impl Replacement {
                 command.args([flag, "127.0.0.1:0"]);
             }
         }
-        // It must not outlive a daemon that is killed meanwhile.
+        // If this daemon is killed during the rehearsal, the kernel kills the child.
         sys::child::die_with_parent(&mut command);
         command.env("NOTIFY_SOCKET", format!("{short}/notify"));
         command.env_remove("JOURNAL_STREAM").env_remove(failpoint::VARIABLE);
@@ -118,48 +119,48 @@ impl Replacement {
                 Err(anyhow::anyhow!("{program} does not serve after {REHEARSAL_LIMIT:?}{}", last_words(&log)))
             }
         };
-        // It knows no container.
+        // It has no containers, so nothing is lost.
         child.kill();
-        // An error means that it has been reaped above.
+        // An error means that the child has been reaped above.
         let _ = child.wait().await;
-        result.context("try the program that is installed now")
+        result.context("rehearse with the installed program")
     }
 
-    /// A program with this one's arguments.
+    /// A command that runs a program with this one's arguments.
     fn command(&self, program: &Path) -> Command {
         let mut command = Command::new(program);
         if let Some((own, arguments)) = self.arguments.split_first() {
-            // What would come behind it would not be flags.
+            // Without `--`, which would end the flags: `rehearse` appends some.
             command.arg0(own).args(arguments.iter().filter(|argument| *argument != "--"));
         }
         command
     }
 
-    /// Puts the program in this one's place. `left` are variables that tell it what this one leaves to it. Only returns if
-    /// neither it nor this one itself can be started.
-    pub(crate) fn take_over(&self, mut left: Vec<(&'static str, String)>) -> anyhow::Error {
+    /// Executes the next program in this process. `handed_over` has the variables that tell it what this program leaves. If the
+    /// next program cannot be executed, this one is executed anew. Returns only if that fails, too.
+    pub(crate) fn take_over(&self, mut handed_over: Vec<(&'static str, String)>) -> anyhow::Error {
         let own = open("/proc/self/exe", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
         if let Ok(own) = &own {
-            left.extend(hand_over(PREVIOUS, std::slice::from_ref(own)));
+            handed_over.extend(hand_over(PREVIOUS, std::slice::from_ref(own)));
         }
-        let failed = execute(self.command(&self.program), &left);
-        tracing::error!(program = %self.program.display(), "cannot be started, this one goes on anew: {failed}");
-        // The kernel keeps the file as long as the process.
-        left.retain(|(name, _)| *name != PREVIOUS);
-        let failed = execute(self.command(Path::new("/proc/self/exe")), &left);
-        anyhow::Error::new(failed).context("start anew")
+        let failed = execute(self.command(&self.program), &handed_over);
+        tracing::error!(program = %self.program.display(), "cannot execute the program, starting this one anew: {failed}");
+        // This link works even if the file has been removed: the kernel keeps it as long as the process runs it.
+        handed_over.retain(|(name, _)| *name != PREVIOUS);
+        let failed = execute(self.command(Path::new("/proc/self/exe")), &handed_over);
+        anyhow::Error::new(failed).context("start this program anew")
     }
 }
 
-/// Executes a program in this one's place, if it can.
-fn execute(mut command: Command, left: &[(&'static str, String)]) -> std::io::Error {
+/// Executes a program in this process. Returns only if it cannot.
+fn execute(mut command: Command, handed_over: &[(&'static str, String)]) -> std::io::Error {
     for name in [SOCKETS, PREVIOUS, sys::activation::LOG, "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"] {
         command.env_remove(name);
     }
-    command.envs(left.iter().map(|(name, value)| (name, value))).exec()
+    command.envs(handed_over.iter().map(|(name, value)| (name, value))).exec()
 }
 
-/// Waits until the program says that it serves.
+/// Waits for the program's readiness notification.
 async fn is_ready(manager: &UnixDatagram) -> std::io::Result<()> {
     let mut message = [0; 1024];
     loop {
@@ -170,18 +171,18 @@ async fn is_ready(manager: &UnixDatagram) -> std::io::Result<()> {
     }
 }
 
-/// The last line that the program logged.
+/// The last line that the program logged, as the end of an error message.
 fn last_words(log: &Path) -> String {
     let text = String::from_utf8_lossy(&std::fs::read(log).unwrap_or_default()).into_owned();
     let last = text.lines().map(str::trim).rfind(|line| !line.is_empty());
     last.map_or_else(String::new, |line| format!(": {line}"))
 }
 
-/// The directory of a rehearsal, which is removed with this value.
+/// The rehearsal's directory. Dropping this value removes it.
 struct Directory(PathBuf);
 
 impl Directory {
-    /// Makes it anew, of the same format as the state directory.
+    /// Creates the directory, with an empty state directory of the same format as the real one.
     fn make(state_dir: &Path) -> Result<Directory> {
         let directory = Directory(state_dir.join(REHEARSAL));
         directory.remove();
@@ -202,7 +203,7 @@ impl Directory {
     fn remove(&self) {
         match std::fs::remove_dir_all(&self.0) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                tracing::warn!(path = %self.0.display(), "cannot be removed: {e}");
+                tracing::warn!(path = %self.0.display(), "cannot remove the rehearsal's directory: {e}");
             }
             _ => {}
         }
@@ -215,7 +216,7 @@ impl Drop for Directory {
     }
 }
 
-/// The program that was in this process before, until this one serves.
+/// The previous program in this process. It is kept until this program serves.
 #[derive(Debug)]
 pub(crate) struct Previous {
     program: OwnedFd,
@@ -223,7 +224,7 @@ pub(crate) struct Previous {
 }
 
 impl Previous {
-    /// Takes what that program has left. `sockets` are those that it listened on.
+    /// Takes what the previous program handed over. `sockets` are the sockets on which it listened.
     pub(crate) fn take<'a>(sockets: impl Iterator<Item = &'a OwnedFd>) -> Option<Previous> {
         let program = take_handed_over(PREVIOUS).pop()?;
         rustix::io::fcntl_setfd(&program, rustix::io::FdFlags::CLOEXEC).ok()?;
@@ -231,17 +232,17 @@ impl Previous {
         Some(Previous { program, sockets })
     }
 
-    /// Goes back to it. Only returns if it cannot be started.
+    /// Executes the previous program again. Returns only if it cannot be executed.
     pub(crate) fn take_over(self, log: Option<(&'static str, String)>) -> anyhow::Error {
         let replacement = match Replacement::new() {
             Ok(replacement) => replacement,
             Err(e) => return e,
         };
-        let mut left: Vec<_> = log.into_iter().collect();
-        left.extend(hand_over(SOCKETS, &self.sockets));
+        let mut handed_over: Vec<_> = log.into_iter().collect();
+        handed_over.extend(hand_over(SOCKETS, &self.sockets));
         let program = format!("/proc/self/fd/{}", self.program.as_raw_fd());
-        anyhow::Error::new(execute(replacement.command(Path::new(&program)), &left))
-            .context("go back to the program before")
+        anyhow::Error::new(execute(replacement.command(Path::new(&program)), &handed_over))
+            .context("go back to the previous program")
     }
 }
 
@@ -250,7 +251,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn only_ready_is_ready() {
+    async fn other_notifications_do_not_mean_ready() {
         let directory = tempfile::tempdir().expect("tempdir");
         let path = directory.path().join("notify");
         let manager = UnixDatagram::bind(&path).expect("binds");
@@ -260,6 +261,6 @@ mod tests {
         }
         is_ready(&manager).await.expect("receives");
         let mut rest = [0; 8];
-        assert!(manager.try_recv(&mut rest).is_err(), "the last one was it");
+        assert!(manager.try_recv(&mut rest).is_err(), "the last message was the one that meant ready");
     }
 }

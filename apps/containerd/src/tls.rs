@@ -1,4 +1,4 @@
-//! TLS for `tcp://`: this daemon has a certificate, and so must every client.
+//! TLS for `tcp://`. The daemon shows a certificate, and demands one from every client.
 
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
 use crate::flags::Flags;
 
-/// What `--tls-cert`, `--tls-key` and `--tls-ca` say; `None` if none of them is given.
+/// The acceptor that `--tls-cert`, `--tls-key` and `--tls-ca` describe; `None` if none of them is given.
 pub(crate) fn acceptor(flags: &Flags) -> Result<Option<TlsAcceptor>> {
     let all: [(&str, &Option<PathBuf>); 3] =
         [("--tls-cert", &flags.tls_cert), ("--tls-key", &flags.tls_key), ("--tls-ca", &flags.tls_ca)];
@@ -20,7 +20,7 @@ pub(crate) fn acceptor(flags: &Flags) -> Result<Option<TlsAcceptor>> {
     }
     let missing: Vec<&str> = all.iter().filter(|(_, path)| path.is_none()).map(|(name, _)| *name).collect();
     if missing.len() < all.len() {
-        bail!("for TLS {} must be given too", missing.join(" and "));
+        bail!("TLS also needs {}", missing.join(" and "));
     }
     Ok(None)
 }
@@ -36,7 +36,7 @@ fn load(cert: &Path, key: &Path, ca: &Path) -> Result<TlsAcceptor> {
     }
     let verifier = WebPkiClientVerifier::builder(Arc::new(authorities)).build().with_context(ca_of)?;
     let config = ServerConfig::builder().with_client_cert_verifier(verifier).with_single_cert(chain, private);
-    let mut config = config.context("--tls-cert and --tls-key do not go together")?;
+    let mut config = config.context("--tls-cert and --tls-key do not match")?;
     config.alpn_protocols = vec![b"h2".to_vec()];
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
@@ -44,7 +44,7 @@ fn load(cert: &Path, key: &Path, ca: &Path) -> Result<TlsAcceptor> {
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
     let all = CertificateDer::pem_file_iter(path)?.collect::<Result<Vec<_>, _>>()?;
     if all.is_empty() {
-        bail!("there is no certificate in it");
+        bail!("the file has no certificate");
     }
     Ok(all)
 }

@@ -1,9 +1,9 @@
-//! `grpc-message` as clients of 2016 expect it.
+//! Error messages in the form that clients of 2016 expect.
 //!
-//! The gRPC specification leaves 0x20 to 0x7E unencoded in this header, but for the percent sign. tonic encodes more:
-//! spaces, quotes, braces. Clients that were built with the gRPC libraries of 2016 do not decode percent signs and look for
-//! texts of ours in the message. So what tonic encoded without need is decoded again, in the headers and the trailers
-//! of an answer that carries an error.
+//! The gRPC specification leaves 0x20 to 0x7E unencoded in the header `grpc-message`, except for the percent sign. tonic
+//! encodes more: spaces, quotes, braces. Clients that were built with the gRPC libraries of 2016 do not decode percent signs,
+//! and they look for the daemon's texts in the message. This module therefore decodes what tonic encoded without need, in
+//! the headers and trailers of answers that carry an error.
 
 use http_body_util::BodyExt;
 use hyper::body::{Body, Bytes, Frame};
@@ -12,7 +12,7 @@ use hyper::{Response, http};
 
 const MESSAGE: http::HeaderName = http::HeaderName::from_static("grpc-message");
 
-/// Writes the error of an answer as the specification says. An answer without an error is passed on untouched.
+/// Decodes the error message of an answer as far as the specification demands. An answer without an error stays as it is.
 pub(crate) fn with_plain_message<B: Body<Data = Bytes>>(
     response: Response<B>,
 ) -> Response<impl Body<Data = Bytes, Error = B::Error>> {
@@ -30,13 +30,13 @@ pub(crate) fn with_plain_message<B: Body<Data = Bytes>>(
 
 fn decode_message(headers: &mut HeaderMap) {
     let Some(value) = headers.get_mut(&MESSAGE) else { return };
-    // All that is left is visible ASCII.
+    // This succeeds: only visible ASCII is left.
     if let Ok(decoded) = HeaderValue::from_bytes(&decoded(value.as_bytes())) {
         *value = decoded;
     }
 }
 
-/// Decodes each `%XX` that stands for 0x20 to 0x7E, but for the percent sign. Spaces at the ends stay encoded, as HTTP/2
+/// Decodes each `%XX` that stands for 0x20 to 0x7E, except for the percent sign. Spaces at either end stay encoded, since HTTP/2
 /// allows none there (RFC 9113, section 8.2.1).
 fn decoded(encoded: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(encoded.len());
@@ -61,7 +61,7 @@ fn decoded(encoded: &[u8]) -> Vec<u8> {
     out
 }
 
-/// The byte that an escape at the beginning stands for, and what comes after it.
+/// Parses an escape at the beginning of `text`. Returns the byte that it stands for, and the rest of the text.
 fn escaped(text: &[u8]) -> Option<(u8, &[u8])> {
     let [b'%', high, low, after @ ..] = text else { return None };
     let digit = |byte: u8| char::from(byte).to_digit(16);
@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn visible_ascii_but_percent_signs_is_sent_as_it_is() {
+    fn visible_ascii_without_percent_signs_is_sent_unchanged() {
         let all: String = (0x21..0x7f).map(char::from).filter(|c| *c != '%').collect();
         assert_eq!(sent(&all), all);
         let text = "containerd: container not found: \"a\" <b> {c} ?d #e `f`";
@@ -89,14 +89,14 @@ mod tests {
     }
 
     #[test]
-    fn other_bytes_stay_encoded() {
+    fn other_bytes_and_spaces_at_the_ends_stay_encoded() {
         assert_eq!(sent("100% of\n\tä"), "100%25 of%0A%09%C3%A4");
         assert_eq!(sent("%20"), "%2520");
         assert_eq!(sent(" a b "), "%20a b%20");
     }
 
     #[test]
-    fn message_is_what_clients_decode() {
+    fn clients_decode_the_original_message() {
         for text in ["", " ", "%", "a%zz %41", "ends with %", "ü\r\n\x7f", "  "] {
             let mut headers = HeaderMap::new();
             tonic::Status::not_found(text).add_header(&mut headers).expect("any text can be sent");

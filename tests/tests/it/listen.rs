@@ -170,7 +170,7 @@ fn tcp_without_tls_is_for_loopback_and_must_be_asked_for() {
     assert!(said.contains("loopback only"), "{said}");
     let ca = certificates.path("ours.ca");
     let said = refused(&["--listen", "tcp://127.0.0.1:0", "--tls-ca", ca.to_str().unwrap(), "--insecure-tcp"]);
-    assert!(said.contains("--tls-cert and --tls-key must be given too"), "{said}");
+    assert!(said.contains("TLS also needs --tls-cert and --tls-key"), "{said}");
     let none = host.join("none");
     let cert = certificates.path("ours.daemon.cert");
     let (ca, cert) = (ca.to_str().unwrap(), cert.to_str().unwrap());
@@ -222,7 +222,7 @@ fn sockets_of_a_service_manager_are_served_and_stay() {
     let connected = std::os::unix::net::UnixStream::connect(&path).unwrap();
     assert!(refused(&["--listen", "fd://"], connected.into()).contains("not listening"));
     let file = std::fs::File::open("/dev/null").unwrap();
-    assert!(refused(&["--listen", "fd://"], file.into()).contains("no socket"));
+    assert!(refused(&["--listen", "fd://"], file.into()).contains("not a socket"));
     let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     assert!(refused(&["--listen", "fd://"], tcp.into()).contains("--tls-cert"));
     let none = host.command().args(["--listen", "fd://"]).stderr(Stdio::piped()).output().unwrap();

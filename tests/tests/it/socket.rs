@@ -33,7 +33,7 @@ async fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
     let output = output.unwrap();
     assert!(!output.status.success());
     let said = String::from_utf8(output.stderr).unwrap();
-    assert!(said.contains("another process listens there"), "{said}");
+    assert!(said.contains("another process listens on the socket"), "{said}");
     state(&mut host.client().await).await;
     host.finish();
 }
@@ -80,7 +80,7 @@ async fn addresses_that_cannot_be_listened_at() {
         assert!(!output.status.success());
         String::from_utf8(output.stderr).unwrap()
     };
-    assert!(listen(&host.address()).contains("no socket"));
+    assert!(listen(&host.address()).contains("not a socket"));
     assert!(listen("nonsense").contains("unix:///path"));
     assert!(listen(&format!("unix://{}", host.join(&"x".repeat(300)))).contains("cannot listen at"));
     assert_eq!(std::fs::read(host.path().join("socket")).unwrap(), b"a file");

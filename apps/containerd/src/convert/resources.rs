@@ -1,5 +1,5 @@
-//! Limits as clients ask for them. Zero and the empty string mean that a limit stays as it is; -1, which arrives as the
-//! two's complement, that there is none.
+//! Conversion of the limits in `UpdateContainer`. Zero and the empty string mean that a limit stays as it is. -1, which arrives
+//! as its two's complement, means no limit.
 
 use std::collections::BTreeMap;
 use supervisor::{Changes, Device, Field, Limit, Setting};
@@ -7,7 +7,7 @@ use tonic::Status;
 
 use crate::errors::invalid;
 
-/// What a client wants changed.
+/// The changes that a client asks for.
 pub(crate) fn changes(asked: api::UpdateResource) -> Result<Changes, Status> {
     let mut changes = Changes::new();
     for (field, value) in [
@@ -63,11 +63,11 @@ fn insert_devices(
     let mut devices: BTreeMap<Device, Limit> = BTreeMap::new();
     for (device, value) in named {
         let device = device.ok_or_else(|| invalid(field.name(), "", "has an entry without blkIODevice"))?;
-        // The kernel's device numbers have 32 bits, and -1 in as many stands for any device.
+        // The kernel's device numbers have at most 32 bits, and -1 in 32 bits stands for any device.
         let number = |number: i64| u32::try_from(number).ok().filter(|number| *number != u32::MAX).map(u64::from);
         let (Some(major), Some(minor)) = (number(device.major), number(device.minor)) else {
             let text = format!("{}:{}", device.major, device.minor);
-            return Err(invalid(field.name(), text, "is no device"));
+            return Err(invalid(field.name(), text, "is not a device number"));
         };
         if let Some(limit) = limit(field, value)? {
             devices.insert((major, minor), limit);
@@ -79,7 +79,7 @@ fn insert_devices(
     Ok(())
 }
 
-/// `None` for zero.
+/// The limit that a number stands for; `None` for zero, which changes nothing.
 fn limit(field: Field, value: u64) -> Result<Option<Limit>, Status> {
     match value {
         0 => Ok(None),
@@ -89,7 +89,7 @@ fn limit(field: Field, value: u64) -> Result<Option<Limit>, Status> {
 }
 
 fn positive(field: Field, value: u64) -> Result<u64, Status> {
-    // A client's negative number.
+    // A client sends a negative number as its two's complement.
     match i64::try_from(value) {
         Ok(_) => Ok(value),
         Err(_) => Err(invalid(field.name(), value as i64, "is negative")),
@@ -101,10 +101,10 @@ mod tests {
     use super::*;
     use tonic::Code;
 
-    const NONE: u64 = -1i64 as u64;
+    const UNLIMITED: u64 = -1i64 as u64;
 
     #[test]
-    fn zeros_change_nothing() {
+    fn zeros_change_no_limit() {
         assert!(changes(api::UpdateResource::default()).expect("valid").is_empty());
         let device = Some(api::BlockIoDevice { major: 8, minor: 0 });
         let asked = api::UpdateResource {
@@ -116,21 +116,22 @@ mod tests {
     }
 
     #[test]
-    fn minus_one_is_no_limit_where_there_may_be_none() {
-        let asked = api::UpdateResource { memory_limit: NONE, pids_limit: NONE, cpu_quota: NONE, ..Default::default() };
+    fn minus_one_means_unlimited_and_is_refused_where_a_limit_is_required() {
+        let (memory_limit, pids_limit, cpu_quota) = (UNLIMITED, UNLIMITED, UNLIMITED);
+        let asked = api::UpdateResource { memory_limit, pids_limit, cpu_quota, ..Default::default() };
         let all = changes(asked).expect("valid");
         assert_eq!(all.len(), 3);
         assert!(all.values().all(|setting| *setting == Setting::Number(Limit::Unlimited)));
         for asked in [
-            api::UpdateResource { cpu_shares: NONE, ..Default::default() },
-            api::UpdateResource { memory_limit: NONE - 1, ..Default::default() },
+            api::UpdateResource { cpu_shares: UNLIMITED, ..Default::default() },
+            api::UpdateResource { memory_limit: UNLIMITED - 1, ..Default::default() },
         ] {
             assert_eq!(changes(asked).expect_err("refused").code(), Code::InvalidArgument);
         }
     }
 
     #[test]
-    fn weights_and_leaf_weights_of_a_device_are_two_fields() {
+    fn weight_and_leaf_weight_of_a_device_become_two_fields() {
         let device = Some(api::BlockIoDevice { major: 8, minor: 16 });
         let asked = api::UpdateResource {
             blkio_weight_device: vec![api::WeightDevice { blk_io_device: device, weight: 5, leaf_weight: 6 }],
@@ -142,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn devices_must_be_devices() {
+    fn malformed_device_numbers_are_refused() {
         let device = |major, minor| Some(api::BlockIoDevice { major, minor });
         let any = i64::from(u32::MAX);
         for device in [None, device(-1, 0), device(8, -1), device(any, 0), device(8, any), device(8, 1 << 32)] {

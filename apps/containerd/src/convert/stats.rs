@@ -1,10 +1,10 @@
-//! Stats as they are sent.
+//! Conversion of resource usage.
 
 use supervisor::{BlkioEntry, ContainerStats, Interface, Stats, Usage};
 
 use super::timestamp;
 
-/// A reading.
+/// The message for a container's resource usage.
 pub(crate) fn stats(stats: ContainerStats) -> api::StatsResponse {
     api::StatsResponse {
         network_stats: stats.network.into_iter().map(interface).collect(),

@@ -1,7 +1,7 @@
-//! Log lines as entries of systemd's journal, with fields (systemd.io, "Native Journal Protocol").
+//! Log messages as entries of systemd's journal, with fields (systemd.io, "Native Journal Protocol").
 //!
-//! The crate tracing-journald writes the same, but through a blocking socket of its own: a journal that does not read would
-//! stop whatever logs.
+//! The crate tracing-journald writes the same entries, but through a blocking socket of its own: a journal that does not read
+//! would block every task that logs.
 
 use std::fmt::{self, Write};
 use std::sync::Arc;
@@ -14,13 +14,13 @@ use tracing_subscriber::registry::LookupSpan;
 
 use super::sink::Sink;
 
-/// Makes an entry of each event, with the fields of the spans that it is in.
+/// Writes an entry for each log message, with the fields of the spans around it.
 pub(super) struct Journal(Arc<Sink>);
 
-/// The fields of a span, encoded.
+/// The encoded fields of a span.
 struct SpanFields(Entry);
 
-/// An entry, or a part of one.
+/// An encoded entry, or a part of one.
 #[derive(Default)]
 struct Entry(Vec<u8>);
 
@@ -31,7 +31,7 @@ impl Journal {
 }
 
 impl Entry {
-    /// A field with a value of any bytes: the name, the value's length, and the value.
+    /// Appends a field in the form that allows any bytes in the value: the name, the value's length, and the value.
     fn field(&mut self, name: &str, value: &[u8]) {
         let letters = name.bytes().map(|byte| if byte == b'.' { b'_' } else { byte }).skip_while(|byte| *byte == b'_');
         let letters = letters.filter(|byte| *byte == b'_' || byte.is_ascii_alphanumeric());
@@ -42,6 +42,7 @@ impl Entry {
         self.0.push(b'\n');
     }
 
+    /// Appends the crate and the line of the source from which a message comes.
     fn place(&mut self, prefix: &str, metadata: &Metadata<'_>) {
         let name = |name: &str| format!("{prefix}{name}");
         self.field(&name("TARGET"), metadata.target().as_bytes());
@@ -65,7 +66,7 @@ impl Visit for Entry {
     }
 }
 
-/// As syslog has it (syslog(3)). `info` is a notice: it means that a state has changed.
+/// A level as a syslog priority (syslog(3)). `info` maps to "notice", since it means that a state has changed.
 fn priority(level: &Level) -> &'static [u8] {
     match *level {
         Level::ERROR => b"3",

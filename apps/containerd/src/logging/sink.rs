@@ -1,11 +1,11 @@
-//! Where log lines go, without ever waiting for the reader.
+//! The log's destination. Logging never waits for its reader.
 //!
-//! A line is written at once if the reader has room for it. Otherwise it is kept, and a thread writes what is kept when
-//! the reader goes on. No more than [`ROOM`] bytes are kept: what comes then is dropped and counted, and the count is
-//! logged when everything before it has been written. The thread is there only while there is something to write.
+//! A line is written at once if the destination has room for it. Otherwise it is kept, and a thread writes the kept lines when
+//! the reader goes on. At most [`ROOM`] bytes are kept. Further lines are dropped and counted, and the count is logged once
+//! everything before it has been written. The thread exists only while lines are kept.
 //!
-//! The one lock is held for system calls that do not block, and never while anything is waited for. A regular file is
-//! written directly: it has no reader that could be slow.
+//! The lock is held only during system calls that do not block. A regular file is written directly: it has no reader that
+//! could be slow.
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{FileType, MemfdFlags, Mode, OFlags};
@@ -19,21 +19,21 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use sys::activation::{LOG, hand_over, take_handed_over};
 
-/// Bytes that are kept for a reader that does not read: some two thousand lines.
+/// The most bytes that are kept for a slow reader: some two thousand lines.
 const ROOM: usize = 256 << 10;
 
-/// The most that a pipe takes without blocking once poll(2) says that it takes something (pipe(7), `PIPE_BUF`).
+/// The most bytes that a pipe accepts without blocking once poll(2) reports room (pipe(7), `PIPE_BUF`).
 const ATOMIC: usize = 4096;
 
-/// The stack of the thread, in which one line is formatted.
+/// The size of the thread's stack. The thread formats one line: the report of dropped lines.
 const STACK: usize = 256 << 10;
 
-/// How long to wait when the kernel cannot tell when there is room.
-const PAUSE: Duration = Duration::from_millis(100);
+/// How long to wait before writing is tried again, if poll(2) fails.
+const RETRY_DELAY: Duration = Duration::from_millis(100);
 
 const JOURNAL: &str = "/run/systemd/journal/socket";
 
-/// A descriptor to write to, and how that is done without blocking.
+/// A descriptor to write to, and how to write to it without blocking.
 #[derive(Debug)]
 pub(super) struct Output {
     fd: OwnedFd,
@@ -42,28 +42,28 @@ pub(super) struct Output {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// A pipe or a terminal, opened anew so that it does not block: the open file that this program was started with is
-    /// shared with others, who do not expect that of it.
+    /// A pipe or a terminal, opened a second time in non-blocking mode. The open file that this process inherited is shared with
+    /// other processes, which do not expect that mode.
     Nonblocking,
-    /// One that cannot be opened anew.
+    /// A pipe or a terminal that cannot be opened a second time.
     Shared,
     Socket,
     /// systemd's journal: each line is a datagram.
     Journal,
-    /// A file or a device that always takes what is written.
+    /// A file or device that always accepts what is written.
     File,
 }
 
-/// What has been written of a line.
+/// How much of a line has been written.
 enum Written {
-    /// All of it, or it cannot be written at all.
+    /// All of it. Also if writing failed: there is no place to report that.
     Done,
-    /// So many bytes: there is no room for more now.
+    /// So many bytes. There is no room for more now.
     Part(usize),
 }
 
 impl Output {
-    /// Stderr, whatever it is.
+    /// Standard error, whatever it is connected with.
     pub(super) fn stderr() -> io::Result<Output> {
         let stderr = io::stderr();
         let kind = match rustix::fs::fstat(&stderr).map(|stat| FileType::from_raw_mode(stat.st_mode)) {
@@ -82,7 +82,7 @@ impl Output {
         Ok(Output { fd: stderr.as_fd().try_clone_to_owned()?, kind })
     }
 
-    /// The journal of systemd (systemd.io, "Native Journal Protocol").
+    /// systemd's journal (systemd.io, "Native Journal Protocol").
     pub(super) fn journal() -> io::Result<Output> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let fd = rustix::net::socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?;
@@ -99,7 +99,6 @@ impl Output {
                 Ok(written) => done += written,
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN | Errno::NOBUFS) => return Written::Part(done),
-                // Nothing can be said about it anywhere.
                 Err(_) => return Written::Done,
             }
         }
@@ -112,7 +111,7 @@ impl Output {
             Kind::Nonblocking | Kind::File => rustix::io::write(&self.fd, bytes),
             Kind::Socket => rustix::net::send(&self.fd, bytes, flags),
             Kind::Journal => rustix::net::send(&self.fd, bytes, flags).or_else(|e| match e {
-                // It has been started anew.
+                // The journal has been restarted.
                 Errno::CONNREFUSED | Errno::NOTCONN | Errno::DESTADDRREQ | Errno::CONNRESET => {
                     rustix::net::connect(&self.fd, &SocketAddrUnix::new(JOURNAL)?)?;
                     rustix::net::send(&self.fd, bytes, flags)
@@ -126,7 +125,8 @@ impl Output {
         }
     }
 
-    /// Waits until something can be written, or for some time; whether it can, or never will.
+    /// Waits until a write would not block, at most for `limit`. Returns false if the time is over. True also means that a write
+    /// would fail at once.
     fn has_room(&self, limit: Option<Duration>) -> bool {
         let mut fds = [PollFd::new(&self.fd, PollFlags::OUT)];
         let limit = limit.and_then(|limit| limit.try_into().ok());
@@ -134,14 +134,14 @@ impl Output {
             Ok(ready) => ready > 0,
             Err(Errno::INTR) => false,
             Err(_) => {
-                std::thread::sleep(PAUSE);
+                std::thread::sleep(RETRY_DELAY);
                 false
             }
         }
     }
 }
 
-/// An output and what it has no room for.
+/// An output, and the lines for which it has no room yet.
 #[derive(Debug)]
 pub(super) struct Sink {
     output: Output,
@@ -151,14 +151,16 @@ pub(super) struct Sink {
 #[derive(Debug, Default)]
 struct Kept {
     lines: VecDeque<Vec<u8>>,
-    /// How much of the first one has been written.
+    /// How many bytes of the first line have been written.
     written: usize,
+    /// The length of all lines together.
     bytes: usize,
-    /// Until this has been logged, no line is kept: the report stands where the lines are missing.
+    /// How many lines have been dropped since the last report of it. No line is kept before the next report, so that the report
+    /// stands where the lines are missing.
     dropped: u64,
-    /// The thread that writes is there.
+    /// The writing thread is running.
     has_thread: bool,
-    /// Another program has taken over what is kept.
+    /// The lines have been handed over to the next program.
     is_closed: bool,
 }
 
@@ -170,7 +172,7 @@ impl Kept {
 }
 
 impl Sink {
-    /// Begins with what the program before this one, in the same process, had not written.
+    /// Creates a sink. Its first lines are those that the previous program in this process could not write.
     pub(super) fn new(output: Output) -> Arc<Sink> {
         let sink = Arc::new(Sink { output, kept: Mutex::default() });
         for left in take_handed_over(LOG) {
@@ -186,7 +188,7 @@ impl Sink {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes a whole line, or keeps it, or drops it.
+    /// Writes a line, keeps it, or drops it.
     pub(super) fn line(self: &Arc<Self>, line: &[u8]) {
         let mut kept = self.lock();
         if kept.is_closed {
@@ -205,17 +207,18 @@ impl Sink {
         self.begin_writing(&mut kept);
     }
 
+    /// Starts the writing thread, unless it is running.
     fn begin_writing(self: &Arc<Self>, kept: &mut Kept) {
         if kept.has_thread || kept.is_closed {
             return;
         }
         let sink = self.clone();
         let thread = std::thread::Builder::new().name("log".into()).stack_size(STACK);
-        // Where there is no thread to be had, the next line tries again.
+        // If the thread cannot be started, the next line tries again.
         kept.has_thread = thread.spawn(move || sink.write_kept()).is_ok();
     }
 
-    /// The thread.
+    /// Writes the kept lines as the reader makes room, until none is left. This is the thread's work.
     fn write_kept(self: Arc<Self>) {
         loop {
             let mut kept = self.lock();
@@ -236,7 +239,7 @@ impl Sink {
         }
     }
 
-    /// Writes what there is room for; whether that was all.
+    /// Writes as many kept lines as there is room for. Returns true if none is left.
     fn advance(&self, kept: &mut Kept) -> bool {
         while let Some(line) = kept.lines.front() {
             match self.output.write(&line[kept.written..]) {
@@ -254,7 +257,7 @@ impl Sink {
         true
     }
 
-    /// Waits until all has been written, but not longer than `limit`.
+    /// Waits until all lines have been written, at most for `limit`.
     pub(super) fn flush(&self, limit: Duration) {
         let deadline = Instant::now() + limit;
         loop {
@@ -278,7 +281,8 @@ impl Sink {
         }
     }
 
-    /// Closes this sink and puts what is kept into a file that stays open over execve(2).
+    /// Closes the sink and puts the kept lines into a file that stays open across execve(2). Returns the variable, with its
+    /// value, that names the file in the next program's environment; `None` if no line is left.
     pub(super) fn hand_over(&self) -> Option<(&'static str, String)> {
         let mut kept = self.lock();
         if self.advance(&mut kept) && kept.dropped == 0 {
@@ -289,18 +293,18 @@ impl Sink {
         let lines = lines.map(|(at, line)| if at == 0 { &line[kept.written..] } else { line.as_slice() });
         let file = write_lines(lines).ok()?;
         let handed_over = hand_over(LOG, std::slice::from_ref(&file)).ok();
-        // It is the next program's.
+        // The next program owns the descriptor.
         std::mem::forget(file);
         handed_over
     }
 }
 
 fn report(dropped: u64) {
-    // As an error, so that it is logged at every level.
-    tracing::error!(lines = dropped, "the log was not read in time, and lines were dropped");
+    // An error, so that every log level shows it.
+    tracing::error!(lines = dropped, "the log's reader is too slow, and lines were dropped");
 }
 
-/// Lines in a file in memory, each after its length.
+/// Writes lines into a file in memory, each after its length.
 fn write_lines<'a>(lines: impl Iterator<Item = &'a [u8]>) -> io::Result<OwnedFd> {
     let mut file = File::from(rustix::fs::memfd_create("log", MemfdFlags::CLOEXEC)?);
     for line in lines {
@@ -310,6 +314,7 @@ fn write_lines<'a>(lines: impl Iterator<Item = &'a [u8]>) -> io::Result<OwnedFd>
     Ok(file.into())
 }
 
+/// Reads the lines that [`write_lines`] wrote.
 fn read_lines(mut file: File) -> io::Result<Vec<Vec<u8>>> {
     let mut bytes = Vec::new();
     file.rewind()?;
@@ -325,7 +330,7 @@ fn read_lines(mut file: File) -> io::Result<Vec<Vec<u8>>> {
     Ok(lines)
 }
 
-/// One line for a formatter, which writes it as a whole.
+/// A writer for one line. The formatter writes the whole line at once.
 pub(super) struct Line(pub(super) Arc<Sink>);
 
 impl Write for Line {
@@ -352,10 +357,10 @@ mod tests {
     }
 
     #[test]
-    fn lines_of_a_reader_that_waits_are_kept_in_order_and_then_counted() {
+    fn lines_for_a_slow_reader_are_kept_in_order_up_to_the_limit_and_then_counted() {
         let (mut reader, sink) = pipe();
         let line = |n: usize| format!("{n:0>99}\n");
-        // A pipe holds 64 kB, and the sink four times as much.
+        // Far more than the 64 kB of a pipe and the 256 kB of the sink.
         let all = 5 * 1024 * 1024 / 100;
         for n in 0..all {
             sink.line(line(n).as_bytes());
@@ -368,7 +373,7 @@ mod tests {
         let mut read = vec![0; accepted * 100];
         reader.read_exact(&mut read).expect("the sink is open");
         assert_eq!(read, (0..accepted).flat_map(|n| line(n).into_bytes()).collect::<Vec<_>>());
-        // The report of what was dropped goes to this test's own subscriber, which there is none of.
+        // The report of the dropped lines goes nowhere: this test has no subscriber for log messages.
         while sink.lock().has_thread {
             std::thread::yield_now();
         }
@@ -379,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn flush_ends_at_its_limit_and_what_is_left_is_handed_over() {
+    fn flush_ends_at_its_limit_and_unwritten_lines_are_handed_over() {
         let (mut reader, sink) = pipe();
         for n in 0..2000 {
             sink.line(format!("{n:0>99}\n").as_bytes());
@@ -398,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn reader_that_has_gone_costs_nothing() {
+    fn lines_for_a_closed_pipe_are_neither_kept_nor_counted() {
         let (reader, sink) = pipe();
         drop(reader);
         for _ in 0..10_000 {

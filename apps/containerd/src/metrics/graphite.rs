@@ -1,5 +1,5 @@
-//! Graphite's line protocol: a name, a value, the time in seconds. Names begin with `metrics.`; durations are in
-//! nanoseconds, as clients of this API have always had them.
+//! Graphite's line protocol: a name, a value, the time in seconds. Names begin with `metrics.`, and durations are in
+//! nanoseconds, as existing dashboards expect them.
 
 use std::fmt::Write;
 use std::io;
@@ -9,11 +9,11 @@ use tokio::net::TcpStream;
 
 use super::Figures;
 
-/// How long a server may take to accept everything.
+/// How long the server may take to receive all lines.
 const LIMIT: Duration = Duration::from_secs(10);
 
 impl Figures {
-    /// All lines.
+    /// The lines for all figures, with the time `now`.
     pub(super) fn graphite(&self, now: u64) -> String {
         let mut text = String::new();
         // Writing into a string does not fail.
@@ -46,7 +46,7 @@ impl Figures {
     }
 }
 
-/// Sends lines over a connection of their own.
+/// Sends lines to a server, over a new connection.
 pub(super) async fn send(address: &str, lines: &str) -> io::Result<()> {
     let host = address.strip_prefix("tcp://").unwrap_or(address);
     let sent = async {

@@ -1,5 +1,5 @@
-//! Prometheus' text format, version 0.0.4, which every reader of it knows. A timer is a summary: the library for
-//! Prometheus has none.
+//! Prometheus' text format, version 0.0.4, which every scraper understands. A timer becomes a summary with its quantiles, a type
+//! that the Rust libraries for Prometheus lack.
 
 use std::fmt::Write;
 
@@ -7,19 +7,19 @@ use super::Figures;
 
 pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// What is said of each metric.
+/// The help text of a metric.
 fn help(name: &str) -> &'static str {
     match name {
-        "container-create-time" => "Creating a container, until its first process waits to be started.",
-        "container-start-time" => "Starting a created container.",
-        "container-delete-time" => "Deleting a container after its end.",
-        "container-stats-time" => "Reading what a container uses.",
-        "exec-process-time" => "Adding a process to a container, until it runs.",
-        "exit-process-time" => "From a process's end until its exit has been told.",
-        "containers" => "Containers that there are.",
-        "events" => "Events since the daemon was started.",
+        "container-create-time" => "Time to create a container, until its first process waits to be started.",
+        "container-start-time" => "Time to start a created container.",
+        "container-delete-time" => "Time to delete a container after its end.",
+        "container-stats-time" => "Time to read a container's resource usage.",
+        "exec-process-time" => "Time to add a process to a container, until it runs.",
+        "exit-process-time" => "Time from a process's end until its exit event is published.",
+        "containers" => "Number of containers.",
+        "events" => "Events recorded since the daemon was started.",
         "event-subscribers" => "Clients that are subscribed to events.",
-        "tasks" => "Calls and uses of a runtime since the daemon was started.",
+        "tasks" => "Calls and runs of a runtime since the daemon was started.",
         "fds" => "Open descriptors of the daemon.",
         "epoll-fds" => "Descriptors that the daemon's event loop watches.",
         "memory-used" => "Resident memory of the daemon in bytes.",
@@ -28,13 +28,13 @@ fn help(name: &str) -> &'static str {
     }
 }
 
-/// Nanoseconds as seconds.
+/// Converts nanoseconds to seconds.
 fn seconds(nanoseconds: f64) -> f64 {
     nanoseconds / 1e9
 }
 
 impl Figures {
-    /// The whole page.
+    /// The page that Prometheus scrapes.
     pub(super) fn prometheus(&self) -> String {
         let mut text = String::new();
         let head = |text: &mut String, name: &str, kind: &str, help: &str| {
@@ -61,7 +61,7 @@ impl Figures {
                 let _ = writeln!(text, "{name} {}", seconds(value));
             }
             let name = format!("{base}_rate");
-            head(&mut text, &name, "gauge", "How often a second, over a window of time.");
+            head(&mut text, &name, "gauge", "Times per second, over a window of time.");
             for (window, rate) in ["1m", "5m", "15m"].iter().zip(timer.rates) {
                 let _ = writeln!(text, "{name}{{window=\"{window}\"}} {rate}");
             }
@@ -71,7 +71,7 @@ impl Figures {
             let (kind, suffix) = match *name {
                 "events" | "tasks" => ("counter", "_total"),
                 "memory-used" => ("gauge", "_bytes"),
-                // What goes up and down is a gauge here, whatever it is called elsewhere.
+                // Prometheus calls a value that goes up and down a gauge, even if it is a counter for Graphite.
                 _ => ("gauge", ""),
             };
             let metric = format!("containerd_{}{suffix}", name.replace('-', "_"));
