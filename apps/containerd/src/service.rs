@@ -5,9 +5,8 @@ use api::api_server::Api;
 use futures_util::Stream;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::time::Duration;
-use supervisor::{Checkpoint, CreateContainer, CreateProcess, Stdio, Supervisor, carried_through, with_runtime_time};
+use supervisor::{Checkpoint, CreateContainer, CreateProcess, Stdio, Supervisor, in_call};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::{Code, Request, Response, Status};
@@ -50,8 +49,7 @@ struct Call<'a> {
     container: &'a str,
     process: &'a str,
     begun: Instant,
-    /// Shared with the parts of the call that outlive the client ([`Call::carry_through`]), so that each call counts once.
-    under_way: Arc<UnderWay>,
+    under_way: UnderWay,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -75,7 +73,7 @@ impl Service {
             container: shortened(id),
             process: shortened(process),
             begun: Instant::now(),
-            under_way: Arc::new(UnderWay::new(&self.calls)),
+            under_way: UnderWay::new(&self.calls),
         }
     }
 
@@ -86,34 +84,20 @@ impl Service {
 
 impl Call<'_> {
     /// Waits for the recovery, does the call's work in a span that names the call, and logs how long the call took and how
-    /// much of that time the runtime took.
-    async fn answer<T>(&self, work: impl Future<Output = Result<T, Status>>) -> Answer<T> {
-        let Call { method, container, process, .. } = *self;
+    /// much of that time the runtime took. The call counts as under way until everything that it has begun has ended.
+    async fn answer<T>(self, work: impl Future<Output = Result<T, Status>>) -> Answer<T> {
+        let Call { supervisor, method, container, process, begun, under_way } = self;
         let span = tracing::info_span!("call", method, container, process = (!process.is_empty()).then_some(process));
         let observed = async {
-            let _task = self.supervisor.tasks().begin_call(method, container, process);
-            self.supervisor.recovered().await;
-            let (result, in_runtime) = with_runtime_time(work).await;
+            let _task = supervisor.tasks().begin_call(method, container, process);
+            supervisor.recovered().await;
+            let (result, in_runtime) = in_call(under_way, work).await;
             let code = result.as_ref().err().map_or(Code::Ok, Status::code);
             let ms = |time: Duration| time.as_secs_f64() * 1e3;
-            tracing::debug!(?code, ms = ms(self.begun.elapsed()), runtime_ms = ms(in_runtime), "answered");
+            tracing::debug!(?code, ms = ms(begun.elapsed()), runtime_ms = ms(in_runtime), "answered");
             result.map(Response::new)
         };
         observed.instrument(span).await
-    }
-
-    /// Does a part of the call in a task of its own. The part runs to its end even if the client goes away, and the call counts
-    /// as under way until then.
-    async fn carry_through<T: Send + 'static>(
-        &self,
-        part: impl Future<Output = Result<T, supervisor::Error>> + Send + 'static,
-    ) -> Result<T, Status> {
-        let under_way = self.under_way.clone();
-        let counted = async move {
-            let _under_way = under_way;
-            part.await
-        };
-        carried_through(counted).await.map_err(status)
     }
 }
 
@@ -164,9 +148,7 @@ impl Api for Service {
                 checkpoint_dir: given(request.checkpoint_dir),
                 terminal_size: convert::terminal_size(request.width, request.height)?,
             };
-            let (supervisor, deadline) = (self.supervisor.clone(), self.deadline());
-            // A client that goes away leaves no container half-made.
-            let info = call.carry_through(async move { supervisor.run(request, deadline).await }).await?;
+            let info = self.supervisor.run(request, self.deadline()).await.map_err(status)?;
             Ok(api::CreateContainerResponse { container: Some(convert::container(&info)) })
         })
         .await
@@ -192,8 +174,7 @@ impl Api for Service {
                 other => return Err(invalid("status", other, "must be \"paused\" or \"running\"")),
             }
             if !changes.is_empty() {
-                let (supervisor, id) = (self.supervisor.clone(), id.clone());
-                call.carry_through(async move { supervisor.update(&id, changes).await }).await?;
+                self.supervisor.update(&id, changes).await.map_err(status)?;
             }
             Ok(api::UpdateContainerResponse {})
         })
@@ -253,9 +234,7 @@ impl Api for Service {
             let missing = || invalid("checkpoint", "", "must be given");
             let api::Checkpoint { name, exit, tcp, unix_sockets, shell, empty_ns } = checkpoint.ok_or_else(missing)?;
             let wanted = Checkpoint { name, tcp, unix_sockets, shell, exit, empty_ns, ..Checkpoint::default() };
-            let (supervisor, id) = (self.supervisor.clone(), id.clone());
-            let make = async move { supervisor.checkpoint(&id, wanted, given(checkpoint_dir)).await };
-            call.carry_through(make).await?;
+            self.supervisor.checkpoint(&id, wanted, given(checkpoint_dir)).await.map_err(status)?;
             Ok(api::CreateCheckpointResponse {})
         })
         .await

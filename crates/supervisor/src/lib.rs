@@ -38,7 +38,7 @@ pub use container::lifecycle::State;
 pub use error::Error;
 pub use events::{Event, EventKind, JournalError, Lost, Subscription, Timestamp};
 pub use host::metrics::Metrics;
-pub use host::tasks::{Task, TaskGuard, Tasks, carried_through, with_runtime_time};
+pub use host::tasks::{Task, TaskGuard, Tasks, in_call};
 pub use host::timer::{Reading, Timer};
 pub use observe::network::Interface;
 pub use observe::stats::ContainerStats;

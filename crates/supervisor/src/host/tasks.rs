@@ -12,8 +12,15 @@ use tracing::Instrument;
 use crate::error::Error;
 
 tokio::task_local! {
-    /// Nanoseconds that the present call has spent in runtimes.
-    static RUNTIME_TIME: Arc<AtomicU64>;
+    /// The call that is being carried out.
+    static CALL: Arc<Call>;
+}
+
+/// A call of a client. Operations that outlive their client hold it as well ([`carried_through`]).
+struct Call {
+    /// Nanoseconds that it has spent in runtimes.
+    runtime_time: AtomicU64,
+    _token: Box<dyn Send + Sync>,
 }
 
 /// One thing that the daemon is doing.
@@ -107,30 +114,30 @@ impl Drop for TaskGuard {
             let (what, ms) = (task.what, spent.as_secs_f64() * 1e3);
             tracing::debug!(container = %task.container, process = %task.process, what, ms, "runtime call done");
             let nanoseconds = u64::try_from(spent.as_nanos()).unwrap_or(u64::MAX);
-            // There is no such sum outside of a call.
-            let _ = RUNTIME_TIME.try_with(|sum| sum.fetch_add(nanoseconds, Ordering::Relaxed));
+            // The recovery, for example, is part of no call.
+            let _ = CALL.try_with(|call| call.runtime_time.fetch_add(nanoseconds, Ordering::Relaxed));
         }
     }
 }
 
-/// Carries out a call, and returns how long runtimes took for it.
-pub async fn with_runtime_time<T>(call: impl Future<Output = T>) -> (T, Duration) {
-    let sum = Arc::new(AtomicU64::new(0));
-    let result = RUNTIME_TIME.scope(sum.clone(), call).await;
-    (result, Duration::from_nanos(sum.load(Ordering::Relaxed)))
-}
-
-/// Adds the runtime time of a part of a call, which runs in a task of its own, to that of the call.
-pub(crate) fn passed_on<T>(part: impl Future<Output = T>) -> impl Future<Output = T> {
-    let sum = RUNTIME_TIME.try_with(Arc::clone).unwrap_or_default();
-    RUNTIME_TIME.scope(sum, part)
+/// Carries out a call, and returns how long runtimes took for it. `token` is dropped when the call has been answered and everything
+/// that it has begun has ended, also if its client goes away.
+pub async fn in_call<T>(token: impl Send + Sync + 'static, work: impl Future<Output = T>) -> (T, Duration) {
+    let call = Arc::new(Call { runtime_time: AtomicU64::new(0), _token: Box::new(token) });
+    let result = CALL.scope(call.clone(), work).await;
+    (result, Duration::from_nanos(call.runtime_time.load(Ordering::Relaxed)))
 }
 
 /// Runs an operation to its end, also if its caller goes away.
-pub async fn carried_through<T: Send + 'static>(
+pub(crate) async fn carried_through<T: Send + 'static>(
     operation: impl Future<Output = Result<T, Error>> + Send + 'static,
 ) -> Result<T, Error> {
-    match tokio::spawn(passed_on(operation.in_current_span())).await {
+    let operation = operation.in_current_span();
+    let task = match CALL.try_with(Arc::clone) {
+        Ok(call) => tokio::spawn(CALL.scope(call, operation)),
+        Err(_) => tokio::spawn(operation),
+    };
+    match task.await {
         Ok(result) => result,
         Err(e) if e.is_panic() => std::panic::resume_unwind(e.into_panic()),
         Err(e) => Err(Error::System { operation: "carry out an operation", source: io::Error::other(e) }),
@@ -144,19 +151,38 @@ mod tests {
     #[tokio::test]
     async fn task_is_listed_while_it_lasts_and_its_runtime_time_is_counted() {
         let tasks = Tasks::default();
-        let ((), spent) = with_runtime_time(async {
-            let _call = tasks.begin("call", "c", "");
+        let (result, spent) = in_call((), async {
+            let _call = tasks.begin_call("call", "c", "");
             let inner = tasks.clone();
-            let part = async move {
+            carried_through(async move {
                 let _task = inner.begin_runtime("runtime start", "c", "init");
                 assert_eq!(inner.running().iter().map(|task| task.what).collect::<Vec<_>>(), ["call", "runtime start"]);
                 std::thread::sleep(Duration::from_millis(20));
-            };
-            tokio::spawn(passed_on(part)).await.expect("no panic");
+                Ok(())
+            })
+            .await
         })
         .await;
+        result.expect("succeeds");
         assert!(spent >= Duration::from_millis(20) && spent < Duration::from_secs(10), "{spent:?}");
         assert!(tasks.running().is_empty());
         assert_eq!(tasks.begun(), 2);
+    }
+
+    #[tokio::test]
+    async fn call_lasts_until_what_it_has_begun_has_ended() {
+        let (token, (release, released)) = (Arc::new(()), tokio::sync::oneshot::channel::<()>());
+        let operation = async move {
+            let _ = released.await;
+            Ok(())
+        };
+        let call = in_call(token.clone(), carried_through(operation));
+        let client = tokio::time::timeout(Duration::from_millis(10), call).await;
+        assert!(client.is_err(), "the client goes away");
+        assert_eq!(Arc::strong_count(&token), 2, "the operation goes on");
+        release.send(()).expect("the operation waits");
+        while Arc::strong_count(&token) > 1 {
+            tokio::task::yield_now().await;
+        }
     }
 }
