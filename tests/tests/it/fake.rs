@@ -5,7 +5,7 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use sys::socket_path::SocketPath;
 use tests::LIMIT;
@@ -27,8 +27,10 @@ pub(crate) struct Behaviour {
     pub(crate) refusal: Option<&'static str>,
     /// What an earlier daemon has stored.
     pub(crate) stored: Vec<api::Event>,
-    /// Live subscriptions never get anything; what happened is among the stored events only.
+    /// Subscriptions never get live events. Those that name a timestamp get the stored ones.
     pub(crate) forgets_subscribers: bool,
+    /// The first subscription with a timestamp ends after so many stored events, since others are lost.
+    pub(crate) loses_after: Option<usize>,
 }
 
 /// A daemon in a thread of its own. Its connections break when it is dropped.
@@ -43,6 +45,7 @@ pub(crate) struct Fake {
 pub(crate) struct State {
     behaviour: Behaviour,
     versions: AtomicUsize,
+    has_lost: AtomicBool,
     calls: mpsc::Sender<&'static str>,
     pub(crate) events: watch::Sender<Vec<api::Event>>,
     pub(crate) created: Mutex<Option<api::CreateContainerRequest>>,
@@ -56,6 +59,7 @@ impl Fake {
         let (sender, calls) = mpsc::channel();
         let state = Arc::new(State {
             versions: AtomicUsize::new(0),
+            has_lost: AtomicBool::new(false),
             calls: sender,
             events: watch::Sender::new(behaviour.stored.clone()),
             behaviour,
@@ -173,9 +177,23 @@ impl Api for Daemon {
     async fn events(&self, request: Request<api::EventsRequest>) -> Answer<Self::EventsStream> {
         self.begin("Events").await;
         let (sender, stream) = tokio::sync::mpsc::channel(16);
-        if request.into_inner().stored_only {
-            for event in self.0.events.borrow().clone() {
-                sender.try_send(Ok(event)).unwrap();
+        let request = request.into_inner();
+        let mut given = 0;
+        if let Some(timestamp) = request.timestamp {
+            let key = |at: api::Timestamp| (at.seconds, at.nanos);
+            for event in self.0.events.borrow().iter().filter(|event| event.timestamp.map(key) > Some(key(timestamp))) {
+                if self.0.behaviour.loses_after == Some(given) && !self.0.has_lost.swap(true, Ordering::Relaxed) {
+                    sender.try_send(Err(Status::data_loss("containerd: this subscriber is too slow"))).unwrap();
+                    return Ok(Response::new(ReceiverStream::new(stream)));
+                }
+                sender.try_send(Ok(event.clone())).unwrap();
+                given += 1;
+            }
+        }
+        if request.stored_only || given > 0 {
+            if !request.stored_only {
+                // The stream stays open.
+                tokio::spawn(async move { sender.closed().await });
             }
             return Ok(Response::new(ReceiverStream::new(stream)));
         }

@@ -4,6 +4,7 @@
 mod budgets;
 mod calls;
 mod checkpoints;
+mod client;
 mod concurrency;
 mod ctr;
 mod ctr_attached;
