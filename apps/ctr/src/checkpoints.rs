@@ -1,6 +1,7 @@
-//! Checkpoints: list, make and remove them, and what this host can do.
+//! `ctr checkpoints`: list, make and remove checkpoints, and check what this host can do.
 
 use anyhow::Context;
+use containerd_client::{Client, INIT, api};
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -8,41 +9,40 @@ use std::time::{Duration, Instant};
 
 use crate::archive;
 use crate::args::{CheckpointCommand, Checkpoints, CreateCheckpoint, DeleteCheckpoint, ListCheckpoints};
-use crate::client::{Client, Target};
 use crate::containers;
+use crate::daemon::change;
 use crate::failure::Failure;
 use crate::out;
 use crate::table;
 
-/// How often progress is shown.
+/// How often a checkpoint's progress is shown.
 const TICK: Duration = Duration::from_millis(500);
 
-pub(crate) async fn execute(target: &Target, checkpoints: Checkpoints) -> Result<ExitCode, Failure> {
+pub(crate) async fn execute(client: &Client, checkpoints: Checkpoints) -> Result<ExitCode, Failure> {
     match checkpoints.command {
-        None => list(target, checkpoints.list).await,
-        Some(CheckpointCommand::List(list)) => self::list(target, list).await,
-        Some(CheckpointCommand::Create(create)) => self::create(target, create).await,
-        Some(CheckpointCommand::Delete(delete)) => self::delete(target, delete).await,
+        None => list(client, checkpoints.list).await,
+        Some(CheckpointCommand::List(list)) => self::list(client, list).await,
+        Some(CheckpointCommand::Create(create)) => self::create(client, create).await,
+        Some(CheckpointCommand::Delete(delete)) => self::delete(client, delete).await,
         Some(CheckpointCommand::Check { runtime }) => check(&runtime),
-        Some(CheckpointCommand::Export(export)) => archive::export(target, export).await,
+        Some(CheckpointCommand::Export(export)) => archive::export(client, export).await,
         Some(CheckpointCommand::Import(import)) => archive::import(&import),
     }
 }
 
-/// A directory as the daemon finds it, whose working directory is another one.
-pub(crate) fn absolute(directory: Option<&Path>) -> Result<String, Failure> {
-    let Some(directory) = directory else { return Ok(String::new()) };
+/// Makes a directory's path absolute, from this program's working directory: the daemon has another one.
+pub(crate) fn absolute(directory: Option<&Path>) -> Result<Option<String>, Failure> {
+    let Some(directory) = directory else { return Ok(None) };
     let path = std::path::absolute(directory).with_context(|| format!("directory {:?}", directory.display()))?;
-    Ok(path.to_str().context("the directory's path is not UTF-8")?.to_string())
+    Ok(Some(path.to_str().context("the directory's path is not UTF-8")?.to_string()))
 }
 
-async fn list(target: &Target, list: ListCheckpoints) -> Result<ExitCode, Failure> {
+async fn list(client: &Client, list: ListCheckpoints) -> Result<ExitCode, Failure> {
     let Some(id) = list.id else {
         return Err(anyhow::anyhow!("name the container whose checkpoints are to be listed").into());
     };
-    let request = api::ListCheckpointRequest { id, checkpoint_dir: absolute(list.checkpoint_dir.as_deref())? };
-    let ask = async |mut client: Client| Ok(client.list_checkpoint(request.clone()).await?.into_inner().checkpoints);
-    let checkpoints = target.ask(ask).await?;
+    let directory = absolute(list.checkpoint_dir.as_deref())?;
+    let checkpoints = client.list_checkpoints(&id, directory.as_deref()).await?;
     if list.options.json {
         return out::write_json(&checkpoints);
     }
@@ -55,25 +55,24 @@ async fn list(target: &Target, list: ListCheckpoints) -> Result<ExitCode, Failur
     Ok(ExitCode::SUCCESS)
 }
 
-async fn delete(target: &Target, delete: DeleteCheckpoint) -> Result<ExitCode, Failure> {
-    let checkpoint_dir = absolute(delete.checkpoint_dir.as_deref())?;
-    let request = api::DeleteCheckpointRequest { id: delete.id, name: delete.name, checkpoint_dir };
+async fn delete(client: &Client, delete: DeleteCheckpoint) -> Result<ExitCode, Failure> {
+    let directory = absolute(delete.checkpoint_dir.as_deref())?;
     let goes_on = "the daemon goes on, and may still remove the checkpoint";
-    target.change(goes_on, async |mut client| Ok(client.delete_checkpoint(request).await.map(drop)?)).await?;
+    change(client, goes_on, client.delete_checkpoint(&delete.id, &delete.name, directory.as_deref())).await?;
     Ok(ExitCode::SUCCESS)
 }
 
-async fn create(target: &Target, create: CreateCheckpoint) -> Result<ExitCode, Failure> {
-    let container = containers::container_of(target, &create.id).await?;
-    let others: Vec<&str> = container.processes.iter().map(|p| p.pid.as_str()).filter(|pid| *pid != "init").collect();
+async fn create(client: &Client, create: CreateCheckpoint) -> Result<ExitCode, Failure> {
+    let container = containers::container_of(client, &create.id).await?;
+    let others: Vec<&str> = container.processes.iter().map(|p| p.pid.as_str()).filter(|pid| *pid != INIT).collect();
     if !others.is_empty() {
         let what = if create.exit { "and end with the container" } else { "and go on beside it" };
         let others = others.join(", ");
         out::say(format_args!("added processes are not part of the checkpoint, {what}: {others}"));
     }
     let checkpoint_dir = absolute(create.checkpoint_dir.as_deref())?;
-    let directory = match &create.checkpoint_dir {
-        Some(_) => PathBuf::from(&checkpoint_dir),
+    let directory = match &checkpoint_dir {
+        Some(directory) => PathBuf::from(directory),
         None => Path::new(&container.bundle_path).join("checkpoints"),
     };
     let checkpoint = api::Checkpoint {
@@ -84,23 +83,11 @@ async fn create(target: &Target, create: CreateCheckpoint) -> Result<ExitCode, F
         shell: create.shell,
         empty_ns: create.empty_ns,
     };
-    let request = api::CreateCheckpointRequest { id: create.id, checkpoint: Some(checkpoint), checkpoint_dir };
     let begun = Instant::now();
     let mut progress = Progress::new(&directory, &create.name);
-    let made = target
-        .change(
-            "the daemon goes on with the checkpoint: `ctr checkpoints` lists it when it is made",
-            async |mut client| {
-                let mut call = std::pin::pin!(client.create_checkpoint(request));
-                loop {
-                    tokio::select! {
-                        answer = &mut call => return Ok(answer.map(drop)?),
-                        () = tokio::time::sleep(TICK) => progress.show(begun.elapsed()),
-                    }
-                }
-            },
-        )
-        .await;
+    let goes_on = "the daemon goes on with the checkpoint: `ctr checkpoints` lists it when it is made";
+    let call = client.create_checkpoint(&create.id, checkpoint, checkpoint_dir.as_deref());
+    let made = change(client, goes_on, progress.show_during(begun, call)).await;
     progress.clear();
     made?;
     let result = Made::look(&directory.join(&create.name), begun.elapsed());
@@ -111,24 +98,35 @@ async fn create(target: &Target, create: CreateCheckpoint) -> Result<ExitCode, F
     Ok(ExitCode::SUCCESS)
 }
 
-/// How far a checkpoint has got that takes long, where somebody may be looking.
+/// The progress of a checkpoint, shown on stderr if that is a terminal.
 struct Progress {
     partial: PathBuf,
-    is_seen: bool,
+    is_visible: bool,
     is_shown: bool,
 }
 
 impl Progress {
     fn new(directory: &Path, name: &str) -> Progress {
-        // As the daemon calls it until it is whole.
+        // The daemon's name for a checkpoint that is not complete.
         let partial = directory.join(format!(".{name}.partial"));
-        Progress { partial, is_seen: std::io::stderr().is_terminal(), is_shown: false }
+        Progress { partial, is_visible: std::io::stderr().is_terminal(), is_shown: false }
+    }
+
+    /// Waits for `call`, and shows its progress meanwhile.
+    async fn show_during<T>(&mut self, begun: Instant, call: impl Future<Output = T>) -> T {
+        let mut call = std::pin::pin!(call);
+        loop {
+            tokio::select! {
+                answer = &mut call => return answer,
+                () = tokio::time::sleep(TICK) => self.show(begun.elapsed()),
+            }
+        }
     }
 
     fn show(&mut self, elapsed: Duration) {
-        if self.is_seen {
+        if self.is_visible {
             let size = in_words(size_of(&self.partial));
-            // Progress that cannot be shown is no failure.
+            // Not being able to show progress is not a failure of the command.
             let _ = write!(std::io::stderr(), "\r\x1b[K{size} written, {:.1} s", elapsed.as_secs_f64());
             self.is_shown = true;
         }
@@ -141,13 +139,13 @@ impl Progress {
     }
 }
 
-/// What a checkpoint came to, where its files can be seen from here.
+/// The figures of a finished checkpoint. Size and freeze time are known only if its files are on this machine.
 #[derive(Debug, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Made {
     #[serde(skip_serializing_if = "Option::is_none")]
     bytes: Option<u64>,
-    /// For how long the container stood still.
+    /// How long the container was frozen.
     #[serde(skip_serializing_if = "Option::is_none")]
     frozen_ms: Option<f64>,
     total_ms: f64,
@@ -179,7 +177,7 @@ pub(crate) fn in_words(bytes: u64) -> String {
     if mebibytes < 1.0 { format!("{} KiB", bytes.div_ceil(1024)) } else { format!("{mebibytes:.1} MiB") }
 }
 
-/// What must work for a feature: its name, the arguments of `criu check`, and what it is for.
+/// The features to check: a name, the arguments of `criu check`, and what needs the feature.
 const FEATURES: [(&str, &[&str], &str); 5] = [
     ("dump", &[], "checkpoints create"),
     ("restore", &[], "containers start --checkpoint"),
@@ -188,7 +186,7 @@ const FEATURES: [(&str, &[&str], &str); 5] = [
     ("pre-dump", &["--feature", "mem_dirty_track"], "dumping memory before the freeze"),
 ];
 
-/// Says what this host's CRIU, kernel and runtime can do.
+/// Prints what this host's CRIU, kernel and runtime can do.
 fn check(runtime: &str) -> Result<ExitCode, Failure> {
     let version = Command::new("criu").arg("--version").output();
     let version = match version {
@@ -224,12 +222,12 @@ fn check(runtime: &str) -> Result<ExitCode, Failure> {
     Ok(if works { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// What a program says last.
+/// The last line of a program's output.
 fn last_words(output: &std::process::Output) -> String {
     let text = [&output.stdout[..], &output.stderr[..]].concat();
     let text = String::from_utf8_lossy(&text);
     let line = text.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or("it does not say why");
-    // Behind the place in its source.
+    // CRIU puts the place in its source in front.
     line.split_once("): ").map_or(line, |(_, words)| words).to_string()
 }
 
@@ -238,7 +236,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_are_told_in_words() {
+    fn sizes_and_times_are_formatted_for_people() {
         assert_eq!(in_words(1), "1 KiB");
         assert_eq!(in_words(3 << 19), "1.5 MiB");
         let made = Made { bytes: Some(1 << 20), frozen_ms: Some(12.4), total_ms: 100.0 };

@@ -1,23 +1,23 @@
-//! `events` and `watch`: one line an event, as it comes.
+//! `events` and `watch`: one line for each event, as it comes.
 
+use containerd_client::{Client, Resume, Subscribe, api};
 use std::process::ExitCode;
 
 use crate::args::EventOptions;
-use crate::client::Target;
 use crate::failure::Failure;
 use crate::out;
-use crate::subscription;
 use crate::table;
 
 const HEAD: [&str; 5] = ["TIME", "TYPE", "ID", "PID", "STATUS"];
-/// A line is written before the next one is known: what is longer pushes the rest of its line to the right.
+/// Each line is written before the next event is known. A longer cell pushes the rest of its line to the right.
 const WIDTHS: [usize; 5] = [30, 15, 20, 10, 6];
 
-pub(crate) async fn execute(target: &Target, id: Option<String>, options: EventOptions) -> Result<ExitCode, Failure> {
-    let timestamp =
+pub(crate) async fn execute(client: &Client, id: Option<String>, options: EventOptions) -> Result<ExitCode, Failure> {
+    let since =
         options.timestamp.map(|time| api::Timestamp { seconds: time.as_second(), nanos: time.subsec_nanosecond() });
-    let request = api::EventsRequest { timestamp, stored_only: options.stored_only, id: id.unwrap_or_default() };
-    let (_client, mut events) = subscription::subscribe(target, request).await?;
+    // A script must see that the daemon went away.
+    let subscribe = Subscribe { container: id, since, stored_only: options.stored_only, resume: Resume::Never };
+    let mut events = client.events(subscribe).await?;
     if !options.options.json {
         out::write(table::row(&WIDTHS, &HEAD))?;
     }

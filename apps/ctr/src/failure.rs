@@ -1,54 +1,58 @@
 //! Why a command failed, as one line for a person and an exit status for a script.
 
+use containerd_client::{Code, Error};
 use std::fmt;
 use std::process::ExitCode;
-use tonic::{Code, Status};
 
 /// What went wrong.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// The daemon answered with an error.
-    Call(Status),
-    /// Something here.
+    /// The daemon refused a call, or there was no answer.
+    Daemon(Error),
+    /// Something on this side.
     Local(anyhow::Error),
 }
 
 impl Failure {
-    /// 2 for what is not supported, 1 for everything else.
+    /// 2 for what the daemon does not support, 1 for everything else.
     pub(crate) fn exit_code(&self) -> ExitCode {
         match self {
-            Failure::Call(status) if status.code() == Code::Unimplemented => ExitCode::from(2),
+            Failure::Daemon(e) if e.code() == Some(Code::Unimplemented) => ExitCode::from(2),
             _ => ExitCode::FAILURE,
         }
     }
-
-    /// The connection broke, or the daemon is about to stop: another one may come. What the daemon answers to a session's
-    /// own calls with these codes passes too.
-    pub(crate) fn is_passing(&self) -> bool {
-        let Failure::Call(status) = self else { return true };
-        matches!(status.code(), Code::Unavailable | Code::Cancelled | Code::Unknown | Code::Internal | Code::DataLoss)
-    }
-}
-
-/// Whether a call failed because its connection broke or its daemon is about to stop, and not by the daemon's answer.
-pub(crate) fn is_cut_off(status: &Status) -> bool {
-    // An error of the transport is the source of its status; a status that the daemon sent has none.
-    status.code() == Code::Unavailable || std::error::Error::source(status).is_some()
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Failure::Call(status) if status.message().is_empty() => write!(f, "{}", status.code()),
-            Failure::Call(status) => write!(f, "{}", status.message()),
+            // The user knows the command: the daemon's own words are enough.
+            Failure::Daemon(Error::Refused { status, .. } | Error::EventsLost { status, .. }) => {
+                if status.message().is_empty() {
+                    write!(f, "{}", status.code())
+                } else {
+                    write!(f, "{}", status.message())
+                }
+            }
+            Failure::Daemon(e @ Error::Unreachable { .. }) => {
+                write!(f, "{e}; is containerd running there? `systemctl status containerd` shows it")
+            }
+            Failure::Daemon(Error::CutOff { operation, address, reason }) => {
+                write!(f, "the daemon at {address} went away before it answered ({reason})")?;
+                if operation.is_change() {
+                    write!(f, "; `ctr state` shows whether it carried out the command")?;
+                }
+                Ok(())
+            }
+            Failure::Daemon(e) => write!(f, "{e}"),
             Failure::Local(e) => write!(f, "{e:#}"),
         }
     }
 }
 
-impl From<Status> for Failure {
-    fn from(status: Status) -> Failure {
-        Failure::Call(status)
+impl From<Error> for Failure {
+    fn from(e: Error) -> Failure {
+        Failure::Daemon(e)
     }
 }
 

@@ -1,22 +1,21 @@
-//! `ctr`, the client.
+//! `ctr`, the command-line client of the daemon.
+//!
+//! It parses flags, calls the daemon through the library `containerd-client`, and prints the answers.
 
 mod archive;
 mod args;
 mod attach;
 mod checkpoints;
-mod client;
 mod containers;
+mod daemon;
 mod dashes;
 mod events;
 mod failure;
 mod out;
-mod session;
 mod signals;
 mod stats;
-mod subscription;
 mod table;
 mod terminal;
-mod tls;
 mod user;
 
 use clap::{CommandFactory, Parser};
@@ -26,7 +25,7 @@ use std::process::ExitCode;
 use args::{Args, Command};
 use failure::Failure;
 
-/// The size of a `config.json` that is read.
+/// The most bytes of a `config.json` that are read.
 pub(crate) const CONFIG_LIMIT: u64 = 16 << 20;
 
 fn main() -> ExitCode {
@@ -48,7 +47,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// A mistake in the command line, or help that it asks for.
+/// Reports a mistake in the command line, or prints the help that it asks for.
 fn not_run(e: &clap::Error) -> ExitCode {
     if e.use_stderr() {
         let text = e.render().to_string();
@@ -74,20 +73,19 @@ fn run(args: Args) -> Result<ExitCode, Failure> {
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = runtime.block_on(execute(args));
-    // A read of stdin that is under way does not keep the program.
+    // Does not wait for blocking work, such as a look into a container's files that hangs.
     runtime.shutdown_background();
     result
 }
 
 async fn execute(args: Args) -> Result<ExitCode, Failure> {
-    let tls = tls::Files { cert: args.tls_cert, key: args.tls_key, ca: args.tls_ca };
-    let target = client::Target { address: args.address, timeout: args.conn_timeout, tls };
+    let client = daemon::client(&args)?;
     match args.command {
-        Command::Containers { command } => containers::execute(&target, command.unwrap_or_default()).await,
-        Command::Checkpoints(checkpoints) => checkpoints::execute(&target, checkpoints).await,
-        Command::Events(options) => events::execute(&target, None, options).await,
-        Command::State { id } => containers::state(&target, id).await,
-        Command::Version(options) => containers::version(&target, options.json).await,
+        Command::Containers { command } => containers::execute(&client, command.unwrap_or_default()).await,
+        Command::Checkpoints(checkpoints) => checkpoints::execute(&client, checkpoints).await,
+        Command::Events(options) => events::execute(&client, None, options).await,
+        Command::State { id } => containers::state(&client, id).await,
+        Command::Version(options) => containers::version(&client, options.json).await,
         Command::Completion { .. } => Ok(ExitCode::SUCCESS),
     }
 }

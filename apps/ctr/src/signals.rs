@@ -1,4 +1,5 @@
-//! Signals that end this program while it waits for the daemon: it says what goes on without it, and ends at once.
+//! Signals that end this program while it waits for the daemon. The program then says what goes on without it, and ends at
+//! once, by the signal.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -11,23 +12,25 @@ use crate::out;
 pub(crate) const SIGWINCH: i32 = rustix::process::Signal::WINCH.as_raw();
 const SIGHUP: i32 = rustix::process::Signal::HUP.as_raw();
 
-/// The signals that would end this program, and that of a resized terminal. They are blocked while this lives.
+/// The signals that would end this program, and SIGWINCH, which reports a resized terminal. They are blocked while this value
+/// lives.
 pub(crate) struct Signals(AsyncFd<OwnedFd>);
 
 impl Signals {
-    /// Must be called within a tokio runtime, before there is any other thread.
+    /// Blocks the signals. Call this within a tokio runtime, and before the program has another thread: each thread has a mask of
+    /// its own, which it inherits.
     pub(crate) fn take() -> io::Result<Signals> {
         let mut signals = sys::signal::deadly();
         signals.push(SIGWINCH);
         if sys::signal::is_ignored(SIGHUP) {
-            // nohup(1): a signal that is blocked would come although it is ignored.
+            // nohup(1) has SIGHUP ignored. A signal that is blocked is queued although it is ignored.
             signals.retain(|signal| *signal != SIGHUP);
         }
         sys::signal::block(&signals)?;
         Ok(Signals(sys::watched::readable(SignalFd::new(&signals)?.into())?))
     }
 
-    /// The next signal.
+    /// Waits for the next signal.
     pub(crate) async fn next(&self) -> io::Result<i32> {
         loop {
             let mut ready = self.0.readable().await?;
@@ -38,7 +41,7 @@ impl Signals {
         }
     }
 
-    /// The next signal that ends this program.
+    /// Waits for the next signal that ends this program.
     pub(crate) async fn deadly(&self) -> io::Result<i32> {
         loop {
             match self.next().await? {
@@ -48,17 +51,17 @@ impl Signals {
         }
     }
 
-    /// Does `work`, which is dropped when a signal comes. Then this program says `goes_on` and ends by the signal.
+    /// Waits for `work`. A signal drops it: then this program prints `message` and ends by the signal.
     pub(crate) async fn end<T>(
         &self,
-        goes_on: impl FnOnce() -> String,
+        message: impl FnOnce() -> String,
         work: impl Future<Output = Result<T, Failure>>,
     ) -> Result<T, Failure> {
         tokio::select! {
             biased;
             signal = self.deadly() => {
                 let signal = signal?;
-                out::say(goes_on());
+                out::say(message());
                 sys::signal::die_by(signal)
             }
             result = work => result,
@@ -68,7 +71,7 @@ impl Signals {
 
 impl Drop for Signals {
     fn drop(&mut self) {
-        // What came meanwhile takes effect now. Only an invalid argument could be refused.
+        // Signals that came meanwhile take effect now. Only an invalid argument could make this fail.
         let _ = sys::signal::unblock_all();
     }
 }

@@ -1,47 +1,33 @@
-//! `stats`: one reading as JSON, or a line of figures that is refreshed.
+//! `stats`: one reading as JSON, or a table that is refreshed.
 
+use containerd_client::{Client, api};
 use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::args::Stats;
-use crate::client::{Client, Target};
-use crate::failure::{Failure, is_cut_off};
+use crate::failure::Failure;
 use crate::out;
 use crate::table;
 
 const HEAD: [&str; 8] = ["ID", "CPU", "MEMORY", "LIMIT", "PIDS", "NET RX / TX", "BLOCK R / W", "THROTTLED"];
 
-pub(crate) async fn execute(target: &Target, options: Stats) -> Result<ExitCode, Failure> {
-    let first = reading(target, &options.id).await?;
+pub(crate) async fn execute(client: &Client, options: Stats) -> Result<ExitCode, Failure> {
+    let first = client.stats(&options.id).await?;
     if !options.watch {
-        return out::write_json(&first.1);
+        return out::write_json(&first);
     }
     let mut interrupt = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?;
-    // Whatever it is doing when Ctrl-C comes.
     tokio::select! {
-        result = refresh(target, &options, first) => result,
+        result = refresh(client, &options, first) => result,
         _ = interrupt.recv() => Ok(ExitCode::SUCCESS),
     }
 }
 
-/// A reading, and the connection that it came by.
-async fn reading(target: &Target, id: &str) -> Result<(Client, api::StatsResponse), Failure> {
-    let request = api::StatsRequest { id: id.into() };
-    let ask = async |mut client: Client| {
-        let stats = client.stats(request.clone()).await?.into_inner();
-        Ok((client, stats))
-    };
-    target.ask(ask).await
-}
-
-async fn refresh(
-    target: &Target,
-    options: &Stats,
-    (mut client, mut stats): (Client, api::StatsResponse),
-) -> Result<ExitCode, Failure> {
+/// Shows a line for each reading, for ever.
+async fn refresh(client: &Client, options: &Stats, mut stats: api::StatsResponse) -> Result<ExitCode, Failure> {
     let mut ticks = tokio::time::interval(options.interval.max(Duration::from_millis(100)));
-    // The first is at once.
+    // The first tick comes at once.
     ticks.tick().await;
     let mut before = None;
     loop {
@@ -49,24 +35,16 @@ async fn refresh(
         show(&table::text(&HEAD, &[row]), before.is_none())?;
         before = Some(stats);
         ticks.tick().await;
-        stats = match client.stats(api::StatsRequest { id: options.id.clone() }).await {
-            Ok(stats) => stats.into_inner(),
-            Err(status) if is_cut_off(&status) => {
-                let (next, stats) = reading(target, &options.id).await?;
-                client = next;
-                stats
-            }
-            Err(status) => return Err(status.into()),
-        };
+        stats = client.stats(&options.id).await?;
     }
 }
 
-/// On a terminal the table is written over the one before; elsewhere a line follows the other.
+/// On a terminal, each table is written over the one before. Elsewhere, one row follows the other.
 fn show(table: &str, first: bool) -> Result<(), Failure> {
     if first {
         out::write(table)
     } else if std::io::stdout().is_terminal() {
-        // Up by two lines, and everything below cleared (ECMA-48: CPL, ED).
+        // Moves up two lines and clears everything below (ECMA-48: CPL, ED).
         out::write(format!("\x1b[2F\x1b[J{table}"))
     } else if let Some((_, row)) = table.split_once('\n') {
         out::write(row)
@@ -90,7 +68,7 @@ fn row(id: &str, now: &api::StatsResponse, before: Option<&api::StatsResponse>) 
         id.to_string(),
         cpu(now, before),
         bytes(memory.usage),
-        // More than any machine has: no limit.
+        // Cgroup v1 reports the absence of a limit as a number that is larger than any machine's memory.
         if memory.limit == 0 || memory.limit >= 1 << 60 { "-".into() } else { bytes(memory.limit) },
         if pids.limit == 0 { pids.current.to_string() } else { format!("{} / {}", pids.current, pids.limit) },
         format!("{} / {}", network(|row| row.rx_bytes), network(|row| row.tx_bytes)),
@@ -99,7 +77,7 @@ fn row(id: &str, now: &api::StatsResponse, before: Option<&api::StatsResponse>) 
     ]
 }
 
-/// CPU time in percent of one CPU since the last reading; nothing at the first one.
+/// The CPU time since the last reading, in percent of one CPU. A dash for the first reading.
 fn cpu(now: &api::StatsResponse, before: Option<&api::StatsResponse>) -> String {
     let used = |stats: &api::StatsResponse| {
         let groups = stats.cgroup_stats.clone().unwrap_or_default();
@@ -117,7 +95,7 @@ fn cpu(now: &api::StatsResponse, before: Option<&api::StatsResponse>) -> String 
     }
 }
 
-/// A number of bytes for a person.
+/// Formats a number of bytes for a person.
 fn bytes(number: u64) -> String {
     const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
     if number < 1024 {
@@ -137,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bytes_are_for_people() {
+    fn bytes_are_formatted_with_binary_units() {
         let all = [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (50 << 20, "50.0 MiB"), (3 << 30, "3.0 GiB")];
         for (number, text) in all {
             assert_eq!(bytes(number), text);
@@ -146,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn cpu_is_what_was_used_between_two_readings() {
+    fn cpu_is_the_time_used_between_two_readings() {
         let at = |seconds, total_usage| api::StatsResponse {
             timestamp: Some(api::Timestamp { seconds, nanos: 0 }),
             cgroup_stats: Some(api::CgroupStats {

@@ -1,15 +1,15 @@
-//! This program's own terminal, in raw mode for as long as a session lasts, and given back as it was.
+//! This program's own terminal: in raw mode while a session lasts, and then restored.
 
 use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr};
 use std::io;
 
-/// The terminal's settings before this program changed them.
+/// Raw mode of stdin's terminal. Dropping this restores the terminal's settings.
 pub(crate) struct RawMode {
     before: Termios,
 }
 
 impl RawMode {
-    /// Puts stdin's terminal into raw mode; `None` if stdin is no terminal.
+    /// Puts stdin's terminal into raw mode. Returns `None` if stdin is not a terminal.
     pub(crate) fn enter() -> io::Result<Option<RawMode>> {
         let stdin = std::io::stdin();
         if !isatty(&stdin) {
@@ -25,14 +25,15 @@ impl RawMode {
 
 impl Drop for RawMode {
     fn drop(&mut self) {
-        // At once: a terminal that is stopped would never have sent all that the process wrote. In the background, too, the
-        // kernel would stop this program for that (tcsetattr(3), SIGTTOU). A terminal that is gone needs nothing.
+        // `Now` does not wait for pending output, which a terminal that is stopped by Ctrl-S would never send. The kernel
+        // stops a program in the background that changes its terminal (tcsetattr(3), SIGTTOU), unless it blocks that
+        // signal. A terminal that is gone needs no settings.
         let _ = sys::signal::block(&[rustix::process::Signal::TTOU.as_raw()]);
         let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, &self.before);
     }
 }
 
-/// The size of the terminal that this program has, in characters: of stdin, or else of stdout.
+/// The size of this program's terminal, in characters: that of stdin, or else of stdout.
 pub(crate) fn size() -> Option<(u32, u32)> {
     let size = tcgetwinsize(std::io::stdin()).or_else(|_| tcgetwinsize(std::io::stdout())).ok()?;
     (size.ws_col != 0 && size.ws_row != 0).then(|| (size.ws_col.into(), size.ws_row.into()))

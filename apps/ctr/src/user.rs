@@ -1,9 +1,9 @@
-//! `--user NAME[:GROUP]`: names of a container's users and groups, as its own `/etc/passwd` and `/etc/group` have them.
+//! `--user NAME[:GROUP]`: users and groups by the names in the container's own `/etc/passwd` and `/etc/group`.
 //!
-//! The files are the container's, so that they can hold anything: they are read with a limit, and no link leads out of
-//! the container's root.
+//! The container controls these files. They are read with a limit, and links are resolved inside the container's root.
 
 use anyhow::{Context, Result, anyhow, bail};
+use containerd_client::api;
 use rustix::fs::{Mode, OFlags, open};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -11,13 +11,13 @@ use sys::foreign_file;
 
 use crate::CONFIG_LIMIT;
 
-/// The size of a file of users or groups that is read.
+/// The most bytes of a file of users or groups that are read.
 const LIMIT: u64 = 4 << 20;
 
-/// The number that the kernel takes as "no change" (setuid(2)).
+/// The id that the kernel takes for "no change" (setreuid(2)).
 const NO_ID: u32 = u32::MAX;
 
-/// What `--user` says: a user, and a group if one is given.
+/// The value of `--user`: a user, and possibly a group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Wanted {
     user: String,
@@ -25,7 +25,7 @@ pub(crate) struct Wanted {
 }
 
 impl Wanted {
-    /// Reads `NAME`, `NAME:GROUP`, or the same with numbers.
+    /// Parses `NAME` or `NAME:GROUP`, where either may be a number.
     pub(crate) fn parse(text: &str) -> Result<Wanted, String> {
         let (user, group) = match text.split_once(':') {
             Some((user, group)) => (user, Some(group)),
@@ -33,7 +33,7 @@ impl Wanted {
         };
         let is_name = |name: &str| !name.is_empty() && !name.contains([':', ',', '\n']);
         if !is_name(user) || !group.is_none_or(is_name) {
-            return Err("a user is written as NAME, NAME:GROUP or as numbers, such as www-data or 33:33".into());
+            return Err("write a user as NAME, NAME:GROUP or with numbers, such as www-data or 33:33".into());
         }
         for text in group.into_iter().chain([user]) {
             if is_digits(text) && number(text).is_none() {
@@ -43,13 +43,13 @@ impl Wanted {
         Ok(Wanted { user: user.into(), group: group.map(str::to_string) })
     }
 
-    /// Whether both are numbers: then no file is needed.
+    /// The ids, if both are numbers. No file is needed then.
     pub(crate) fn numbers(&self) -> Option<api::User> {
         let group = self.group.as_deref()?;
         Some(api::User { uid: number(&self.user)?, gid: number(group)?, additional_gids: Vec::new() })
     }
 
-    /// The numbers of these names. A number is taken as it is where no name says more.
+    /// Looks up the ids. A number without an entry in the file stands for itself.
     pub(crate) fn resolve(&self, files: &Files) -> Result<api::User> {
         let id = number(&self.user);
         let passwd = match (&files.passwd, id) {
@@ -66,12 +66,12 @@ impl Wanted {
                 let broken = || anyhow!("user {:?}: its line in the container's /etc/passwd has no numbers", self.user);
                 (field(2).with_context(broken)?, field(3).with_context(broken)?, Some(fields[0]))
             }
-            // As `docker exec` and `su` have it for a number that has no name.
+            // The group of a user id without an entry is 0, as for `docker exec`.
             (None, Some(id)) => (id, 0, None),
             (None, None) => bail!("there is no user {:?} in the container's /etc/passwd", self.user),
         };
         let Some(group) = &self.group else {
-            // Groups of a user whose name is not known, or of a file that is not there: none.
+            // A user without a name, or a container without /etc/group, has no additional groups.
             let group = files.group.as_deref().unwrap_or_default();
             let additional_gids = name.map(|name| groups_of(group, name)).unwrap_or_default();
             return Ok(api::User { uid, gid: primary, additional_gids });
@@ -91,14 +91,14 @@ impl Wanted {
     }
 }
 
-/// What is in a container's files of users and groups, or why they cannot be read.
+/// The content of a container's files of users and groups, or why they cannot be read.
 pub(crate) struct Files {
     passwd: Result<String>,
     group: Result<String>,
 }
 
 impl Files {
-    /// Those of the root directory at `root`.
+    /// Reads the files below the root directory `root`.
     pub(crate) fn of(root: &OwnedFd) -> Files {
         let read = |path: &str| {
             let bytes = foreign_file::read_in_root(root.as_fd(), path, LIMIT);
@@ -114,7 +114,7 @@ pub(crate) fn root_of(pid: u32) -> std::io::Result<OwnedFd> {
     open_directory(Path::new(&format!("/proc/{pid}/root")))
 }
 
-/// Opens the root directory that a bundle names.
+/// Opens the root directory of a bundle.
 pub(crate) fn root_of_bundle(bundle: &Path) -> Result<OwnedFd> {
     let config = bundle.join("config.json");
     let text = foreign_file::read(&config, CONFIG_LIMIT).with_context(|| format!("read {}", config.display()))?;
@@ -129,7 +129,7 @@ fn open_directory(path: &Path) -> std::io::Result<OwnedFd> {
 }
 
 fn number(text: &str) -> Option<u32> {
-    // `str::parse` also accepts "+1", which is a name.
+    // `str::parse` also accepts "+1", which is a name here.
     text.parse().ok().filter(|number| is_digits(text) && *number != NO_ID)
 }
 
@@ -137,13 +137,13 @@ fn is_digits(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// The lines of passwd(5) or group(5), in fields. There is always a first one.
+/// The entries of passwd(5) or group(5), split into fields. An entry has at least one field.
 fn entries(text: &str) -> impl Iterator<Item = Vec<&str>> {
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
     lines.map(|line| line.split(':').map(str::trim).collect())
 }
 
-/// The numbers of the groups that name a user as a member.
+/// The ids of the groups that list a user as a member.
 fn groups_of(group: &str, name: &str) -> Vec<u32> {
     let has = |fields: &Vec<&str>| fields.get(3).is_some_and(|members| members.split(',').any(|member| member == name));
     entries(group).filter(has).filter_map(|fields| fields.get(2).copied().and_then(number)).collect()
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn names_and_numbers_are_resolved() {
+    fn names_and_numbers_resolve_to_ids() {
         let all = [
             ("root", (0, 0, vec![])),
             ("www-data", (33, 33, vec![4, 110])),
@@ -181,7 +181,7 @@ mod tests {
             ("1234", (1234, 0, vec![])),
             ("1234:adm", (1234, 4, vec![])),
             ("0:0", (0, 0, vec![])),
-            // A name of digits is a name first, as it comes first in the file.
+            // The first entry counts whose name or id is the number.
             ("1000", (7, 8, vec![])),
         ];
         for (text, user) in all {

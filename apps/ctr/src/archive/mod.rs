@@ -1,21 +1,22 @@
-//! Checkpoints as one file, to be carried to another machine: a tar archive, compressed with zstd.
+//! A checkpoint as one file, to move it to another machine: a tar archive, compressed with zstd.
 //!
 //! ```text
 //! checkpoint/     the checkpoint's config.json and CRIU's images
 //! bundle/         the bundle's config.json
-//! layer/          what the container changed, if its root is an overlay: the upper directory
-//! rootfs/         or its whole root file system, if that was asked for
-//! manifest.json   last: what all this is, and the digests of the files
+//! layer/          the upper directory, if the container's root is an overlay
+//! rootfs/         or its whole root file system, with --rootfs
+//! manifest.json   last: names, the kind of root, and the digests of the files
 //! ```
 //!
-//! What the overlay keeps as devices and attributes is in the archive as OCI layers have it (OCI image specification,
-//! layer.md, "Whiteouts"), so that an archive with a device in it can be refused.
+//! An overlay marks deleted files with devices and attributes. The archive has them in the form of OCI layers (OCI image
+//! specification, layer.md, "Whiteouts"), so that an archive that contains a device can be refused.
 
 mod extended;
 mod read;
 mod write;
 
 use anyhow::{Context, Result, anyhow, bail};
+use containerd_client::Client;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -26,14 +27,13 @@ use sys::shown::{escape, is_obeyed};
 use crate::CONFIG_LIMIT;
 use crate::args::{ExportCheckpoint, ImportCheckpoint};
 use crate::checkpoints::in_words;
-use crate::client::Target;
 use crate::containers;
 use crate::failure::Failure;
 use crate::out;
 use read::Reader;
 use write::Writer;
 
-/// The format that is written, and the latest that is read.
+/// The format that this version writes, and the newest that it reads.
 const FORMAT: u32 = 1;
 
 const MANIFEST: &str = "manifest.json";
@@ -42,35 +42,35 @@ const BUNDLE: &str = "bundle";
 const LAYER: &str = "layer";
 const ROOTFS: &str = "rootfs";
 
-/// An entry that hides one of a lower directory: this in front of its name.
+/// The prefix of an entry that hides the entry of that name in a lower directory.
 const WHITEOUT: &str = ".wh.";
-/// An entry that hides all that a lower directory has in the one that it is in.
+/// The name of an entry that hides everything that a lower directory has in the entry's directory.
 const OPAQUE: &str = ".wh..wh..opq";
-/// How an overlay says the same (Documentation/filesystems/overlayfs.rst).
+/// The attribute of such a directory in an overlay (Documentation/filesystems/overlayfs.rst).
 const OPAQUE_ATTRIBUTE: &str = "trusted.overlay.opaque";
-/// How extended attributes are called in an archive.
+/// The prefix of the PAX records for extended attributes.
 const ATTRIBUTE: &str = "SCHILY.xattr.";
 
-/// What an archive is.
+/// The description of an archive.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Manifest {
     format: u32,
     /// The checkpoint's name.
     name: String,
-    /// The container's.
+    /// The container's id.
     id: String,
     root: Root,
-    /// Of every regular file, by its path in the archive.
+    /// The digest of every regular file, by its path in the archive.
     files: BTreeMap<String, Digest>,
 }
 
-/// What of the container's root file system is in the archive.
+/// Which part of the container's root file system is in the archive.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 enum Root {
-    /// Nothing: it is expected to be there.
+    /// Nothing: the other machine must have it.
     Elsewhere,
-    /// What is above these directories.
+    /// The changes above these lower directories.
     Overlay { lower: Vec<PathBuf> },
     /// All of it.
     Whole,
@@ -82,20 +82,22 @@ struct Digest {
     sha256: String,
 }
 
-/// Writes a checkpoint, with what its container needs, into a file.
-pub(crate) async fn export(target: &Target, export: ExportCheckpoint) -> Result<ExitCode, Failure> {
+/// Writes a checkpoint, with the files that its container needs, into an archive.
+pub(crate) async fn export(client: &Client, export: ExportCheckpoint) -> Result<ExitCode, Failure> {
     let bundle = match &export.bundle {
         Some(bundle) => bundle.clone(),
         None => {
-            let container = containers::container_of(target, &export.id).await.map_err(|failure| match failure {
-                Failure::Call(status) if status.code() == tonic::Code::NotFound => {
-                    anyhow!("there is no container {} any more: name its bundle with --bundle", export.id).into()
+            let container = containers::container_of(client, &export.id).await.map_err(|failure| match failure {
+                Failure::Daemon(e) if e.is_not_found() => {
+                    anyhow!("there is no container {}: name its bundle with --bundle", export.id).into()
                 }
                 failure => failure,
             })?;
             if container.status == "running" {
                 let id = &export.id;
-                out::say(format_args!("{id} goes on: its files are taken as they are now, not as at the checkpoint"));
+                out::say(format_args!(
+                    "{id} is running: the archive gets its files as they are now, not as they were at the checkpoint"
+                ));
             }
             PathBuf::from(container.bundle_path)
         }
@@ -119,11 +121,14 @@ fn write_archive(export: &ExportCheckpoint, bundle: &Path) -> Result<u64> {
         _ if export.rootfs => Root::Whole,
         Some(overlay) => Root::Overlay { lower: overlay.lower.clone() },
         None => {
-            out::say(format_args!("{} is no overlay and stays here; --rootfs takes it along", rootfs.display()));
+            out::say(format_args!(
+                "{} is not an overlay, and the archive does not include it; --rootfs includes it",
+                rootfs.display()
+            ));
             Root::Elsewhere
         }
     };
-    // Beside the file, which is whole or not there.
+    // Written under another name beside the file, so that the file is either complete or absent.
     let beside = export.file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let file = tempfile::NamedTempFile::new_in(beside).with_context(|| format!("write into {}", beside.display()))?;
     let mut writer = Writer::new(file.as_file())?;
@@ -156,9 +161,9 @@ pub(crate) fn import(import: &ImportCheckpoint) -> Result<ExitCode, Failure> {
     let (bundle, id, name) = (escape(&bundle), escape(id), escape(name));
     let mut text = format!("checkpoint {name} of {id} is in {bundle}\n");
     if let Some(mount) = mount {
-        text += &format!("its root file system has to be mounted first:\n  {}\n", escape(mount));
+        text += &format!("mount its root file system first:\n  {}\n", escape(mount));
     }
-    text += &format!("it goes on with:\n  ctr containers start --checkpoint {name} {id} {bundle}\n");
+    text += &format!("restore it with:\n  ctr containers start --checkpoint {name} {id} {bundle}\n");
     out::write(text)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -167,14 +172,14 @@ struct Imported {
     bundle: PathBuf,
     id: String,
     name: String,
-    /// The command that is left to be run.
+    /// The command that mounts the root file system, if it is left to the user.
     mount: Option<String>,
 }
 
 fn read_archive(import: &ImportCheckpoint) -> Result<Imported> {
     let shown = import.file.display();
     let file = std::fs::File::open(&import.file).with_context(|| format!("open {shown}"))?;
-    // Where it goes is in the archive, at its end, unless somebody says so.
+    // Without --bundle, the bundle is named after the container, whose name is at the end of the archive.
     let near = match &import.bundle {
         Some(bundle) => {
             std::fs::create_dir_all(bundle).with_context(|| format!("create {}", bundle.display()))?;
@@ -191,13 +196,13 @@ fn read_archive(import: &ImportCheckpoint) -> Result<Imported> {
         .and_then(|manifest| place(import, manifest, staged.path()));
     drop(staged);
     if let (Err(_), Some(bundle)) = (&result, made_bundle) {
-        // Made for nothing.
+        // This program made it, and nothing is in it.
         let _ = std::fs::remove_dir(bundle);
     }
     result
 }
 
-/// Puts what has been unpacked and checked to where it belongs; all of it or nothing.
+/// Moves the unpacked and checked files into the bundle, all of them or none.
 fn place(import: &ImportCheckpoint, manifest: Manifest, staged: &Path) -> Result<Imported> {
     let Manifest { name, id, root, .. } = manifest;
     let bundle = import.bundle.clone().unwrap_or_else(|| PathBuf::from(&id));
@@ -238,7 +243,7 @@ fn place(import: &ImportCheckpoint, manifest: Manifest, staged: &Path) -> Result
     Ok(Imported { bundle, id, name, mount })
 }
 
-/// The name of the root file system in an imported bundle: what is in an archive does not say where else it may be.
+/// The name of the root file system in an imported bundle. An archive must not choose a place outside the bundle.
 fn root_name(config: &[u8]) -> Result<String> {
     let value: serde_json::Value = serde_json::from_slice(config).context("read the config.json in it")?;
     let name = value["root"]["path"].as_str().unwrap_or("rootfs");
@@ -255,7 +260,7 @@ fn is_empty(directory: &Path) -> bool {
     std::fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_none())
 }
 
-/// Files and directories that get their names together.
+/// Files and directories to move, all of them or none.
 #[derive(Default)]
 struct Moves(Vec<(PathBuf, PathBuf)>);
 
@@ -267,7 +272,7 @@ impl Moves {
     fn carry_out(&self) -> Result<()> {
         use rustix::fs::{CWD, RenameFlags, renameat_with};
         for (n, (from, to)) in self.0.iter().enumerate() {
-            // An empty one may have been prepared.
+            // The user may have prepared an empty directory.
             if to.is_dir() && is_empty(to) {
                 let _ = std::fs::remove_dir(to);
             }
@@ -282,7 +287,7 @@ impl Moves {
     }
 }
 
-/// Where a bundle has its root file system.
+/// The path of a bundle's root file system.
 fn rootfs_of(config: &Path) -> Result<PathBuf> {
     let failed = || format!("read {}", config.display());
     let text = foreign_file::read(config, CONFIG_LIMIT).with_context(failed)?;
@@ -291,7 +296,7 @@ fn rootfs_of(config: &Path) -> Result<PathBuf> {
     Ok(config.parent().unwrap_or(Path::new(".")).join(path))
 }
 
-/// An overlay: what is mounted on a container's root.
+/// An overlay that is mounted on a container's root.
 #[derive(Debug, PartialEq, Eq)]
 struct Overlay {
     lower: Vec<PathBuf>,
@@ -299,7 +304,7 @@ struct Overlay {
 }
 
 impl Overlay {
-    /// What is mounted on `rootfs`, if that is an overlay.
+    /// Finds the overlay that is mounted on `rootfs`. Returns `None` if another file system is.
     fn at(rootfs: &Path) -> Result<Option<Overlay>> {
         let rootfs = rootfs.canonicalize().with_context(|| format!("find {}", rootfs.display()))?;
         Ok(Overlay::find(&std::fs::read_to_string("/proc/self/mountinfo")?, &rootfs))
@@ -316,7 +321,7 @@ impl Overlay {
             return None;
         }
         let options = sys::procfs::unescape(parts.nth(1)?);
-        // More than one may be given either way (Linux 6.8 and later tell each by itself).
+        // Linux 6.8 and later show each lower directory as an option of its own.
         let value = |name: &'static str| {
             options.split(',').filter_map(move |option| option.strip_prefix(name)?.strip_prefix('='))
         };
@@ -325,7 +330,7 @@ impl Overlay {
         Some(Overlay { lower, upper: value("upperdir").next()?.into() })
     }
 
-    /// Checks before anything is moved that this can be mounted: what says so may be anybody's.
+    /// Checks before anything is moved that this can be mounted. The lower directories may come from a hostile archive.
     fn check(&self, bundle: &Path, rootfs: &Path, now: bool) -> Result<()> {
         let has_meaning = |character: char| matches!(character, ',' | ':' | '\\' | '\'') || is_obeyed(character);
         for path in self.lower.iter().map(PathBuf::as_path).chain([bundle]) {
@@ -333,17 +338,18 @@ impl Overlay {
             text.with_context(|| format!("{:?} cannot be a directory of an overlay", path.display()))?;
         }
         if let Some(missing) = self.lower.iter().find(|lower| now && !lower.is_dir()) {
-            bail!("the lower directory {} is not here: --lower says where it is", missing.display());
+            bail!("there is no lower directory {}: name it with --lower", missing.display());
         }
         for directory in [bundle.join("work"), rootfs.to_path_buf()] {
             if directory.symlink_metadata().is_ok_and(|found| !found.is_dir()) {
-                bail!("{} is there, and is no directory", directory.display());
+                bail!("{} exists and is not a directory", directory.display());
             }
         }
         Ok(())
     }
 
-    /// Makes what the overlay of an imported bundle needs, and mounts it if `now`; the command for it otherwise.
+    /// Makes the directories that the overlay of an imported bundle needs. Mounts it if `now`, or else returns the command for
+    /// it.
     fn prepare(&self, bundle: &Path, rootfs: &Path, now: bool) -> Result<Option<String>> {
         let work = bundle.join("work");
         for directory in [work.as_path(), rootfs] {
@@ -360,7 +366,7 @@ impl Overlay {
             .map_err(std::io::Error::from)
             .with_context(|| {
                 let rootfs = rootfs.display();
-                format!("it is imported, and cannot be mounted: mount -t overlay overlay -o '{options}' '{rootfs}'")
+                format!("the checkpoint is imported, but its root cannot be mounted: mount -t overlay overlay -o '{options}' '{rootfs}'")
             })?;
         Ok(None)
     }
