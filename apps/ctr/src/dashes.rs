@@ -1,23 +1,23 @@
-//! Flags as Go's `flag` package takes them: `-debug`, `-address X` and `-conn-timeout=2s` stand for the same with two dashes.
+//! Flags as Go's `flag` package takes them: `-debug`, `-address X` and `-conn-timeout=2s` mean the same as with two dashes.
 //!
-//! A word with one dash is rewritten only if all of it is the name of a long flag where it stands. Short flags, several of
-//! them in one word, the values of other flags and everything that belongs to a program to run stay as they are.
+//! A word with one dash is rewritten only if the whole word is the name of a long flag of the command at that place. Short
+//! flags (also several in one word), values of other flags, and the words of a program to run stay unchanged.
 
 use clap::{Arg, Command};
 use std::ffi::OsString;
 
-/// Rewrites the words of a command line, of which the first is the program's name.
+/// Rewrites the words of a command line. The first word is the program's name.
 pub(crate) fn doubled(mut command: Command, words: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let mut words = words.into_iter();
     let mut rewritten: Vec<OsString> = words.next().into_iter().collect();
-    // With the flags for help and the version, which clap adds.
+    // Adds clap's own flags, for help and the version.
     command.build();
     let mut levels = vec![&command];
-    // The next word is the value of a flag.
+    // Whether the next word is the value of a flag.
     let mut is_value = false;
     for word in words.by_ref() {
         let level = levels[levels.len() - 1];
-        // A word that is not UTF-8 is no flag.
+        // A word that is not UTF-8 is not a flag.
         let text = word.clone().into_string().unwrap_or_default();
         let text = text.as_str();
         if std::mem::take(&mut is_value) {
@@ -49,7 +49,7 @@ pub(crate) fn doubled(mut command: Command, words: impl IntoIterator<Item = OsSt
     rewritten
 }
 
-/// The flag that is meant at the last of the levels: one of its own, or a global one of those above.
+/// Finds a flag of the last command in `levels`: one of its own, or a global flag of a command above it.
 fn find<'a>(levels: &[&'a Command], is_meant: impl Fn(&Arg) -> bool) -> Option<&'a Arg> {
     let (last, above) = levels.split_last()?;
     let global = above.iter().flat_map(|level| level.get_arguments()).filter(|arg| arg.is_global_set());
@@ -60,7 +60,7 @@ fn takes_value(flag: &Arg) -> bool {
     flag.get_action().takes_values()
 }
 
-/// Whether the last of some short flags in one word has its value in the next one.
+/// Whether the last of several short flags in one word takes the next word as its value.
 fn short_wants_value(levels: &[&Command], letters: &str) -> bool {
     let first = letters.char_indices().find_map(|(at, letter)| {
         let flag = find(levels, |arg| arg.get_short() == Some(letter))?;
@@ -98,11 +98,11 @@ mod tests {
     }
 
     #[test]
-    fn other_words_stay_as_they_are() {
+    fn other_words_stay_unchanged() {
         let lines = [
             "ctr",
             "ctr containers exec --id a --pid b -at -e X=1 sh",
-            // What belongs to the program.
+            // Words of the program to run.
             "ctr containers exec --id a --pid b -- ls -debug",
             "ctr containers exec --id a --pid b ls -debug -address x",
             // Values.
@@ -110,7 +110,7 @@ mod tests {
             "ctr containers start a b -l -debug",
             "ctr containers start a b -al -debug",
             "ctr containers update a --memory-limit -1",
-            // No flag of that name here.
+            // The command has no flag of that name.
             "ctr containers list -attach",
             "ctr -attach containers",
             "ctr -xyz",
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn words_that_are_not_utf8_stay_as_they_are() {
+    fn words_that_are_not_utf8_stay_unchanged() {
         use std::os::unix::ffi::OsStringExt;
         let word = OsString::from_vec(b"-debug\xff".to_vec());
         assert_eq!(doubled(Args::command(), ["ctr".into(), word.clone()]), [OsString::from("ctr"), word]);

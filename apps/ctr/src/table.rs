@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-/// Rows with their columns aligned, each as wide as its widest cell.
+/// Formats rows with aligned columns, each as wide as its widest cell.
 pub(crate) fn text(head: &[&str], rows: &[Vec<String>]) -> String {
     let rows: Vec<Vec<Cow<'_, str>>> =
         rows.iter().map(|row| row.iter().map(|cell| sys::shown::escape(cell)).collect()).collect();
@@ -15,7 +15,7 @@ pub(crate) fn text(head: &[&str], rows: &[Vec<String>]) -> String {
     std::iter::once(row(&widths, head)).chain(rows).collect()
 }
 
-/// One row with columns of at least the given widths. What a terminal would obey is escaped.
+/// Formats one row with columns of at least the given widths. Characters that a terminal would obey are escaped.
 pub(crate) fn row<S: AsRef<str>>(widths: &[usize], cells: &[S]) -> String {
     let mut line = String::new();
     for (cell, width) in cells.iter().zip(widths) {
@@ -36,7 +36,7 @@ mod tests {
     }
 
     #[test]
-    fn cells_with_newlines_and_escape_sequences_make_no_row_and_stay_aligned() {
+    fn newlines_and_escape_sequences_in_cells_are_escaped_and_aligned() {
         let rows = [vec!["a\nforged   /etc".to_string(), "\x1b[2J".to_string()], vec!["b".into(), "c\u{202e}".into()]];
         let shown = text(&["ID", "PATH"], &rows);
         let wanted = "ID                 PATH\n\

@@ -1,18 +1,18 @@
-//! Archives that are made to do harm, and valid ones with random damage: nothing panics, takes much memory, or leaves a trace
-//! outside the bundle. The same damage is done each time, so that a failure can be repeated.
+//! Tests with archives that are made to do harm, and with randomly damaged ones. Reading must not panic, take much memory, or
+//! leave a trace outside the bundle. The damage is the same in each run, so that a failure can be reproduced.
 
 use super::tests::{Source, import};
 use std::io::{Cursor, Read, Write};
 use std::path::Path;
 use tar::{EntryType, Header};
 
-/// More than reading a small archive takes, and far less than what the archives here unpack to.
+/// The most memory for reading an archive: more than a small one takes, and far less than the archives here unpack to.
 const MEMORY: u64 = 64 << 20;
 
-/// Rounds of damage for each kind of it.
+/// The number of rounds for each kind of damage.
 const ROUNDS: u32 = 2000;
 
-/// The most memory that this process has had, and what it has now.
+/// This process's peak and present memory.
 fn memory() -> (u64, u64) {
     let status = std::fs::read_to_string("/proc/self/status").expect("is there");
     let kib = |name: &str| -> u64 {
@@ -24,7 +24,7 @@ fn memory() -> (u64, u64) {
 
 /// Runs `work`, and checks how much memory it took.
 fn in_little_memory<T>(what: &str, work: impl FnOnce() -> T) -> T {
-    // proc_pid_clear_refs(5): the peak begins anew.
+    // Resets the peak (proc_pid_clear_refs(5)).
     std::fs::write("/proc/self/clear_refs", "5").expect("begins anew; as root");
     let (_, before) = memory();
     let result = work();
@@ -43,7 +43,7 @@ fn header(kind: EntryType, name: &str, size: u64) -> Header {
     header
 }
 
-/// A file that is compressed while it is made.
+/// Makes a file that is compressed while it is written.
 fn compressed(window: u32, make: impl FnOnce(&mut dyn Write)) -> tempfile::NamedTempFile {
     let file = tempfile::NamedTempFile::new().expect("tempfile");
     let mut encoder = zstd::Encoder::new(file.as_file(), 1).expect("begins");
@@ -81,7 +81,7 @@ fn header_bombs_are_refused_in_little_memory() {
         let said = in_little_memory(&format!("{kind:?}"), || said(bomb.path()));
         assert!(said.contains(says), "{kind:?}: {said}");
     }
-    // Many small ones.
+    // Many small headers.
     let bomb = compressed(20, |out| {
         let mut tar = tar::Builder::new(out);
         for _ in 0..100_000 {
@@ -115,7 +115,7 @@ fn wide_window_and_endless_padding_are_refused_in_little_memory() {
     assert!(refused.contains("goes on after its end"), "{refused}");
 }
 
-/// Numbers in no order (xorshift64).
+/// A sequence of pseudo-random numbers (xorshift64).
 struct Random(u64);
 
 impl Random {
@@ -127,7 +127,7 @@ impl Random {
     }
 }
 
-/// Does a little damage: bytes, bits, blocks that are doubled, moved or missing, an early end.
+/// Does a little damage: changes bytes and bits, doubles, moves or removes blocks, cuts off the end.
 fn damage(bytes: &mut Vec<u8>, random: &mut Random) {
     const BLOCK: usize = 512;
     for _ in 0..=random.below(3) {
@@ -151,7 +151,7 @@ fn damage(bytes: &mut Vec<u8>, random: &mut Random) {
     }
 }
 
-/// Gives each header the checksum that it should have, so that damage gets past the first look.
+/// Gives each header a valid checksum, so that damage gets past the first check.
 fn with_checksums(tar: &mut [u8]) {
     for block in tar.chunks_exact_mut(512).filter(|block| &block[257..262] == b"ustar") {
         block[148..156].fill(b' ');
@@ -161,7 +161,7 @@ fn with_checksums(tar: &mut [u8]) {
 }
 
 #[test]
-fn random_damage_never_panics_or_leaves_the_bundle() {
+fn randomly_damaged_archive_never_panics_or_writes_outside_the_bundle() {
     let source = Source::new();
     let whole = std::fs::read(source.archive()).expect("reads");
     let tar = zstd::decode_all(&whole[..]).expect("is whole");
@@ -184,7 +184,7 @@ fn random_damage_never_panics_or_leaves_the_bundle() {
                 zstd::encode_all(&bytes[..], 1).expect("compresses")
             };
             std::fs::write(&path, bytes).expect("writes");
-            // Checks that nothing is left of what is refused.
+            // `import` checks that a refused archive leaves nothing.
             let (directory, imported) = import(&path);
             taken += u32::from(imported.is_ok());
             let names: Vec<_> = std::fs::read_dir(directory.path()).expect("lists").flatten().collect();

@@ -1,17 +1,16 @@
 //! Headers that extend the next entry of an archive: PAX records and long names of GNU tar.
 //!
-//! A compressed archive of a few kilobytes can hold gigabytes of them, and the library would read each into memory. Here
-//! they are read with a limit.
+//! A compressed archive of a few kilobytes can hold gigabytes of them, and the tar crate would read each into memory. This
+//! module reads them with a limit.
 
 use anyhow::{Context, Result, bail};
 use std::io::Read;
 use tar::{Entry, EntryType};
 
-/// The size of one such header that is read or written: more than the extended attributes of most file systems, and than
-/// any path.
+/// The most bytes of one such header: more than most file systems allow for extended attributes, and more than any path has.
 pub(super) const LIMIT: u64 = 1 << 20;
 
-/// What the headers in front of an entry say of it.
+/// The headers in front of an entry.
 #[derive(Debug, Default)]
 pub(super) struct Extended {
     path: Option<Vec<u8>>,
@@ -20,7 +19,7 @@ pub(super) struct Extended {
 }
 
 impl Extended {
-    /// Takes an entry up that is such a header; false for any other.
+    /// Adds an entry if it is such a header. Returns false for any other entry.
     pub(super) fn take(&mut self, entry: &mut Entry<'_, impl Read>) -> Result<bool> {
         match entry.header().entry_type() {
             EntryType::GNULongName => put(&mut self.path, long_name(entry)?),
@@ -30,7 +29,7 @@ impl Extended {
                     bail!("it has two extended headers for one entry");
                 }
                 self.records = records(&content(entry)?)?;
-                // It would be a second opinion of where the next header is.
+                // The next header would then be at two different places, depending on who reads the archive.
                 if self.records.iter().any(|(key, _)| key == "size") {
                     bail!("it has the size of an entry in an extended header");
                 }
@@ -41,12 +40,12 @@ impl Extended {
         Ok(true)
     }
 
-    /// The path that stands for the one in the entry's own header.
+    /// The path that replaces the one in the entry's own header.
     pub(super) fn path(&self) -> Option<&[u8]> {
         self.path.as_deref().or_else(|| self.value("path"))
     }
 
-    /// The same for what the entry links to.
+    /// The target of a link that replaces the one in the entry's own header.
     pub(super) fn link(&self) -> Option<&[u8]> {
         self.link.as_deref().or_else(|| self.value("linkpath"))
     }

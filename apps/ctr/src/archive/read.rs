@@ -1,5 +1,5 @@
-//! Reading an archive, which anybody may have made: nothing outside the directory that it is unpacked into is touched,
-//! whatever it says.
+//! Reading an archive. Its author may be hostile: whatever it contains, the reader touches nothing outside the directory that
+//! it unpacks into.
 
 use anyhow::{Context, Result, anyhow, bail};
 use rustix::fs::{
@@ -22,33 +22,33 @@ use super::{
 
 type Source = zstd::Decoder<'static, BufReader<BufReader<File>>>;
 
-/// Far more than the manifest of a whole root file system.
+/// The most bytes of a manifest: far more than that of a whole root file system.
 const LARGEST_MANIFEST: u64 = 256 << 20;
 
-/// The memory that decompressing may take, as a power of two: what every decoder should have (RFC 8878, 3.1.1.1.2), and
-/// more than an export needs.
+/// The most memory that decompression may take, as a power of two: what RFC 8878 (3.1.1.1.2) recommends that every decoder
+/// supports, and more than an export needs.
 const LARGEST_WINDOW: u32 = 23;
 
-/// More than any program pads the end of an archive with.
+/// The most bytes after the end of the archive: more than any program adds as padding.
 const LARGEST_END: u64 = 1 << 20;
 
 pub(super) struct Reader {
     directory: OwnedFd,
     source: BufReader<File>,
     found: BTreeMap<String, Digest>,
-    /// The trees that are in it.
+    /// The trees that the archive has.
     trees: BTreeSet<String>,
 }
 
 impl Reader {
-    /// Reads `file` into `directory`, which is empty and nobody else's.
+    /// Reads `file` into `directory`, which must be empty and used by nothing else.
     pub(super) fn new(directory: &Path, file: File) -> Result<Reader> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = open(directory, flags, Mode::empty()).map_err(io::Error::from)?;
         Ok(Reader { directory, source: BufReader::new(file), found: BTreeMap::new(), trees: BTreeSet::new() })
     }
 
-    /// Unpacks everything, and checks that it is what the manifest says.
+    /// Unpacks everything, and checks it against the manifest.
     pub(super) fn read(mut self) -> Result<Manifest> {
         let empty = File::open("/dev/null")?;
         let source = std::mem::replace(&mut self.source, BufReader::new(empty));
@@ -58,7 +58,7 @@ impl Reader {
         let mut manifest = None;
         let mut extended = Extended::default();
         for entry in archive.entries()?.raw(true) {
-            let mut entry = entry.context("it is damaged, or no archive")?;
+            let mut entry = entry.context("it is damaged, or not an archive")?;
             if extended.take(&mut entry)? {
                 continue;
             }
@@ -73,7 +73,7 @@ impl Reader {
                 self.unpack(&mut entry, &extended, &path).with_context(|| shown(&path))?;
             }
         }
-        // To the end, where the checksum is.
+        // Reads to the end, where the checksum is.
         let mut rest = archive.into_inner().take(LARGEST_END);
         io::copy(&mut rest, &mut io::sink()).context("it is damaged")?;
         if rest.limit() == 0 {
@@ -127,7 +127,7 @@ impl Reader {
         let Some(name) = place.name() else {
             // The tree itself.
             if kind != EntryType::Directory {
-                bail!("is no directory");
+                bail!("is not a directory");
             }
             let tree = self.open_directory(place.tree())?;
             return if plain { Ok(()) } else { owner.give_to(&tree) };
@@ -150,7 +150,7 @@ impl Reader {
                     bail!("is cut off");
                 }
                 self.found.insert(place.text(), digest);
-                // Whose checkpoint it was does not matter here.
+                // The owner of the checkpoint on the other machine does not matter here.
                 if plain { Ok(()) } else { owner.give_to(&OwnedFd::from(file)) }
             }
             EntryType::Directory if !plain => {
@@ -187,7 +187,7 @@ impl Reader {
         }
     }
 
-    /// A directory that was unpacked before; no link is followed on the way.
+    /// Opens a directory that was unpacked before. Follows no links.
     fn open_directory(&self, path: &str) -> Result<OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
@@ -196,7 +196,7 @@ impl Reader {
     }
 }
 
-/// What an entry links to.
+/// The target of a link.
 fn target_of(entry: &Entry<'_, Source>, extended: &Extended) -> Result<Vec<u8>> {
     let target = extended.link().map(<[u8]>::to_vec).or_else(|| Some(entry.link_name_bytes()?.into_owned()));
     target.context("is a link to nothing")
@@ -216,7 +216,7 @@ fn read_manifest(entry: &mut Entry<'_, Source>) -> Result<Manifest> {
     serde_json::from_slice(&text).context("its manifest cannot be read")
 }
 
-/// Hides what a lower directory has, as an overlay does.
+/// Makes the device or attribute with which an overlay hides an entry of a lower directory.
 fn hide(parent: &OwnedFd, name: &str, hidden: &str) -> Result<()> {
     if name == OPAQUE {
         return Ok(fsetxattr(parent, OPAQUE_ATTRIBUTE, b"y", XattrFlags::empty()).map_err(io::Error::from)?);
@@ -224,11 +224,11 @@ fn hide(parent: &OwnedFd, name: &str, hidden: &str) -> Result<()> {
     if hidden.is_empty() || matches!(hidden, "." | "..") || hidden.starts_with(WHITEOUT) {
         bail!("hides nothing");
     }
-    // A character device of number 0, which is no device.
+    // A character device with the number 0, which no driver has.
     Ok(mknodat(parent, hidden, FileType::CharacterDevice, Mode::empty(), 0).map_err(io::Error::from)?)
 }
 
-/// A path in the archive, which leads nowhere else.
+/// A path in the archive, which cannot lead out of it.
 struct Place(Vec<String>);
 
 impl Place {
@@ -249,7 +249,7 @@ impl Place {
         &self.0[0]
     }
 
-    /// `None` for the tree itself.
+    /// The last part of the path. `None` for the tree itself.
     fn name(&self) -> Option<&str> {
         self.0[1..].last().map(String::as_str)
     }
@@ -262,13 +262,13 @@ impl Place {
         self.0.join("/")
     }
 
-    /// How many directories of its tree it is in.
+    /// The number of directories of its tree above it.
     fn depth(&self) -> usize {
         self.0.len() - 2
     }
 }
 
-/// Whether a link leads above the tree that it is in. An absolute one is for whoever has the tree as its root.
+/// Whether a link leads above its tree. An absolute link is resolved with the tree as the root directory.
 fn leads_out(target: &[u8], depth: usize) -> bool {
     let mut depth = if target.starts_with(b"/") { 0 } else { depth };
     for part in target.split(|byte| *byte == b'/') {
@@ -282,7 +282,7 @@ fn leads_out(target: &[u8], depth: usize) -> bool {
     false
 }
 
-/// Whose a file is, and what it has beside its content.
+/// A file's owner, mode, time and extended attributes.
 struct Owner {
     uid: u32,
     gid: u32,
@@ -320,7 +320,7 @@ impl Owner {
     fn give_to(&self, file: &OwnedFd) -> Result<()> {
         let (uid, gid) = self.ids();
         let give = || -> rustix::io::Result<()> {
-            // The owner first: a change of it takes away capabilities and set-user-ID bits.
+            // The owner first: changing it removes capabilities and set-user-ID bits (chown(2)).
             fchown(file, uid, gid)?;
             fchmod(file, self.mode())?;
             for (name, value) in &self.attributes {

@@ -62,7 +62,7 @@ fn manifest() -> Manifest {
     Manifest { format: FORMAT, name: "one".into(), id: "c".into(), root, files: BTreeMap::new() }
 }
 
-/// Imports an archive into `bundle` of a new directory; the directory, and what was said.
+/// Imports an archive into `bundle` of a new directory. Returns the directory and the result.
 pub(super) fn import(archive: &Path) -> (tempfile::TempDir, Result<Imported, String>) {
     let directory = tempfile::tempdir().expect("tempdir");
     let options = ImportCheckpoint {
@@ -79,7 +79,7 @@ pub(super) fn import(archive: &Path) -> (tempfile::TempDir, Result<Imported, Str
 }
 
 #[test]
-fn all_that_a_layer_has_comes_through() {
+fn imported_layer_is_the_same_as_the_exported_one() {
     let source = Source::new();
     let (directory, imported) = import(&source.archive());
     let imported = imported.expect("imports");
@@ -115,7 +115,7 @@ fn all_that_a_layer_has_comes_through() {
 }
 
 #[test]
-fn what_is_there_is_not_replaced_and_what_is_the_same_is_used() {
+fn import_replaces_no_file_and_accepts_an_identical_config() {
     let source = Source::new();
     let archive = source.archive();
     let directory = tempfile::tempdir().expect("tempdir");
@@ -137,7 +137,7 @@ fn what_is_there_is_not_replaced_and_what_is_the_same_is_used() {
 }
 
 #[test]
-fn what_is_damaged_is_refused() {
+fn truncated_and_damaged_archives_are_refused() {
     let source = Source::new();
     let whole = std::fs::read(source.archive()).expect("reads");
     let damaged = source.path("damaged");
@@ -152,7 +152,7 @@ fn what_is_damaged_is_refused() {
         std::fs::write(&damaged, &bytes).expect("writes");
         let (directory, imported) = import(&damaged);
         if imported.is_ok() {
-            // A bit that means nothing to whoever decompresses it.
+            // A bit that the decoder ignores.
             let pages = std::fs::read_to_string(directory.path().join("bundle/checkpoints/one/pages-1.img"));
             assert_eq!(pages.expect("reads"), "page".repeat(10_000), "changed at {place} of {}", whole.len());
             taken += 1;
@@ -161,14 +161,14 @@ fn what_is_damaged_is_refused() {
     assert!(taken < 3, "{taken} of 20");
 }
 
-/// An archive that somebody else has made: a name, a kind, where it links to, and what is in it.
+/// An entry of a foreign archive: its name, its kind, its link's target, and its content.
 type Hostile<'a> = (&'a str, EntryType, &'a str, &'a str);
 
 fn made(entries: &[Hostile], manifest: &Manifest) -> PathBuf {
     let file = tempfile::NamedTempFile::new().expect("tempfile");
     let mut tar = tar::Builder::new(zstd::Encoder::new(file.as_file(), 1).expect("begins"));
     for (name, kind, target, text) in entries {
-        // The library would not write these names.
+        // The tar crate refuses to write these names.
         let mut header = Header::new_gnu();
         let old = header.as_old_mut();
         old.name[..name.len()].copy_from_slice(name.as_bytes());
@@ -237,7 +237,7 @@ fn hostile_archives_are_refused() {
     refused(&[("layer/out", EntryType::Link, "bundle/config.json", "")], "link out of its tree");
     refused(&[("checkpoint/link", EntryType::Symlink, "config.json", "")], "neither a file nor a directory");
     refused(&[("checkpoint/sub/x", file, "", "x")], "no directory of the archive");
-    // Through a link that leads out.
+    // Paths through a link that leads out.
     let through = outside.path().to_str().expect("UTF-8");
     refused(&[("layer/l", EntryType::Symlink, through, ""), ("layer/l/victim", file, "", "x")], "no directory");
     refused(&[("layer/l", EntryType::Symlink, absolute, ""), ("layer/l", file, "", "x")], "layer/l");
@@ -246,10 +246,10 @@ fn hostile_archives_are_refused() {
     refused(&[("layer/.wh.", file, "", "")], "hides nothing");
     refused(&[("rootfs/x", file, "", "x")], "in place of");
     assert_eq!(std::fs::read_to_string(&victim).expect("is there"), "whole");
-    // The same with nothing hostile in it is taken.
+    // The archive without a hostile entry is accepted.
     let archive = made(&good, &Manifest { files: files(&good), ..manifest() });
     import(&archive).1.expect("imports");
-    // What would be mounted, made or moved elsewhere.
+    // Roots outside the bundle or with a name that is taken, and lower directories that add options to the mount.
     for root in ["/etc", "../x", "a/b", "upper", "work", ".x", ""] {
         let config = serde_json::json!({"root": {"path": root}}).to_string();
         let entries = [good[0], ("bundle/config.json", file, "", config.as_str()), good[2]];
@@ -281,7 +281,7 @@ fn hostile_archives_are_refused() {
 }
 
 #[test]
-fn an_overlay_is_found_by_what_is_on_top() {
+fn topmost_mount_on_a_path_decides_whether_it_is_an_overlay() {
     let text = "50 20 0:40 / /b/rootfs rw - ext4 /dev/vda rw\n\
         51 20 0:41 / /b/rootfs rw,relatime - overlay overlay rw,lowerdir=/l\\0401:/l2,upperdir=/u,workdir=/w\n\
         52 20 0:41 / /other rw - overlay overlay rw,lowerdir+=/x,lowerdir+=/y,upperdir=/u2,workdir=/w\n";

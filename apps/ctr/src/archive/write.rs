@@ -20,7 +20,7 @@ const LEVEL: i32 = 3;
 pub(super) struct Writer<'a> {
     tar: tar::Builder<zstd::Encoder<'static, &'a File>>,
     files: BTreeMap<String, Digest>,
-    /// Files with several names, by device and inode, under the first of them.
+    /// The first path of each file with several names, by device and inode.
     links: HashMap<(u64, u64), String>,
 }
 
@@ -31,7 +31,7 @@ impl<'a> Writer<'a> {
         Ok(Writer { tar: tar::Builder::new(encoder), files: BTreeMap::new(), links: HashMap::new() })
     }
 
-    /// Adds a directory that holds nothing but files: a checkpoint. Its work directory is not needed.
+    /// Adds a checkpoint: a directory of regular files. Its subdirectory, where CRIU worked, is left out.
     pub(super) fn add_plain_tree(&mut self, directory: &Path, to: &str) -> Result<()> {
         self.add_directory(&directory.symlink_metadata()?, to)?;
         for name in names_in(directory)? {
@@ -48,7 +48,7 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    /// Adds a root file system, or a layer of one.
+    /// Adds a root file system, or the upper directory of an overlay.
     pub(super) fn add_root(&mut self, directory: &Path, to: &str) -> Result<()> {
         let metadata = directory.symlink_metadata().with_context(|| format!("read {}", directory.display()))?;
         let attributes = attributes_of(directory)?;
@@ -76,12 +76,12 @@ impl<'a> Writer<'a> {
     fn add_other(&mut self, path: &Path, metadata: &Metadata, to: &str) -> Result<()> {
         let kind = metadata.file_type();
         if kind.is_char_device() && metadata.rdev() == 0 {
-            // As an overlay hides what is below it.
+            // An overlay hides an entry of a lower directory by this device.
             let (parent, name) = to.rsplit_once('/').unwrap_or(("", to));
             return self.add_empty(metadata, EntryType::Regular, &format!("{parent}/{WHITEOUT}{name}"));
         }
         if kind.is_block_device() || kind.is_char_device() || kind.is_socket() {
-            out::say(format_args!("{} is left out: it is a device or a socket", path.display()));
+            out::say(format_args!("{} is not exported: it is a device or a socket", path.display()));
             return Ok(());
         }
         if metadata.nlink() > 1 {
@@ -130,7 +130,7 @@ impl<'a> Writer<'a> {
         Ok(self.tar.append_data(&mut header(metadata, kind), to, io::empty())?)
     }
 
-    /// Adds those extended attributes of the next entry that mean something elsewhere.
+    /// Adds those extended attributes of the next entry that are kept on another machine.
     fn add_attributes(&mut self, attributes: &[(String, Vec<u8>)]) -> Result<()> {
         let kept = attributes.iter().filter(|(name, _)| is_kept(name));
         let headers: Vec<(String, &[u8])> =
@@ -158,9 +158,9 @@ impl<'a> Writer<'a> {
     }
 }
 
-/// Attributes of files that are carried along.
+/// Whether the archive has an extended attribute of this name.
 pub(super) fn is_kept(name: &str) -> bool {
-    // An overlay that is mounted for it takes its own attributes from `user.` as well.
+    // An overlay that is mounted with `userxattr` keeps its own attributes under `user.overlay.`.
     let of_user = name.starts_with("user.") && !name.starts_with("user.overlay.");
     of_user || name == "security.capability" || name.starts_with("system.posix_acl_")
 }
@@ -190,7 +190,7 @@ fn names_in(directory: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// A file's extended attributes. What an overlay only says of its own lower directories cannot be carried along.
+/// A file's extended attributes. Fails for an attribute by which an overlay refers to another layer.
 fn attributes_of(path: &Path) -> Result<Vec<(String, Vec<u8>)>> {
     let failed = || format!("read the attributes of {}", path.display());
     let mut names = vec![0; 64 << 10];
@@ -219,7 +219,7 @@ fn attributes_of(path: &Path) -> Result<Vec<(String, Vec<u8>)>> {
     Ok(found)
 }
 
-/// Reads, and knows what it has read.
+/// Computes the digest of everything that is read through it.
 pub(super) struct Hashed<R> {
     inner: R,
     hash: Sha256,
@@ -246,7 +246,7 @@ impl<R: Read> Read for Hashed<R> {
     }
 }
 
-/// A path of bytes, for names in messages.
+/// Formats a path of bytes for a message.
 pub(super) fn shown(bytes: &[u8]) -> String {
     Path::new(std::ffi::OsStr::from_bytes(bytes)).display().to_string()
 }
