@@ -102,7 +102,7 @@ impl Hierarchies {
     /// process's own. The later process that reads them may itself be in another group.
     pub fn of_use(&self, places: &str) -> String {
         let is_of_use = |line: &&str| parse_places(line).iter().any(|place| self.locate(place).is_some());
-        places.lines().filter(is_of_use).map(|line| format!("{line}\n")).collect()
+        places.split('\n').filter(is_of_use).map(|line| format!("{line}\n")).collect()
     }
 
     /// Returns the groups that [`Hierarchies::places`] has read. Returns `None` if this host shows none of them, or all
@@ -200,7 +200,8 @@ fn all_mounts(text: &str) -> impl Iterator<Item = Mount> {
 
 /// Parses `/proc/<pid>/cgroup` (cgroups(7), "/proc/pid/cgroup").
 pub(crate) fn parse_places(text: &str) -> Vec<Place> {
-    text.lines()
+    // A path may end with a carriage return, which `lines` would take for a part of the line's end.
+    text.split('\n')
         .filter_map(|line| {
             let mut parts = line.splitn(3, ':');
             let controllers = parts.nth(1)?.split(',').filter(|c| !c.is_empty()).map(String::from).collect();
@@ -238,6 +239,15 @@ mod tests {
         32 24 0:28 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n\
         33 24 0:29 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw,nsdelegate\n\
         34 24 0:30 / /tmp rw - tmpfs tmpfs rw\n";
+
+    #[test]
+    fn path_that_ends_with_a_carriage_return_is_another_group() {
+        let all = test_hierarchies(HYBRID, "8:pids:/\n0::/\n");
+        let places = "8:pids:/c1\r\n0::/c1\r\n";
+        assert_eq!(all.of_use(places), places);
+        let group = all.cgroup(places).expect("a group");
+        assert_eq!(group.v1("pids"), Some("/sys/fs/cgroup/pids/c1\r".into()));
+    }
 
     #[test]
     fn places_are_found_under_their_mounts() {

@@ -57,7 +57,7 @@ impl Survey {
     /// Returns the survey as text, for a later process.
     pub fn to_text(&self) -> String {
         let mut text = String::new();
-        let lines = self.own.lines().map(|line| ("own", line.to_string()));
+        let lines = self.own.split_terminator('\n').map(|line| ("own", line.to_string()));
         let existing = self.existing.iter().map(|path| ("existing", path.display().to_string()));
         let missing = self.missing.iter().map(|path| ("missing", path.display().to_string()));
         for (what, line) in lines.chain(existing).chain(missing) {
@@ -70,7 +70,8 @@ impl Survey {
     /// Parses what [`Survey::to_text`] returned, except whether the groups are new.
     pub fn from_text(text: &str) -> Survey {
         let mut survey = Survey::default();
-        for line in text.lines() {
+        // A group's name may end with a carriage return, which `lines` would take for a part of the line's end.
+        for line in text.split('\n') {
             match line.split_once(' ') {
                 Some(("own", line)) => survey.own = survey.own + line + "\n",
                 Some(("existing", path)) => survey.existing.push(path.into()),
@@ -277,6 +278,18 @@ mod tests {
     fn mount(kind: &str, point: &Path) -> String {
         let kind = if kind.is_empty() { "cgroup2 cgroup2 rw".into() } else { format!("cgroup cgroup rw,{kind}") };
         format!("31 24 0:27 / {} rw - {kind}\n", point.display())
+    }
+
+    #[test]
+    fn survey_is_read_back_from_its_text() {
+        let survey = Survey {
+            own: "8:pids:/a\r\n0::/\n".into(),
+            existing: vec!["/sys/fs/cgroup/pids/a b".into(), "/sys/fs/cgroup/pids/c\r".into()],
+            missing: vec!["/sys/fs/cgroup/pids/d\r".into()],
+            is_new: false,
+        };
+        assert_eq!(Survey::from_text(&survey.to_text()), survey);
+        assert_eq!(Survey::from_text("other x\n\n"), Survey::default());
     }
 
     #[test]

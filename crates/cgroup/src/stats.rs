@@ -195,7 +195,7 @@ fn parse_system(text: &str) -> Option<u64> {
     let mut fields = text.lines().next()?.split_ascii_whitespace();
     (fields.next()? == "cpu").then_some(())?;
     // user, nice, system, idle, iowait, irq, softirq, steal
-    fields.take(8).map(|field| field.parse::<u64>().ok()).sum()
+    fields.take(8).try_fold(0, |sum: u64, field| Some(sum.saturating_add(field.parse().ok()?)))
 }
 
 /// Converts clock ticks to nanoseconds.
@@ -317,6 +317,15 @@ mod tests {
     }
 
     #[test]
+    fn numbers_too_large_to_add_do_not_wrap() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let stat = format!("slab {0}\nkernel_stack {0}\npagetables 1\n", u64::MAX);
+        write(directory.path(), &[("memory.stat", &stat)]);
+        let stats = test_cgroup(&[("", directory.path())]).stats().expect("reads");
+        assert_eq!(stats.memory.kernel.usage, u64::MAX);
+    }
+
+    #[test]
     fn stats_of_a_removed_group_are_zero() {
         let gone = test_cgroup(&[("pids,memory", Path::new("/nonexistent")), ("", Path::new("/nonexistent"))]);
         assert_eq!(gone.stats().expect("no error"), Stats::default());
@@ -326,6 +335,7 @@ mod tests {
     fn host_cpu_time_includes_steal_and_counts_guests_once() {
         assert_eq!(parse_system("cpu  1 2 3 4 5 6 7 8 9 10\ncpu0 1\n"), Some(36));
         assert_eq!(parse_system("intr 5\n"), None);
+        assert_eq!(parse_system("cpu  18446744073709551615 1\n"), Some(u64::MAX), "does not wrap");
         assert!(system_cpu_time().expect("reads") > 0);
     }
 }

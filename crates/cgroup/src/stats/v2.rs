@@ -39,7 +39,7 @@ pub(super) fn memory(group: &Directory, memory: &mut Memory) -> io::Result<()> {
     // The line `kernel` exists since Linux 5.18. Before that, add up its parts.
     let parts = ["slab", "kernel_stack", "pagetables", "percpu", "sec_pagetables"];
     let kernel = match value(&memory.raw, "kernel") {
-        0 => parts.iter().map(|key| value(&memory.raw, key)).sum(),
+        0 => parts.iter().fold(0, |sum: u64, key| sum.saturating_add(value(&memory.raw, key))),
         kernel => kernel,
     };
     memory.kernel = Usage { usage: kernel, limit: limit.map_or(0, |_| u64::MAX), ..Usage::default() };
