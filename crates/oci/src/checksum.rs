@@ -15,6 +15,15 @@ const END: &[u8] = b"\"}";
 const DIGITS: usize = 8;
 
 /// Adds a checksum to the text of a JSON object that has at least one member.
+///
+/// ```
+/// use oci::checksum::{is_intact, seal};
+///
+/// let mut text = seal(br#"{"status":0}"#.to_vec());
+/// assert_eq!(text, br#"{"status":0,"crc":"d16bc3dc"}"#);
+/// text[10] = b'1';
+/// assert!(!is_intact(&text), "a changed byte is noticed");
+/// ```
 pub fn seal(mut object: Vec<u8>) -> Vec<u8> {
     // Remove the closing brace.
     object.pop();

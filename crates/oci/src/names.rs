@@ -22,6 +22,14 @@ pub enum NameError {
 
 /// Checks a container's or process's name. `reserved` are the names of our own files in its directory; files of
 /// ours that the contract does not name begin with a dot, so that no client's name can be theirs.
+///
+/// ```
+/// use oci::{NameError, check_name};
+///
+/// assert_eq!(check_name("redis-1", &["state.json"]), Ok(()));
+/// assert_eq!(check_name("../redis", &["state.json"]), Err(NameError::Malformed));
+/// assert_eq!(check_name("state.json", &["state.json"]), Err(NameError::Reserved));
+/// ```
 pub fn check_name(name: &str, reserved: &[&str]) -> Result<(), NameError> {
     let bytes = name.as_bytes();
     let Some(first) = bytes.first() else { return Err(NameError::Empty) };

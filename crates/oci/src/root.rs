@@ -41,6 +41,15 @@ pub(crate) fn usual(binary: &Path) -> Option<PathBuf> {
 
 /// Returns a runtime's arguments with an absolute root, which does not depend on the runtime's working directory. Makes
 /// a relative root absolute, and adds `own` if the arguments name none.
+///
+/// ```
+/// use std::path::Path;
+///
+/// let own = Path::new("/run/containerd-runtime/runc");
+/// let arguments = |words: &[&str]| words.iter().map(ToString::to_string).collect();
+/// assert_eq!(oci::with_root(arguments(&["--debug"]), own), ["--debug", "--root=/run/containerd-runtime/runc"]);
+/// assert_eq!(oci::with_root(arguments(&["--root", "/run/runc"]), own), ["--root", "/run/runc"]);
+/// ```
 pub fn with_root(arguments: Vec<String>, own: &Path) -> Vec<String> {
     let absolute = match named(&arguments) {
         Some(root) if root.starts_with('/') => return arguments,

@@ -4,7 +4,7 @@
 //! nothing of containers and allocates little. The daemon, the shim and the client share it.
 //!
 //! Without the feature `std` the crate needs no C library. It then provides what no program can do without: the first
-//! instructions, a heap and `memcpy` ([`start`]). The shim is built this way: a host runs thousands of shims, and a C
+//! instructions, a heap and `memcpy` (the module `start`). The shim is built this way: a host runs thousands of shims, and a C
 //! library would add a third to the time that each of them takes to start.
 
 #![cfg_attr(not(feature = "std"), no_std)]

@@ -12,6 +12,11 @@ use alloc::string::String;
 /// These are the control characters (C0, DEL, C1), the line and paragraph separators, and the characters that change
 /// the direction of text (Unicode Standard Annex #9). A backslash stays as it is, so that ordinary text is never
 /// changed. An escape therefore looks like the same characters written out in the text.
+///
+/// ```
+/// assert_eq!(sys::shown::escape("one\ntwo \x1b[2J"), r"one\ntwo \u{1b}[2J");
+/// assert_eq!(sys::shown::escape(r"C:\new"), r"C:\new");
+/// ```
 pub fn escape(text: &str) -> Cow<'_, str> {
     let Some(first) = text.find(is_obeyed) else { return Cow::Borrowed(text) };
     let (harmless, rest) = text.split_at(first);

@@ -3,6 +3,15 @@
 use serde::{Deserialize, Serialize};
 
 /// Nanoseconds since 1970, UTC.
+///
+/// ```
+/// use supervisor::Timestamp;
+///
+/// let time: Timestamp = "2026-01-02T03:04:05Z".parse()?;
+/// assert_eq!(time, Timestamp(1_767_323_045_000_000_000));
+/// assert_eq!(time.to_string(), "2026-01-02T03:04:05.000000000Z");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Timestamp(pub i64);
 
