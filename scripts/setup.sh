@@ -24,6 +24,8 @@ if [ "$what" != --demo ]; then
     need losetup mount
     # Counts a shim's instructions.
     need valgrind valgrind
+    # Builds libFuzzer.
+    need c++ g++
 fi
 # A busybox that needs libraries is of no use in a root file system without any.
 if command -v busybox >/dev/null 2>&1 && ldd "$(command -v busybox)" >/dev/null 2>&1; then

@@ -269,6 +269,22 @@ impl Connected for Connection {
     fn connect_info(&self) {}
 }
 
+/// Filters a connection that arrives in `pieces`, the preface first. Returns what the HTTP/2 library would read.
+#[cfg(feature = "fuzzing")]
+pub fn filter_in_pieces<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Vec<u8> {
+    let mut filter = Filter { pending: Vec::new(), passing: PREFACE };
+    let (mut out, mut is_done) = (Vec::new(), false);
+    for piece in pieces {
+        filter.pending.extend_from_slice(piece);
+        is_done = is_done || filter.advance(&mut out);
+        if is_done {
+            out.append(&mut filter.pending);
+        }
+    }
+    out.append(&mut filter.pending);
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

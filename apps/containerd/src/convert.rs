@@ -1,7 +1,7 @@
 //! Conversion between the API's messages and the supervisor's types.
 
 mod request;
-mod resources;
+pub(crate) mod resources;
 mod stats;
 
 pub(crate) use request::{check_container, check_process};

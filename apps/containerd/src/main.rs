@@ -1,47 +1,5 @@
-//! `containerd`, the daemon.
-//!
-//! This program reads its flags, opens its sockets, maps the gRPC API onto the supervisor, and stops when a signal asks for it.
-//! Everything that concerns containers is in the crate `supervisor`.
+//! The program `containerd`.
 
-mod authority;
-mod convert;
-mod daemon;
-mod dump;
-mod errors;
-mod events;
-mod flags;
-mod http;
-mod listen;
-mod load;
-mod logging;
-mod metrics;
-mod places;
-mod profile;
-mod replace;
-mod service;
-mod tls;
-mod wire;
-
-use std::process::ExitCode;
-
-fn main() -> ExitCode {
-    let flags = flags::Flags::read();
-    // Before the log opens a descriptor: see `sys::activation::take`.
-    let inherited = listen::Inherited::take();
-    let (log, level) = match logging::init(&flags) {
-        Ok(logging) => logging,
-        Err(e) => {
-            eprintln!("containerd: cannot set up the log: {e:#}");
-            return ExitCode::FAILURE;
-        }
-    };
-    let code = match daemon::run(&flags, inherited, &log, level) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            tracing::error!("{e:#}");
-            ExitCode::FAILURE
-        }
-    };
-    log.flush();
-    code
+fn main() -> std::process::ExitCode {
+    containerd::main()
 }

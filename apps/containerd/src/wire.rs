@@ -28,7 +28,7 @@ pub(crate) fn with_plain_message<B: Body<Data = Bytes>>(
     Response::from_parts(head, body)
 }
 
-fn decode_message(headers: &mut HeaderMap) {
+pub(crate) fn decode_message(headers: &mut HeaderMap) {
     let Some(value) = headers.get_mut(&MESSAGE) else { return };
     // This succeeds: only visible ASCII is left.
     if let Ok(decoded) = HeaderValue::from_bytes(&decoded(value.as_bytes())) {

@@ -124,7 +124,7 @@ pub(crate) fn root_of_bundle(bundle: &Path) -> Result<OwnedFd> {
     open_directory(&root).with_context(|| format!("open {}", root.display()))
 }
 
-fn open_directory(path: &Path) -> std::io::Result<OwnedFd> {
+pub(crate) fn open_directory(path: &Path) -> std::io::Result<OwnedFd> {
     Ok(open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
 }
 

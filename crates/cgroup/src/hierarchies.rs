@@ -211,7 +211,7 @@ pub(crate) fn parse_places(text: &str) -> Vec<Place> {
 }
 
 /// Returns hierarchies for a test, from the text of its own mountinfo and of its own groups.
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn test_hierarchies(mounts: &str, own: &str) -> Hierarchies {
     let host = Host { mounts: parse_mounts(mounts), hugepages: vec!["2MB".into()] };
     Hierarchies { host: Arc::new(host), own: parse_places(own) }
@@ -219,7 +219,7 @@ pub(crate) fn test_hierarchies(mounts: &str, own: &str) -> Hierarchies {
 
 /// Returns a container's groups in directories of a test. Each is in a hierarchy of its own with the given controllers;
 /// no controllers mean v2.
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn test_cgroup(directories: &[(&str, &Path)]) -> Cgroup {
     let (mut mounts, mut places) = (String::new(), String::new());
     for (controllers, path) in directories {

@@ -9,6 +9,8 @@
 
 mod files;
 mod freezer;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod group;
 mod held;
 mod hierarchies;

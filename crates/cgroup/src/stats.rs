@@ -191,7 +191,7 @@ pub fn system_cpu_time() -> io::Result<u64> {
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "unreadable /proc/stat"))
 }
 
-fn parse_system(text: &str) -> Option<u64> {
+pub(crate) fn parse_system(text: &str) -> Option<u64> {
     let mut fields = text.lines().next()?.split_ascii_whitespace();
     (fields.next()? == "cpu").then_some(())?;
     // user, nice, system, idle, iowait, irq, softirq, steal

@@ -10,6 +10,8 @@ mod checkpoint;
 pub mod checksum;
 mod child;
 mod container_dir;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod json;
 mod leftovers;
 mod log;

@@ -25,6 +25,8 @@ mod config;
 mod container;
 mod error;
 mod events;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod host;
 mod observe;
 mod operations;

@@ -24,6 +24,8 @@ mod errno;
 pub mod exhausted;
 #[cfg(feature = "std")]
 pub mod foreign_file;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 #[cfg(any(not(feature = "std"), test))]
 mod heap;
 #[cfg(feature = "std")]

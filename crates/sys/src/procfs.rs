@@ -99,7 +99,7 @@ pub fn is_open_for_writing(pid: u32, fd: &str) -> io::Result<bool> {
     Ok(flags.is_some_and(|flags| flags & ACCESS_MODE != 0))
 }
 
-fn parse_nspid(status: &str) -> bool {
+pub(crate) fn parse_nspid(status: &str) -> bool {
     let Some(line) = status.lines().find_map(|line| line.strip_prefix("NSpid:")) else { return false };
     let mut numbers = line.split_ascii_whitespace();
     numbers.next().is_some() && numbers.next_back() == Some("1")
@@ -117,7 +117,7 @@ fn is_released(text: &str) -> bool {
     fields_of_stat(text).and_then(|mut fields| fields.nth(2)) == Some("-1")
 }
 
-fn parse_stat(text: &str) -> Option<Stat> {
+pub(crate) fn parse_stat(text: &str) -> Option<Stat> {
     let mut fields = fields_of_stat(text)?;
     let state = *fields.next()?.as_bytes().first()?;
     let parent = fields.next()?.parse().ok()?;

@@ -168,7 +168,7 @@ pub(crate) fn import(import: &ImportCheckpoint) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-struct Imported {
+pub(crate) struct Imported {
     bundle: PathBuf,
     id: String,
     name: String,
@@ -176,7 +176,7 @@ struct Imported {
     mount: Option<String>,
 }
 
-fn read_archive(import: &ImportCheckpoint) -> Result<Imported> {
+pub(crate) fn read_archive(import: &ImportCheckpoint) -> Result<Imported> {
     let shown = import.file.display();
     let file = std::fs::File::open(&import.file).with_context(|| format!("open {shown}"))?;
     // Without --bundle, the bundle is named after the container, whose name is at the end of the archive.

@@ -32,7 +32,7 @@ fn of_the_dead(error: sys::Errno) -> Result<Option<String>, sys::Errno> {
     if error == sys::Errno::INVAL { Ok(None) } else { Err(error) }
 }
 
-fn parse(text: &str) -> Vec<Interface> {
+pub(crate) fn parse(text: &str) -> Vec<Interface> {
     text.lines()
         .filter_map(|line| {
             // A name may contain a colon, a number cannot.
