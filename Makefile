@@ -12,7 +12,7 @@ SHIM_FEATURES := --no-default-features
 SHIM_LINKING += -C link-arg=-nostartfiles -C link-arg=-nostdlib -C link-arg=-static
 endif
 
-.PHONY: build failpoints demo test bench bench-quick profile soak test-v2 lint msrv fuzz format setup install clean help
+.PHONY: build failpoints demo test bench bench-quick profile soak test-v2 lint deny msrv fuzz format setup install clean help
 
 build: ## build containerd, containerd-shim and ctr into target/release
 	$(CARGO) build --locked --profile daemon -p containerd -p ctr
@@ -74,6 +74,9 @@ lint: ## check the format, and lint with warnings as errors
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --release --workspace --all-targets -- -D warnings
 	$(CARGO) clippy --locked --profile shim -p containerd-shim $(SHIM_FEATURES) -- -D warnings
+
+deny: ## check licenses, duplicate versions, sources and advisories of all dependencies
+	scripts/deny.sh
 
 msrv: ## check that the workspace builds with the oldest Rust that is promised, which is Debian 13's
 	scripts/msrv.sh
