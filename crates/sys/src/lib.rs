@@ -18,6 +18,8 @@ pub mod allocator;
 pub mod child;
 pub mod clock;
 #[cfg(feature = "std")]
+pub mod closed;
+#[cfg(feature = "std")]
 pub mod descriptors;
 pub mod environment;
 mod errno;

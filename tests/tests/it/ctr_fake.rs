@@ -291,6 +291,25 @@ fn closed_pipe_ends_ctr_by_sigpipe_and_full_disk_is_an_error() {
 }
 
 #[test]
+fn stdout_that_was_closed_at_the_start_is_an_error_if_there_is_output() {
+    let place = Place::new();
+    let _fake = Fake::serve(&place.socket, Behaviour { containers: vec![running("c")], ..Default::default() });
+    let closed = |arguments: &[&str]| {
+        let plain = place.ctr(arguments);
+        let mut command = Command::new("sh");
+        command.args(["-c", "exec \"$@\" >&-", "sh"]).arg(plain.get_program()).args(plain.get_args());
+        command.current_dir(place.directory.path()).output().unwrap()
+    };
+    for arguments in [&["state"][..], &["version"], &["containers"], &["events"], &["--help"], &["completion", "bash"]]
+    {
+        let output = closed(arguments);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {output:?}");
+        assert_eq!(said(&output), "[ctr] write to stdout: Bad file descriptor (os error 9)\n", "{arguments:?}");
+    }
+    assert!(closed(&["containers", "pause", "c"]).status.success());
+}
+
+#[test]
 fn exec_takes_what_is_not_given_from_the_containers_process() {
     let place = Place::new();
     let fake = Fake::serve(&place.socket, Behaviour { containers: vec![running("c")], ..Default::default() });
