@@ -10,7 +10,7 @@ use contract::process_files::OOM_KILLS;
 use contract::status::KILLED;
 use core::str;
 use core::time::Duration;
-use rustix::event::{EventfdFlags, eventfd};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fd::{AsRawFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags, open, openat};
 use rustix::io::{Errno, pread, read};
@@ -27,6 +27,9 @@ const ROOM: usize = 256;
 /// How long after an alarm of v1 a kill may come. The alarm comes before the kernel kills.
 const KILL_FOLLOWS: Duration = Duration::from_secs(5);
 
+/// How long the kernel may take to signal the removal of a v1 group, which it does from a workqueue.
+const REMOVAL_SIGNAL: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
+
 /// The count of one memory group.
 #[derive(Debug)]
 pub(crate) struct OomCount {
@@ -38,6 +41,8 @@ pub(crate) struct OomCount {
     kills: u64,
     /// An alarm of v1 that no rise of the count has followed.
     alarmed: Option<Instant>,
+    /// Signals of v1's eventfd that were read after the group was gone. One of them only reports the removal.
+    signals_since: u64,
 }
 
 impl OomCount {
@@ -51,7 +56,7 @@ impl OomCount {
         let is_v1 = !controller.is_empty();
         let file =
             openat(&group, if is_v1 { "memory.oom_control" } else { "memory.events" }, READ, Mode::empty()).ok()?;
-        let mut count = OomCount { file: None, alarm: None, kills: 0, alarmed: None };
+        let mut count = OomCount { file: None, alarm: None, kills: 0, alarmed: None, signals_since: 0 };
         if is_v1 {
             // Without an alarm the count is still read when a child ends.
             count.alarm = alarm(&group, &file).filter(|alarm| poller.watch(alarm, Token::Memory).is_ok());
@@ -65,11 +70,14 @@ impl OomCount {
 
     /// Reads the count.
     pub(crate) fn look(&mut self) {
-        let mut alarms = [0; 8];
-        if self.alarm.as_ref().is_some_and(|alarm| read(alarm, &mut alarms).is_ok()) {
-            // The kernel adds one when the group is removed (mm/memcontrol-v1.c, `memcg_event_remove`).
-            let removed = u64::from(self.count().is_none());
-            if u64::from_ne_bytes(alarms) > removed {
+        let mut signals = [0; 8];
+        if self.alarm.as_ref().is_some_and(|alarm| read(alarm, &mut signals).is_ok()) {
+            // The kernel also signals the removal of the group, some time later (mm/memcontrol-v1.c, `memcg_event_remove`). As long
+            // as the group is there, each signal is an alarm.
+            if self.count().is_none() {
+                self.signals_since += u64::from_ne_bytes(signals);
+            }
+            if self.count().is_some() || self.signals_since > 1 {
                 self.alarmed = Some(Instant::now());
             }
         }
@@ -96,6 +104,13 @@ impl OomCount {
 
     /// Writes the count down, if there is one; it was read when the process ended. `status`: how it ended.
     pub(crate) fn end(mut self, status: u32) {
+        if self.file.is_none() && status == KILLED && self.alarmed.is_none() && self.signals_since == 1 {
+            // It is an alarm if another signal follows, which then reports the removal.
+            if let Some(alarm) = &self.alarm {
+                let _ = poll(&mut [PollFd::new(alarm, PollFlags::IN)], Some(&REMOVAL_SIGNAL));
+            }
+            self.look();
+        }
         if self.file.is_none() && status == KILLED && self.alarmed.is_some_and(|at| at.elapsed() < KILL_FOLLOWS) {
             // The group went before the kill could be read.
             self.kills += 1;
