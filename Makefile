@@ -1,4 +1,4 @@
-# `make demo` and `make test` are all that a newcomer needs; `make help` lists the rest.
+# `make demo`, `make check` and `make test` are all that a newcomer needs; `make help` lists the rest.
 
 CARGO ?= cargo
 BIN := target/release
@@ -12,7 +12,8 @@ SHIM_FEATURES := --no-default-features
 SHIM_LINKING += -C link-arg=-nostartfiles -C link-arg=-nostdlib -C link-arg=-static
 endif
 
-.PHONY: build failpoints demo test bench bench-quick profile soak test-v2 lint deny msrv fuzz format setup install clean help
+.PHONY: build failpoints demo check test bench bench-quick profile soak test-v2 lint shellcheck doc deny msrv fuzz format setup \
+	install clean help
 
 build: ## build containerd, containerd-shim and ctr into target/release
 	$(CARGO) build --locked --profile daemon -p containerd -p ctr
@@ -42,6 +43,12 @@ demo: ## run a real container under a daemon of its own, and show how
 	$(MAKE) --no-print-directory build
 	scripts/demo.sh
 
+# Builds without optimisation, and so incrementally. PROFILE=--release shares what it builds with `make test`. Unit tests of
+# checkpoint archives make devices and extended attributes, which takes root: for other users `make test` has them.
+check: lint doc ## what a change must pass before all else: format, lints, documentation, unit tests; without root, in a minute
+	$(CARGO) test --locked $(PROFILE) --workspace --lib --bins --test docs -- --quiet $(if $(filter-out 0,$(shell id -u)),--skip archive::)
+	$(CARGO) test --locked $(PROFILE) --workspace --doc -- --quiet
+
 test: setup failpoints build ## run every test, with the real daemon and the real runtimes
 	RUST_TEST_THREADS=$(TEST_THREADS) $(CARGO) test --locked --release --workspace
 	RUNTIME=crun scripts/test-v2.sh limits:: stats:: oom::a_ calls::a_paused calls::the_state
@@ -70,10 +77,18 @@ MINUTES ?= 10
 # Tests wait for processes more than they compute.
 TEST_THREADS ?= 4
 
-lint: ## check the format, and lint with warnings as errors
+lint: shellcheck ## check the format, and lint programs and scripts with warnings as errors
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --locked --release --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --locked $(PROFILE) --workspace --all-targets -- -D warnings
 	$(CARGO) clippy --locked --profile shim -p containerd-shim $(SHIM_FEATURES) -- -D warnings
+
+shellcheck: # needs shellcheck, which `make setup` installs
+	@if command -v shellcheck >/dev/null; then shellcheck --severity=style .ci/run scripts/*.sh tests/src/*.sh; \
+	elif [ -n "$$CI" ]; then echo "shellcheck is missing" >&2; exit 1; \
+	else echo "shellcheck is missing, so that scripts are not checked (Debian: apt-get install shellcheck)" >&2; fi
+
+doc: ## build the documentation of the crates into target/doc, with warnings as errors
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked $(PROFILE) --workspace --no-deps --lib --document-private-items
 
 deny: ## check licenses, duplicate versions, sources and advisories of all dependencies
 	scripts/deny.sh

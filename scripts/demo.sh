@@ -83,6 +83,7 @@ run ctr containers start --label demo=yes redis bundle
 run ctr containers list
 
 say "A further process in it"
+# shellcheck disable=SC2016 # the container expands it
 run ctr containers exec --id redis --pid look --attach -- sh -c 'echo "user $(id -u) in $(hostname)"; ps'
 
 say "Frozen, and thawed"

@@ -24,6 +24,7 @@ if [ "$what" != --demo ]; then
     need losetup mount
     # Counts a shim's instructions.
     need valgrind valgrind
+    need shellcheck shellcheck
     # Builds libFuzzer.
     need c++ g++
 fi

@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # A runtime that fails as the bundle says, in the annotation `test.fault`: STEP:FAULT, several with commas between.
 #
 # Steps are the runtime's subcommands. Faults:
@@ -68,6 +69,7 @@ late) "$RUNTIME" "$@" && sleep 100000 ;;
 meet-*)
     mkdir -p "$home/meeting"
     : >"$home/meeting/$$"
+    # shellcheck disable=SC2012 # the names are numbers
     while [ "$(ls "$home/meeting" | wc -l)" -lt "${fault#meet-}" ]; do sleep 0.01; done
     ;;
 esac
