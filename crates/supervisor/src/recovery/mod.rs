@@ -1,7 +1,7 @@
 //! What a new daemon does with the containers of an earlier one: gather, judge, act.
 //!
 //! - [`gather`] reads the files of a container and changes nothing;
-//! - [`judge`] decides, as a pure function, what becomes of it;
+//! - [`mod@judge`] decides, as a pure function, what becomes of it;
 //! - [`adopt`] and [`remains`] act, and [`aside`] keeps what cannot be read.
 //!
 //! Several threads gather and judge containers at the same time. Calls of clients wait for that, for all containers together, and
