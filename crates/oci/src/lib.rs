@@ -6,6 +6,7 @@
 
 mod abilities;
 mod bundle;
+mod capabilities;
 mod checkpoint;
 pub mod checksum;
 mod child;
@@ -28,6 +29,7 @@ mod words;
 
 pub use abilities::{Abilities, Ability};
 pub use bundle::{Bundle, BundleError};
+pub use capabilities::Capabilities;
 pub use checkpoint::{BeginError, Checkpoints, Partial, criu_at, criu_errors, restore_work, time_frozen};
 pub use child::Child;
 pub use container_dir::{ContainerDir, Dump};

@@ -5,6 +5,8 @@ use contract::null_as_default;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use crate::capabilities::Capabilities;
+
 /// The members of a process object that the daemon reads.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
@@ -26,7 +28,7 @@ pub struct ProcessSpec {
     pub cwd: String,
     /// One list for the bounding, effective and permitted sets. If these differ, it is the bounding set.
     #[serde(deserialize_with = "capabilities")]
-    pub capabilities: Vec<String>,
+    pub capabilities: Capabilities,
     /// The name of an AppArmor profile, or empty.
     #[serde(deserialize_with = "null_as_default")]
     pub apparmor_profile: String,
@@ -166,7 +168,7 @@ impl ProcessSpec {
     fn capabilities_for_exec(&self, init: Option<Value>) -> Value {
         let of_all = |list: Value| json!({"bounding": list, "effective": list, "permitted": list});
         match init {
-            _ if !self.capabilities.is_empty() => of_all(json!(self.capabilities)),
+            _ if !self.capabilities.is_empty() => of_all(self.capabilities.iter().collect()),
             // Drafts of the specification had one list.
             Some(Value::Array(list)) => of_all(list.into()),
             Some(Value::Object(mut sets)) => {
@@ -181,7 +183,7 @@ impl ProcessSpec {
 }
 
 /// Reads capabilities in the form of the specification, an object of sets, or in the form of its drafts, a list.
-fn capabilities<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Vec<String>, D::Error> {
+fn capabilities<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Capabilities, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
     enum Form {
@@ -193,11 +195,12 @@ fn capabilities<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Vec<String>, D
             effective: Option<Vec<String>>,
         },
     }
-    Ok(match Option::<Form>::deserialize(d)? {
+    let names = match Option::<Form>::deserialize(d)? {
         None => Vec::new(),
         Some(Form::List(list)) => list,
         Some(Form::Sets { bounding, effective }) => bounding.or(effective).unwrap_or_default(),
-    })
+    };
+    Ok(names.into_iter().collect())
 }
 
 #[cfg(test)]
@@ -266,7 +269,7 @@ mod tests {
             args: vec!["a".into()],
             env: vec!["B=c".into()],
             cwd: "/".into(),
-            capabilities: vec!["CAP_KILL".into()],
+            capabilities: ["CAP_KILL"].into_iter().collect(),
             apparmor_profile: "p".into(),
             selinux_label: "l".into(),
             no_new_privileges: true,
