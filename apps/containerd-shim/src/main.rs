@@ -1,39 +1,32 @@
 //! `containerd-shim`: the parent of one container process.
 //!
-//! Started by the daemon as `<shim> <container id> <bundle> <runtime>` with the process directory as its
-//! working directory. It runs the OCI runtime, moves the process's stdio, obeys `control`, reaps the process
-//! and writes down how it ended. It lives exactly as long as the process and its output do, whether or not a
-//! daemon is there.
+//! The daemon starts it as `<shim> <container id> <bundle> <runtime>`, with the process's directory as its working directory. The
+//! shim runs the OCI runtime, moves the process's stdio, obeys `control`, reaps the process, and writes down how the process ended.
+//! It lives as long as the process and its output do, whether or not a daemon runs.
 //!
-//! What always holds: one thread; one epoll loop that never blocks on anything a client or the process
-//! decides; all signals blocked, so that nothing but SIGKILL ends it; `exit` stays open for writing until
-//! `exitStatus` is there.
+//! This crate is the shim's contract with the daemon: its arguments, its files and FIFOs, its log. The crate `shim-core` does the
+//! rest. `contract` has what both sides of the contract must agree on.
+//!
+//! What always holds: there is one thread; one epoll loop never blocks on anything that a client or the process decides; all
+//! signals are blocked, so that only SIGKILL ends the shim; `exit` stays open for writing until `exitStatus` is there.
 
 #![cfg_attr(not(test), no_main)]
 #![cfg_attr(not(feature = "std"), no_std)]
 
 extern crate alloc;
 
-mod console;
 mod error;
 mod event_loop;
 mod files;
-mod input;
-mod mover;
-mod oci;
-mod oom;
-mod output;
-mod poller;
 mod request;
-mod stdio;
-mod terminal_end;
+mod runtime;
 
 use error::Failure;
 
-/// The C library calls this, or `sys::start` where there is none. std's own preparations before `main` are of no use here, and
-/// cost more than all that the shim does before it starts the runtime: a reading of `/proc/self/maps` and a stack for signal
+/// The C library calls this, or `sys::start` where there is none. std's preparations before Rust's `main` are of no use here, and
+/// they cost more than all that the shim does before it starts the runtime: std reads `/proc/self/maps` and makes a stack for signal
 /// handlers.
-// SAFETY: no other item of the program has this name, and whoever calls it expects it with this meaning.
+// SAFETY: no other item of the program has this name, and both callers expect a C function without arguments under it.
 #[cfg(not(test))]
 #[allow(unsafe_code)]
 #[unsafe(no_mangle)]
@@ -41,7 +34,7 @@ extern "C" fn main() -> core::ffi::c_int {
     run()
 }
 
-/// What is a fault of the program itself is written down before it ends.
+/// Writes a fault of the program itself into the shim's log and ends the program.
 #[cfg(not(feature = "std"))]
 #[panic_handler]
 fn end(panic: &core::panic::PanicInfo<'_>) -> ! {
@@ -49,17 +42,17 @@ fn end(panic: &core::panic::PanicInfo<'_>) -> ! {
     sys::start::exit(101)
 }
 
-/// Runs the event loop, which needs a page or two of the stack, after giving back what the preparation has used of it.
+/// Serves until the process is over, which needs a page or two of the stack, after giving back what the preparation has used of it.
 #[allow(unsafe_code)]
 #[cfg_attr(test, allow(dead_code))]
-fn wait(shim: event_loop::Shim) -> Result<(), Failure> {
+fn serve(mut shim: event_loop::Shim) -> Result<(), Failure> {
     // SAFETY: this is the program's only thread, on the main thread's stack, below which the kernel maps nothing close.
     // Nothing points below this frame: `shim` is in this frame or in a caller's.
     unsafe { sys::stack::give_back() };
-    shim.run()
+    shim.serve()
 }
 
-/// The program; its exit status.
+/// Runs the program. Returns its exit status.
 #[cfg_attr(test, allow(dead_code))]
 fn run() -> i32 {
     let mut arguments = sys::environment::arguments().into_iter().skip(1);
@@ -68,13 +61,13 @@ fn run() -> i32 {
     else {
         const USAGE: &str =
             "usage: containerd-shim ID BUNDLE RUNTIME (started by containerd, in a process directory)\n";
-        let _ = files::write_all(sys::stdout(), USAGE.as_bytes());
+        let _ = shim_core::files::write_all(sys::stdout(), USAGE.as_bytes());
         return 2;
     };
-    let target = oci::Target { id, bundle, runtime };
-    match event_loop::Shim::prepare(target).and_then(wait) {
+    let target = runtime::Target { id, bundle, runtime };
+    match event_loop::prepare(target).and_then(serve) {
         Ok(()) => 0,
-        // Without a daemon there is nobody to tell.
+        // Without a daemon the log has no reader.
         Err(Failure::NoDaemon) => 1,
         Err(failure) => {
             failure.log();

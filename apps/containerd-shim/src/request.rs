@@ -5,8 +5,9 @@ use contract::{BadRequest, CheckpointOptions, FORMAT, NewerFormat, Request, Runt
 use rustix::fd::OwnedFd;
 use rustix::fs::{CWD, Mode, OFlags, fstat, open};
 use rustix::process::getppid;
+use shim_core::Context;
 
-use crate::error::{Context, Failure};
+use crate::error::Failure;
 
 /// Reads `process.json` in the working directory.
 pub(crate) fn read() -> Result<Request, Failure> {

@@ -1,18 +1,18 @@
-//! The end of a terminal's input, as the program on it sees it.
+//! The end of a terminal's input, as the program on the terminal sees it.
 //!
-//! A terminal has no end of file of its own. In canonical mode a VEOF character makes one read(2) return what has been
-//! typed of the line, which is nothing at the start of a line; so an unfinished line needs two. In other modes it is a
-//! byte like any other. When a program changes the mode, a VEOF that has not been read becomes a zero byte, or is dropped
-//! (Linux, drivers/tty/n_tty.c: `n_tty_set_termios`, `TCSAFLUSH`). So no character that is sent once can be the end.
+//! A terminal has no end of file of its own. In canonical mode a VEOF character makes one read(2) return what has been typed of
+//! the line. At the start of a line that is nothing, so an unfinished line needs two VEOF characters. In other modes VEOF is a
+//! byte like any other. When a program changes the mode, the kernel turns a VEOF that has not been read into a zero byte, or
+//! drops it (Linux, drivers/tty/n_tty.c: `n_tty_set_termios`, `TCSAFLUSH`). So no character that is sent once can be the end.
 //!
-//! Here the end is a state that lasts until the process is over. Whenever the program could read and finds nothing, the
-//! terminal is put into canonical mode and is sent one VEOF: a read that waits, and each later one, returns 0, as it does
-//! at the end of a file. No byte arrives that the client has not sent. The kernel wakes the shim when the program reads
-//! (`n_tty_check_unthrottle` wakes the master) and when it changes the mode (which wakes the slave).
+//! Here the end is a state that lasts until the process is over. Whenever the program could read and there is nothing to read,
+//! the shim puts the terminal into canonical mode and sends one VEOF. A read that waits, and each later one, then returns 0, as at
+//! the end of a file. The program receives no byte that the client has not sent. The kernel wakes the shim when the program reads
+//! (`n_tty_check_unthrottle` wakes the master) and when the program changes the mode (which wakes the slave).
 //!
-//! A read that began in another mode goes on as such (`n_tty_read` looks at `VMIN` once): it takes the VEOF and waits
-//! further. It has to begin again, as a read does that a signal interrupts without a handler. The terminal's foreground
-//! process group gets SIGSTOP and at once SIGCONT, which takes the former back, in most cases before it takes effect.
+//! A read that began in another mode goes on in that mode (`n_tty_read` looks at `VMIN` once): it takes the VEOF and waits on. It
+//! has to begin again, as a read does that a signal without a handler interrupts. So the shim sends SIGSTOP to the terminal's
+//! foreground process group and SIGCONT at once, which in most cases cancels the stop before it takes effect.
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
@@ -28,26 +28,26 @@ use crate::stdio::set_nonblocking;
 /// Ctrl-D.
 const VEOF: u8 = 4;
 
-/// Mode changes of the program that one look follows; the kernel tells of later ones.
+/// How many mode changes of the program one call follows. The kernel wakes the shim for later ones.
 const LOOKS: usize = 8;
 
-/// After so many ends that were taken in one mode, a reader is assumed that does not return.
+/// After so many VEOF characters were taken in one mode, the shim assumes a read that does not return.
 const MANY: u32 = 64;
 
 /// The end of the input of one terminal.
 #[derive(Debug)]
 pub(crate) struct TerminalEnd {
-    /// The terminal itself, whose queue of input the master does not show. Not held open before there is an end, as the
-    /// master tells by its being closed that no process has the terminal any more.
+    /// The terminal's slave, because the master does not show the queue of input. Opened only for the end: while it is open,
+    /// the master does not tell that no process has the terminal open.
     slave: OwnedFd,
-    /// A VEOF was sent, and nothing has been seen of its having been read.
+    /// A VEOF was sent, and the shim has not seen that it was read.
     sent: bool,
-    /// How many have been taken since the mode was changed.
+    /// The number of VEOF characters that were read since the mode was changed.
     taken: u32,
 }
 
 impl TerminalEnd {
-    /// `master` is that of the terminal. An error where the kernel cannot open its other side (before Linux 4.13).
+    /// Opens the slave of `master`. Fails if the kernel cannot do that (before Linux 4.13).
     pub(crate) fn new(master: &OwnedFd) -> io::Result<TerminalEnd> {
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
         let slave = ioctl_tiocgptpeer(master, flags)?;
@@ -55,19 +55,19 @@ impl TerminalEnd {
         Ok(TerminalEnd { slave, sent: false, taken: 0 })
     }
 
-    /// What tells of mode changes.
+    /// The descriptor that becomes ready when the program changes the mode.
     pub(crate) fn descriptor(&self) -> &OwnedFd {
         &self.slave
     }
 
-    /// Has the program find the end once it has read everything else. To be called whenever it may have read something or
+    /// Makes the program find the end once it has read everything else. To be called whenever the program may have read or
     /// changed the mode.
     pub(crate) fn keep(&mut self, master: &OwnedFd) -> io::Result<()> {
         for _ in 0..LOOKS {
             let mut termios = tcgetattr(&self.slave)?;
             let is_canonical = termios.local_modes.contains(LocalModes::ICANON);
             if self.sent && !is_canonical {
-                // If there is one byte, it is what the change of the mode has made of the VEOF.
+                // If there is one byte, the mode change has made it from the VEOF.
                 if ioctl_fionread(&self.slave)? == 1 {
                     tcflush(&self.slave, QueueSelector::IFlush)?;
                 }
@@ -85,15 +85,15 @@ impl TerminalEnd {
             let veof = &mut termios.special_codes[SpecialCodeIndex::VEOF];
             if is_canonical && *veof != 0 {
                 match rustix::io::write(master, &[*veof]) {
-                    // The kernel tells when it takes more.
+                    // The kernel wakes the shim when the master takes more.
                     Err(Errno::AGAIN) => return Ok(()),
                     Err(e) => return Err(e),
                     Ok(_) => self.sent = true,
                 }
-                // If that is not the end of a line, a character before it has made it a usual one.
+                // If the program still cannot read, a character before it (VLNEXT) has made the VEOF an ordinary one.
                 continue;
             }
-            // This also gives a reader what it waits to become more (`VMIN`).
+            // This also releases a read that has fewer bytes than it waits for (`VMIN`).
             *veof = VEOF;
             termios.local_modes |= LocalModes::ICANON;
             tcsetattr(&self.slave, OptionalActions::Now, &termios)?;
@@ -105,13 +105,13 @@ impl TerminalEnd {
         Ok(())
     }
 
-    /// Whether a read waits. The kernel lets one read at a time, and one that must not wait for another fails with
-    /// `EAGAIN`, even if it asks for nothing.
+    /// Whether a read waits. The kernel serves one read at a time. A second one that must not wait fails with `EAGAIN`, even if
+    /// it asks for 0 bytes.
     fn is_being_read(&self) -> bool {
         matches!(rustix::io::read(&self.slave, &mut [0; 0][..]), Err(Errno::AGAIN))
     }
 
-    /// Whether a read of the program would not wait.
+    /// Whether a read of the program would return at once.
     fn can_read(&self) -> io::Result<bool> {
         let mut polled = [PollFd::new(&self.slave, PollFlags::IN)];
         poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
@@ -119,9 +119,9 @@ impl TerminalEnd {
     }
 }
 
-/// Has the reads of a terminal begin again.
+/// Makes the reads of a terminal begin again.
 fn restart_reads(master: &OwnedFd) {
-    // Without a foreground group there is no reader. It is looked up just now; no pidfd stands for a group.
+    // Without a foreground group there is no reader. There is no pidfd for a group, so its number is looked up right before.
     let Ok(group) = tcgetpgrp(master) else { return };
     let _ = kill_process_group(group, Signal::STOP);
     let _ = kill_process_group(group, Signal::CONT);
@@ -136,7 +136,7 @@ mod tests {
     struct Terminal {
         master: OwnedFd,
         end: TerminalEnd,
-        /// The program's.
+        /// The program's descriptor.
         slave: OwnedFd,
     }
 
@@ -160,7 +160,7 @@ mod tests {
             self.end.keep(&self.master).expect("keeps");
         }
 
-        /// What the program reads at once.
+        /// Returns what the program reads without waiting.
         fn read(&self) -> String {
             let mut buffer = [0; 100];
             let length = rustix::io::read(&self.slave, &mut buffer).expect("does not wait");
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_and_an_unfinished_one_come_before_the_end() {
+    fn typed_lines_are_read_before_the_end() {
         for (typed, lines) in [("", &[][..]), ("a\n", &["a\n"]), ("abc", &["abc"]), ("a\nbc", &["a\n", "bc"])] {
             let mut terminal = Terminal::new();
             terminal.type_in(typed);
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_raw_reader_gets_what_was_typed_and_then_the_end() {
+    fn raw_reader_gets_typed_bytes_and_then_the_end() {
         for change in [editor, Termios::make_raw] {
             let mut terminal = Terminal::new();
             terminal.change(OptionalActions::Now, change);
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn an_end_that_a_mode_change_spoils_is_made_again_and_leaves_no_byte() {
+    fn end_survives_mode_changes_and_leaves_no_byte() {
         for when in [OptionalActions::Now, OptionalActions::Drain, OptionalActions::Flush] {
             let mut terminal = Terminal::new();
             for _ in 0..3 {
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_reading_of_input_is_changed_in_a_raw_terminal() {
+    fn end_in_a_raw_terminal_changes_only_how_input_is_read() {
         let mut terminal = Terminal::new();
         terminal.change(OptionalActions::Now, Termios::make_raw);
         terminal.is_at_end();
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unfinished_line_typed_before_raw_mode_is_not_lost() {
+    fn unfinished_line_typed_before_raw_mode_is_read() {
         let mut terminal = Terminal::new();
         terminal.type_in("abc");
         terminal.change(OptionalActions::Now, editor);
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_waits_for_more_bytes_than_come_gets_those() {
+    fn reader_that_waits_for_more_bytes_gets_those_that_came() {
         let mut terminal = Terminal::new();
         terminal.change(OptionalActions::Now, |termios| {
             editor(termios);
@@ -265,9 +265,9 @@ mod tests {
     }
 
     #[test]
-    fn a_literal_next_or_a_disabled_character_does_not_hide_the_end() {
+    fn literal_next_or_disabled_veof_does_not_hide_the_end() {
         let mut terminal = Terminal::new();
-        // Ctrl-V takes the next character as it is.
+        // Ctrl-V makes the next character an ordinary one.
         terminal.type_in("\u{16}");
         terminal.keep();
         assert_eq!(terminal.read(), "\u{4}");

@@ -1,4 +1,8 @@
-//! stdout, stderr, or a terminal's output: from the process into what the client named.
+//! stdout, stderr, or a terminal's output: moves bytes from the process to the client's path, and decides when all of it has been
+//! delivered.
+//!
+//! The shim keeps a reading end of the client's FIFO open, so that the FIFO takes bytes while no client reads. As long as that end
+//! is open, the kernel does not tell whether a client has the FIFO open. So the shim closes it when it has to know.
 
 use core::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -8,26 +12,29 @@ use sys::clock::Instant;
 use alloc::format;
 use sys::Explained;
 
-use crate::error::warn;
+use crate::Warn;
 use crate::mover::{Mover, Step};
 use crate::stdio::{Opened, reading_end};
 
-/// How long the output of a process that has ended waits for somebody to read it.
+/// How long the output of a process waits for a reader before it is dropped.
 pub(crate) const READER_WAIT: Duration = Duration::from_secs(15);
 
-/// How long a FIFO may take nothing before the shim looks whether any process has it open for reading. A reader that is only
-/// slow costs nothing until then.
+/// How long a FIFO is full before the shim checks whether a process has it open for reading. Until then a slow reader costs
+/// nothing.
 const LOOK_AFTER: Duration = Duration::from_secs(1);
 
-/// Attempts before the rest of the loop gets its turn.
+/// The number of attempts in one turn, after which the event loop looks at everything else.
 const TURN: usize = 32;
 
-/// What is known of the process when its output is looked at.
+/// What is known of a process that has ended.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Ended {
-    /// No process of the container can write any more: what is not there by now is not coming.
-    pub(crate) nobody_writes: bool,
-    pub(crate) now: Instant,
+    /// No process of the container can write any more. What is not in the pipe now will not come.
+    pub nobody_writes: bool,
+    /// The output has waited long enough. What is not delivered in this attempt is dropped.
+    pub is_last_attempt: bool,
+    /// The time now.
+    pub now: Instant,
 }
 
 /// One output stream.
@@ -36,29 +43,31 @@ pub(crate) struct Output {
     name: &'static str,
     source: OwnedFd,
     sink: Opened,
-    /// Whether the sink is one that can be without a reader.
+    /// Whether the sink is a FIFO, which may have no reader.
     fifo: bool,
-    /// The source is a pipe.
+    /// Whether the source is a pipe.
     splices: bool,
     mover: Mover,
-    /// The source has ended.
+    /// Whether the source is at its end.
     over: bool,
-    /// Since when nobody has had the FIFO open for reading although there is something in it.
+    /// When the FIFO was first seen to have bytes and no reader.
     abandoned: Option<Instant>,
-    /// Something went over in the last attempt.
+    /// Whether the last turn moved bytes.
     moved: bool,
-    /// Since when the FIFO has been full although there is output.
+    /// When the FIFO was first seen to be full.
     full: Option<Instant>,
-    /// What the process writes is dropped, until a reader comes.
+    /// Whether output is dropped until a process opens the FIFO.
     drops: bool,
-    /// The process has ended.
+    /// Whether the process has ended.
     winds_up: bool,
+    /// Whether everything has been delivered or dropped.
     done: bool,
+    /// Whether a failure of the sink has been reported.
     failed: bool,
 }
 
 impl Output {
-    /// `splice`: whether the source can be spliced from.
+    /// `splice`: whether the source is a pipe, from which splice(2) can move.
     pub(crate) fn new(name: &'static str, source: OwnedFd, sink: Opened, splice: bool) -> Output {
         let (mover, fifo) = (Mover::new(splice), sink.keeper.is_some());
         Output {
@@ -84,17 +93,17 @@ impl Output {
         [&self.source, &self.sink.fd]
     }
 
-    /// What the client reads from.
+    /// The writing end of the client's FIFO, or the client's file.
     pub(crate) fn sink(&self) -> &OwnedFd {
         &self.sink.fd
     }
 
-    /// Whether there are bytes in the client's FIFO and nobody to read them.
+    /// Whether the client's FIFO has bytes and no reader.
     pub(crate) fn waits_for_reader(&self) -> bool {
         !self.done && self.abandoned.is_some()
     }
 
-    /// When it has to be looked at again: it gives up waiting for a reader, or asks whether there is one.
+    /// When the next turn is due even if nothing becomes ready: to drop output, or to check for a reader.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         if self.done || self.drops {
             return None;
@@ -107,9 +116,9 @@ impl Output {
         self.done
     }
 
-    /// Moves what can be moved while the process runs; true if there may be more at once. Output that fills a FIFO which no
-    /// process has had open for reading for some time is dropped, so that the process goes on.
-    pub(crate) fn serve(&mut self, now: impl Fn() -> Instant) -> bool {
+    /// Moves what can be moved while the process runs. True if there may be more to move at once. If no process has had a full
+    /// FIFO open for reading for [`READER_WAIT`], output is dropped, so that the process goes on.
+    pub(crate) fn serve(&mut self, now: impl Fn() -> Instant, warn: Warn<'_>) -> bool {
         if self.drops {
             if !self.has_reader() {
                 return self.drop_output();
@@ -117,7 +126,7 @@ impl Output {
             self.drops = false;
         }
         self.moved = false;
-        let more = self.advance();
+        let more = self.advance(warn);
         if !self.fifo {
             return more;
         }
@@ -126,7 +135,7 @@ impl Output {
         if !is_full {
             (self.full, self.abandoned) = (None, None);
             if self.sink.keeper.is_none() {
-                // Without it a write fails as soon as there is no reader, where the FIFO would still take some.
+                // With it, the FIFO takes bytes while no client reads.
                 self.sink.keeper = reading_end(&self.sink.fd).ok();
             }
             return more;
@@ -135,7 +144,8 @@ impl Output {
         if now.since(*self.full.get_or_insert(now)) < LOOK_AFTER && self.sink.keeper.is_some() {
             return more;
         }
-        // The kernel tells of other readers once this program is none. From now on it also wakes the shim when the last one goes.
+        // Without the shim's own reading end, the kernel tells whether there is a reader, and wakes the shim when the last one
+        // goes.
         self.sink.keeper = None;
         if self.has_reader() {
             self.abandoned = None;
@@ -150,7 +160,7 @@ impl Output {
         self.drop_output()
     }
 
-    /// Drops what the process has written; true if there may be more at once.
+    /// Drops what the process has written. True if there may be more to drop at once.
     fn drop_output(&mut self) -> bool {
         for _ in 0..TURN {
             match self.mover.drop_from(self.source.as_fd()) {
@@ -165,23 +175,23 @@ impl Output {
         true
     }
 
-    /// Moves what can be moved; true if there may be more at once.
-    fn advance(&mut self) -> bool {
+    /// Moves what can be moved. True if there may be more to move at once.
+    fn advance(&mut self, warn: Warn<'_>) -> bool {
         if self.over && self.mover.pending() == 0 {
             return false;
         }
         for _ in 0..TURN {
             match self.mover.step(self.source.as_fd(), self.sink.fd.as_fd(), u64::MAX) {
                 Step::Moved(_) => self.moved = true,
-                // A terminal that nobody has open now may be opened again, while the process lives.
+                // While the process lives, a process may open the terminal again (`look_again`).
                 Step::End => {
                     self.over = true;
                     return false;
                 }
-                // Only when our own reading end is closed: kept until a reader comes.
                 Step::Blocked => return false,
+                // This happens only while the shim's own reading end is closed. The bytes are kept until a reader comes.
                 Step::SinkGone => {
-                    // splice(2) tells of the reader that is missing before it tells of the end.
+                    // splice(2) reports the missing reader even if the source is at its end.
                     self.over |= self.is_at_end();
                     return false;
                 }
@@ -190,7 +200,7 @@ impl Output {
                         warn(&format!("{}: {}; output is lost", self.name, Explained(e)));
                     }
                     self.failed = true;
-                    // Spliced bytes were not taken; they must not stand in the way of the process.
+                    // splice(2) has left the bytes in the pipe, where they would block the process. Copying takes them out.
                     self.mover = Mover::new(false);
                 }
             }
@@ -198,7 +208,7 @@ impl Output {
         true
     }
 
-    /// Whether the process's end of a pipe is closed, and nothing is left in it. A terminal may be opened again.
+    /// Whether the source is a pipe that has no writer and no bytes. False for a terminal, which may be opened again.
     fn is_at_end(&self) -> bool {
         let mut polled = [PollFd::new(&self.source, PollFlags::IN)];
         let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -206,24 +216,24 @@ impl Output {
         self.splices && events.is_ok_and(|events| events.contains(PollFlags::HUP) && !events.contains(PollFlags::IN))
     }
 
-    /// A terminal's end is the end of those who had it open; somebody may have opened it again.
+    /// Forgets that the source was at its end: another process may have opened the terminal since.
     pub(crate) fn look_again(&mut self) {
         self.over = false;
     }
 
-    /// After the process's end: moves on, and decides whether all has been delivered. True if there may be more
-    /// at once.
-    pub(crate) fn wind_up(&mut self, ended: Ended) -> bool {
+    /// Moves what can be moved after the process's end, and decides whether all of it has been delivered. True if there may be
+    /// more to move at once.
+    pub(crate) fn wind_up(&mut self, ended: Ended, warn: Warn<'_>) -> bool {
         if self.done {
             return false;
         }
         if !self.winds_up {
-            // From the end on there is time for a reader to come, as long as if it had just left.
+            // A reader has the whole time from the process's end on.
             (self.winds_up, self.drops, self.full, self.abandoned) = (true, false, None, None);
         }
-        // From now on the kernel tells whether somebody else reads.
+        // Without the shim's own reading end, the kernel tells whether there is a reader.
         self.sink.keeper = None;
-        let more = self.advance();
+        let more = self.advance(warn);
         let drained = self.mover.pending() == 0
             && (self.over || (ended.nobody_writes && !more && self.mover.is_drained(self.source.as_fd())));
         if !self.fifo || self.has_reader() || !self.has_output() {
@@ -232,14 +242,17 @@ impl Output {
         } else {
             let since = *self.abandoned.get_or_insert(ended.now);
             if ended.now.since(since) >= READER_WAIT {
-                self.give_up("nobody has read it");
+                self.give_up("nobody has read it", warn);
             }
+        }
+        if ended.is_last_attempt {
+            self.give_up("the container has ended and it was not taken", warn);
         }
         more && !self.done
     }
 
     /// Drops what has not been delivered.
-    pub(crate) fn give_up(&mut self, why: &str) {
+    fn give_up(&mut self, why: &str, warn: Warn<'_>) {
         if !self.done {
             warn(&format!("{}: output was dropped: {why} for {} s", self.name, READER_WAIT.as_secs()));
             self.mover.discard();
@@ -253,7 +266,7 @@ impl Output {
             || rustix::io::ioctl_fionread(&self.sink.fd).is_ok_and(|bytes| bytes > 0)
     }
 
-    /// Whether anybody has the FIFO open for reading. Our own reading end must be closed.
+    /// Whether a process has the FIFO open for reading. The shim's own reading end must be closed.
     fn has_reader(&self) -> bool {
         let mut polled = [PollFd::new(&self.sink.fd, PollFlags::OUT)];
         let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -269,6 +282,8 @@ mod tests {
     use std::io::Read;
     use std::path::PathBuf;
 
+    const QUIET: Warn<'static> = &|_| {};
+
     struct Fifo(PathBuf);
 
     impl Fifo {
@@ -279,7 +294,7 @@ mod tests {
             Fifo(path)
         }
         fn open(&self) -> Opened {
-            open_client("stdout", self.0.to_str().expect("utf-8"), Direction::ToClient).expect("opens").expect("a fifo")
+            open_client(self.0.to_str().expect("utf-8"), Direction::ToClient).expect("opens").expect("a fifo")
         }
     }
 
@@ -296,43 +311,43 @@ mod tests {
     }
 
     fn ended(now: Instant) -> Ended {
-        Ended { nobody_writes: true, now }
+        Ended { nobody_writes: true, is_last_attempt: false, now }
     }
 
     #[test]
-    fn silence_needs_no_reader() {
+    fn silent_output_is_delivered_without_a_reader() {
         let fifo = Fifo::new("silent");
         let (theirs, mut output) = output(&fifo);
         drop(theirs);
-        output.wind_up(ended(Instant::now()));
+        output.wind_up(ended(Instant::now()), QUIET);
         assert!(output.is_done());
     }
 
     #[test]
-    fn silent_end_of_an_added_process_is_seen_without_a_reader() {
+    fn closed_pipe_is_seen_without_a_reader() {
         let fifo = Fifo::new("silent-exec");
         let (theirs, mut output) = output(&fifo);
         let now = Instant::now();
-        // Its container goes on, so that another process could still write.
-        let of_exec = Ended { nobody_writes: false, now };
-        output.wind_up(of_exec);
+        // The container goes on, and another of its processes could write.
+        let of_exec = Ended { nobody_writes: false, is_last_attempt: false, now };
+        output.wind_up(of_exec, QUIET);
         assert!(!output.is_done());
         drop(theirs);
-        output.wind_up(of_exec);
+        output.wind_up(of_exec, QUIET);
         assert!(output.is_done());
     }
 
     #[test]
-    fn output_waits_for_a_reader_and_then_counts_as_delivered() {
+    fn output_is_delivered_once_a_reader_opens_the_fifo() {
         let fifo = Fifo::new("late");
         let (theirs, mut output) = output(&fifo);
         rustix::io::write(&theirs, b"hello").expect("fits");
         drop(theirs);
         let start = Instant::now();
-        output.wind_up(ended(start));
+        output.wind_up(ended(start), QUIET);
         assert!(!output.is_done() && output.waits_for_reader());
         let mut reader = std::fs::File::open(&fifo.0).expect("opens at once, a writer is there");
-        output.wind_up(ended(start));
+        output.wind_up(ended(start), QUIET);
         assert!(output.is_done());
         drop(output);
         let mut text = String::new();
@@ -341,26 +356,26 @@ mod tests {
     }
 
     #[test]
-    fn without_a_reader_it_is_dropped_after_its_time() {
+    fn output_without_a_reader_is_dropped_after_the_wait() {
         let fifo = Fifo::new("never");
         let (theirs, mut output) = output(&fifo);
         rustix::io::write(&theirs, b"hello").expect("fits");
         drop(theirs);
         let start = Instant::now();
-        output.wind_up(ended(start));
+        output.wind_up(ended(start), QUIET);
         assert_eq!(output.deadline(), Some(start + READER_WAIT));
-        output.wind_up(ended(start + READER_WAIT));
+        output.wind_up(ended(start + READER_WAIT), QUIET);
         assert!(output.is_done());
     }
 
     #[test]
-    fn a_writer_outside_the_container_delays_nothing_once_all_others_are_gone() {
+    fn writer_outside_the_container_does_not_delay_the_end() {
         let fifo = Fifo::new("outside");
         let (theirs, mut output) = output(&fifo);
         let now = Instant::now();
-        output.wind_up(Ended { nobody_writes: false, now });
-        assert!(!output.is_done(), "somebody may still write");
-        output.wind_up(ended(now));
+        output.wind_up(Ended { nobody_writes: false, is_last_attempt: false, now }, QUIET);
+        assert!(!output.is_done(), "another process may still write");
+        output.wind_up(ended(now), QUIET);
         assert!(output.is_done());
         drop(theirs);
     }
@@ -370,7 +385,7 @@ mod tests {
         set_nonblocking(theirs).expect("flags");
         let mut sent = 0;
         while let Ok(n) = rustix::io::write(theirs, &[7; 4096]).or_else(|_| {
-            output.serve(|| now);
+            output.serve(|| now, QUIET);
             rustix::io::write(theirs, &[7; 4096])
         }) {
             sent += n;
@@ -380,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn output_of_a_running_process_is_dropped_once_no_reader_has_come_in_time() {
+    fn output_of_a_running_process_is_dropped_while_no_reader_comes() {
         for unlinked in [false, true] {
             let fifo = Fifo::new(if unlinked { "unlinked" } else { "left" });
             let (theirs, mut output) = output(&fifo);
@@ -390,22 +405,22 @@ mod tests {
             let start = Instant::now();
             fill(&theirs, &mut output, start);
             assert_eq!(output.deadline(), Some(start + LOOK_AFTER));
-            output.serve(|| start + LOOK_AFTER);
+            output.serve(|| start + LOOK_AFTER, QUIET);
             assert!(output.waits_for_reader());
             let last = start + LOOK_AFTER + READER_WAIT;
             assert_eq!(output.deadline(), Some(last));
-            output.serve(|| last);
+            output.serve(|| last, QUIET);
             assert!(rustix::io::write(&theirs, &[7; 4096]).is_ok() && output.deadline().is_none());
             if unlinked {
                 continue;
             }
-            // What the FIFO held is still there, and what comes from now on follows it.
+            // The FIFO still has its bytes, and new output follows them.
             let mut reader = std::fs::File::open(&fifo.0).expect("opens");
-            output.serve(|| last);
+            output.serve(|| last, QUIET);
             let mut held = vec![0; 1 << 16];
             reader.read_exact(&mut held).expect("reads");
             rustix::io::write(&theirs, b"again").expect("fits");
-            output.serve(|| last);
+            output.serve(|| last, QUIET);
             drop((output, theirs));
             let mut rest = Vec::new();
             reader.read_to_end(&mut rest).expect("reads");
@@ -414,14 +429,14 @@ mod tests {
     }
 
     #[test]
-    fn nothing_of_a_running_process_is_dropped_as_long_as_a_reader_is_there() {
+    fn output_of_a_running_process_is_kept_while_there_is_a_reader() {
         let fifo = Fifo::new("held");
         let (theirs, mut output) = output(&fifo);
         let mut reader = std::fs::File::open(&fifo.0).expect("opens");
         let start = Instant::now();
         let mut sent = fill(&theirs, &mut output, start);
         for minutes in 1..5 {
-            output.serve(|| start + minutes * 60 * LOOK_AFTER);
+            output.serve(|| start + minutes * 60 * LOOK_AFTER, QUIET);
             assert!(!output.drops && output.deadline().is_none());
         }
         let later = start + 600 * LOOK_AFTER;
@@ -429,7 +444,7 @@ mod tests {
         while got < sent {
             let mut piece = [0; 10_000];
             got += reader.read(&mut piece).expect("reads");
-            output.serve(|| later);
+            output.serve(|| later, QUIET);
         }
         assert!(output.sink.keeper.is_some(), "a reader that goes now is no error");
         drop(reader);
@@ -438,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_reader_is_waited_for_without_limit() {
+    fn slow_reader_is_waited_for_without_limit() {
         let fifo = Fifo::new("slow");
         let (theirs, mut output) = output(&fifo);
         let mut reader = std::fs::File::open(&fifo.0).expect("opens");
@@ -446,7 +461,7 @@ mod tests {
         let mut sent = 0;
         // Until both the process's pipe and the FIFO are full.
         while let Ok(n) = rustix::io::write(&theirs, &[7; 4096]).or_else(|_| {
-            output.advance();
+            output.advance(QUIET);
             rustix::io::write(&theirs, &[7; 4096])
         }) {
             sent += n;
@@ -454,13 +469,13 @@ mod tests {
         }
         drop(theirs);
         let later = Instant::now() + 10 * READER_WAIT;
-        output.wind_up(ended(later));
+        output.wind_up(ended(later), QUIET);
         assert!(!output.is_done() && output.deadline().is_none());
         let mut got = 0;
         while !output.is_done() {
             let mut piece = [0; 10_000];
             got += reader.read(&mut piece).expect("reads");
-            output.wind_up(ended(later));
+            output.wind_up(ended(later), QUIET);
         }
         drop(output);
         got += reader.read_to_end(&mut Vec::new()).expect("reads");

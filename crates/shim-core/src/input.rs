@@ -1,24 +1,24 @@
-//! stdin: from what the client named into the process's pipe or terminal.
+//! stdin: moves bytes from the client's path into the process's pipe or terminal.
 
 use rustix::fd::{AsFd, OwnedFd};
 
 use alloc::format;
 use sys::Explained;
 
-use crate::error::warn;
+use crate::Warn;
 use crate::mover::{Mover, Step};
 use crate::stdio::Opened;
 use crate::terminal_end::TerminalEnd;
 
-/// Attempts before the rest of the loop gets its turn.
+/// The number of attempts in one turn, after which the event loop looks at everything else.
 const TURN: usize = 32;
 
-/// What the process's stdin is.
+/// The shim's side of the process's stdin.
 #[derive(Debug)]
 pub(crate) enum Sink {
-    /// End of file is its closing.
+    /// A pipe. Closing it is the end of file.
     Pipe(OwnedFd),
-    /// The terminal's master; end of file is a state ([`TerminalEnd`]), which only a client can bring about.
+    /// A terminal's master. The end of file is a state ([`TerminalEnd`]), which only a client's request begins.
     Terminal(OwnedFd),
 }
 
@@ -33,12 +33,12 @@ impl Sink {
 /// The stdin of one process.
 #[derive(Debug)]
 pub(crate) struct Input {
-    /// Both gone once a pipe has been closed. Only a terminal can be without a source.
+    /// `None` once stdin is closed. A terminal can have a sink and no source.
     ends: Option<(Option<Opened>, Sink)>,
     mover: Mover,
-    /// `closeStdin` has been asked for: so many bytes were in the FIFO then, and are still to go.
+    /// A client has asked for the end: the number of bytes that have to be moved first.
     closing: Option<u64>,
-    /// The end of a terminal's input, once everything before it has been written.
+    /// Keeps the end of a terminal's input, once everything before it has been written.
     terminal_end: Option<TerminalEnd>,
 }
 
@@ -48,12 +48,12 @@ impl Input {
         Input { ends: Some((source, sink)), mover, closing: None, terminal_end: None }
     }
 
-    /// Whether it goes to a terminal.
+    /// Whether the sink is a terminal.
     pub(crate) fn is_terminal(&self) -> bool {
         matches!(self.ends, Some((_, Sink::Terminal(_))))
     }
 
-    /// What tells of a change after which [`Input::advance`] has to be called, once there is an end to be kept.
+    /// A further descriptor to wait on, once the terminal's input has ended: the program may change the terminal's mode.
     pub(crate) fn terminal(&self) -> Option<&OwnedFd> {
         self.terminal_end.as_ref().map(TerminalEnd::descriptor)
     }
@@ -61,42 +61,42 @@ impl Input {
     /// The descriptors to wait on.
     pub(crate) fn descriptors(&self) -> impl Iterator<Item = &OwnedFd> {
         self.ends.iter().flat_map(|(source, sink)| {
-            // The process reads its end of a pipe; of a terminal the output side waits on the same master.
+            // A pipe becomes writable when the process reads. The output waits on the same master of a terminal.
             let sink = matches!(sink, Sink::Pipe(_)).then_some(sink.fd());
             source.iter().map(|opened| &opened.fd).chain(sink)
         })
     }
 
-    /// Passes on end-of-file after every byte that is in the FIFO now.
+    /// Ends the process's stdin after the bytes that are in the FIFO now.
     pub(crate) fn close(&mut self) {
         if self.closing.is_some() {
             return;
         }
         let Some((source, _)) = &self.ends else { return };
         self.closing = match source {
-            // What has been taken and not yet passed on comes first.
+            // The bytes that the mover has read and not written come first.
             Some(Opened { fd, keeper: Some(_) }) => {
                 Some(rustix::io::ioctl_fionread(fd).unwrap_or(0) + self.mover.pending() as u64)
             }
-            // What is left of a plain file is not cut off.
+            // A plain file is moved to its own end.
             Some(_) => Some(u64::MAX),
             None => Some(0),
         };
     }
 
-    /// Moves what can be moved; true if there may be more at once.
-    pub(crate) fn advance(&mut self) -> bool {
+    /// Moves what can be moved. True if there may be more to move at once.
+    pub(crate) fn advance(&mut self, warn: Warn<'_>) -> bool {
         for _ in 0..TURN {
-            if !self.attempt() {
+            if !self.attempt(warn) {
                 return false;
             }
         }
         true
     }
 
-    fn attempt(&mut self) -> bool {
+    fn attempt(&mut self, warn: Warn<'_>) -> bool {
         if self.closing == Some(0) && self.mover.pending() == 0 {
-            return self.pass_on_end();
+            return self.pass_on_end(warn);
         }
         let Some((Some(source), sink)) = &self.ends else { return false };
         match self.mover.step(source.fd.as_fd(), sink.fd().as_fd(), self.closing.unwrap_or(u64::MAX)) {
@@ -107,37 +107,38 @@ impl Input {
                 true
             }
             Step::Blocked => false,
-            Step::End => self.source_ended(),
-            // The process has closed its stdin: so do we, and the client's writer gets a broken pipe.
+            Step::End => self.source_ended(warn),
+            // The process has closed its stdin. Closing the FIFO gives the client's writer a broken pipe.
             Step::SinkGone => {
                 self.ends = None;
                 false
             }
             Step::Failed(e) => {
                 warn(&format!("stdin: {}; what could not be passed on is lost", Explained(e)));
-                self.source_ended()
+                self.source_ended(warn)
             }
         }
     }
 
-    /// A pipe ends with a plain file. A terminal only then has no input, unless its client has asked for the end.
-    fn source_ended(&mut self) -> bool {
+    /// Handles the end of a plain file. It ends the stdin of a process with a pipe. It ends a terminal's input only if a client has
+    /// asked for the end.
+    fn source_ended(&mut self, warn: Warn<'_>) -> bool {
         match &mut self.ends {
             Some((source, Sink::Terminal(_))) => {
                 *source = None;
                 self.closing = self.closing.map(|_| 0);
                 self.closing.is_some()
             }
-            _ => self.pass_on_end(),
+            _ => self.pass_on_end(warn),
         }
     }
 
-    fn pass_on_end(&mut self) -> bool {
+    fn pass_on_end(&mut self, warn: Warn<'_>) -> bool {
         let Some((source, Sink::Terminal(master))) = &mut self.ends else {
             self.ends = None;
             return false;
         };
-        // Its writers learn that nobody reads any more.
+        // Closing the FIFO gives the client's writer a broken pipe.
         *source = None;
         let kept = match &mut self.terminal_end {
             Some(end) => end.keep(master),
@@ -145,7 +146,7 @@ impl Input {
         };
         match kept {
             Ok(()) => return false,
-            // Hung up: there is nothing to be read any more.
+            // No process has the terminal open.
             Err(rustix::io::Errno::IO) => {}
             Err(e) => warn(&format!("stdin: the end of the terminal's input cannot be passed on: {}", Explained(e))),
         }
@@ -160,23 +161,23 @@ mod tests {
     use rustix::pipe::{PipeFlags, pipe_with};
 
     #[test]
-    fn the_end_comes_after_what_is_on_its_way_too() {
+    fn end_of_stdin_follows_the_bytes_that_the_mover_holds() {
         let (fd, keeper) = pipe_with(PipeFlags::NONBLOCK).expect("pipe");
         let (reader, sink) = pipe_with(PipeFlags::NONBLOCK).expect("pipe");
         rustix::pipe::fcntl_setpipe_size(&sink, 4096).expect("small");
         let data: Vec<u8> = (0..20_000u32).map(|n| (n % 251) as u8).collect();
         rustix::io::write(&keeper, &data).expect("fits");
-        // Copied, as it is for a terminal.
+        // The bytes are copied, as for a terminal.
         let ends = Some((Some(Opened { fd, keeper: Some(keeper) }), Sink::Pipe(sink)));
         let mut input = Input { ends, mover: Mover::new(false), closing: None, terminal_end: None };
-        input.advance();
-        assert!(input.mover.pending() > 0, "the sink is full, and some bytes are in neither");
+        input.advance(&|_| {});
+        assert!(input.mover.pending() > 0, "the sink is full, and the mover holds bytes");
         input.close();
         let mut got = Vec::new();
         let mut piece = [0; 1000];
         while let Ok(n @ 1..) = rustix::io::read(&reader, &mut piece) {
             got.extend_from_slice(&piece[..n]);
-            input.advance();
+            input.advance(&|_| {});
         }
         assert!(input.ends.is_none() && got == data);
     }

@@ -1,56 +1,56 @@
-//! Moves bytes from one descriptor to another, neither of which blocks: with splice(2), without a copy, where
-//! the kernel can, otherwise through a buffer. Bytes that were taken and could not be put down are kept.
+//! Moves bytes from one descriptor to another, neither of which blocks. splice(2) does it without a copy where the kernel
+//! can; a buffer does it elsewhere. The mover keeps the bytes that it has read and could not write.
 
 use alloc::vec::Vec;
 use rustix::fd::BorrowedFd;
 use rustix::io::Errno;
 use rustix::pipe::{SpliceFlags, splice};
 
-/// How one attempt ended.
+/// The result of one attempt.
 #[derive(Debug)]
 pub(crate) enum Step {
-    /// So many bytes went over; there may be more.
+    /// So many bytes were moved; there may be more.
     Moved(u64),
-    /// Nothing to do before one of the two changes.
+    /// Nothing can be moved before one of the descriptors becomes ready.
     Blocked,
-    /// The source has nothing more to say: end of file, or a terminal that nobody has open.
+    /// The source is at its end: end of file, or no process has the terminal open.
     End,
-    /// The sink takes nothing any more: a pipe that nobody reads.
+    /// The sink is a pipe without a reader.
     SinkGone,
-    /// The sink failed on these bytes, which are lost.
+    /// Reading or writing failed. Bytes that were read and not written are lost.
     Failed(Errno),
 }
 
-/// The largest piece moved in one attempt.
+/// The largest piece that one attempt moves.
 const PIECE: usize = 1 << 20;
-/// Enough for a terminal's line or a file's page; kept small since every shim that used it keeps it.
+/// The size of the buffer on the stack. Small, because the kernel does not take a used page of the stack back by itself.
 const BUFFER: usize = 8 << 10;
 
 /// One direction of one stream.
 #[derive(Debug)]
 pub(crate) struct Mover {
     splice: bool,
-    /// Taken from the source, not yet in the sink.
+    /// The bytes that were read from the source and not yet written to the sink.
     pending: Vec<u8>,
-    /// The last attempt found the source empty (only known when copying).
+    /// Whether the last attempt found the source empty. Only known when copying.
     empty: bool,
 }
 
 impl Mover {
-    /// `splice`: whether to try it at all; the mover falls back by itself where the kernel refuses.
+    /// `splice`: whether to try splice(2). The mover copies if the kernel refuses it.
     pub(crate) fn new(splice: bool) -> Mover {
         Mover { splice, pending: Vec::new(), empty: false }
     }
 
-    /// Bytes that are in neither of the two.
+    /// The number of bytes that were read from the source and not yet written to the sink.
     pub(crate) fn pending(&self) -> usize {
         self.pending.len()
     }
 
-    /// Whether everything that the source held is in the sink. Only to be asked when the last attempt did not
-    /// move anything, of a source in which nothing can appear any more.
+    /// Whether all that the source held is in the sink. Only meaningful if the last attempt moved nothing and nothing can be
+    /// written to the source any more.
     pub(crate) fn is_drained(&self, source: BorrowedFd<'_>) -> bool {
-        // FIONREAD does not count what is still on its way through a terminal; a read that found nothing does.
+        // FIONREAD does not count the bytes that are still on their way through a terminal. A read does.
         let empty = if self.splice { rustix::io::ioctl_fionread(source).is_ok_and(|n| n == 0) } else { self.empty };
         empty && self.pending.is_empty()
     }
@@ -67,7 +67,7 @@ impl Mover {
                 Ok(n) => return Step::Moved(n as u64),
                 Err(Errno::AGAIN | Errno::INTR) => return Step::Blocked,
                 Err(Errno::PIPE) => return Step::SinkGone,
-                // Not for this pair: a file opened for appending, a device without splice.
+                // The kernel cannot splice between these two: a file opened for appending, or a device without splice.
                 Err(Errno::INVAL) => self.splice = false,
                 Err(e) => return Step::Failed(e),
             }
@@ -80,7 +80,7 @@ impl Mover {
         let length = length.min(BUFFER);
         self.empty = false;
         match rustix::io::read(from, &mut buffer[..length]) {
-            // A terminal whose last slave was closed answers EIO, after its last byte.
+            // A terminal's master returns EIO after the last byte, once no process has the terminal open.
             Ok(0) | Err(Errno::IO) => Step::End,
             Ok(n) => {
                 self.pending.extend_from_slice(&buffer[..n]);
@@ -115,7 +115,7 @@ impl Mover {
         }
     }
 
-    /// Takes what the source has and drops it.
+    /// Reads what the source has and drops it.
     pub(crate) fn drop_from(&mut self, from: BorrowedFd<'_>) -> Step {
         self.pending = Vec::new();
         match rustix::io::read(from, &mut [0; BUFFER]) {
@@ -127,7 +127,7 @@ impl Mover {
         }
     }
 
-    /// Forgets what could not be put down.
+    /// Drops the bytes that could not be written.
     pub(crate) fn discard(&mut self) {
         self.pending = Vec::new();
     }
@@ -141,7 +141,7 @@ mod tests {
     use std::io::Read;
 
     #[test]
-    fn splice_falls_back_for_a_file_opened_for_appending() {
+    fn file_opened_for_appending_is_copied_to() {
         let path = std::env::temp_dir().join(format!("mover-{}", std::process::id()));
         let file = std::fs::OpenOptions::new().create(true).append(true).open(&path).expect("opens");
         let (read, write) = pipe_with(PipeFlags::NONBLOCK).expect("pipe");
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_full_sink_refused_is_kept_in_order() {
+    fn bytes_that_a_full_sink_refuses_are_kept_in_order() {
         let (source, feed) = pipe_with(PipeFlags::NONBLOCK).expect("pipe");
         let (read, sink) = pipe_with(PipeFlags::NONBLOCK).expect("pipe");
         rustix::pipe::fcntl_setpipe_size(&sink, 4096).expect("small");
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_than_the_limit_is_taken() {
+    fn mover_takes_no_more_than_the_limit() {
         for splice in [true, false] {
             let (source, feed) = pipe_with(PipeFlags::NONBLOCK).expect("pipe");
             let (_read, sink) = pipe_with(PipeFlags::NONBLOCK).expect("pipe");

@@ -1,19 +1,17 @@
-//! Counting how often the kernel kills for memory in the group of the process, for the daemon that comes later.
+//! Counts how often the kernel kills for memory (OOM) in a process's cgroup.
 //!
-//! Whoever made the group may remove it as soon as it is empty: systemd does so some milliseconds after the last process has
-//! ended. After that an open file of the group reads as `ENODEV`, and no daemon can find out any more. So the count is read
-//! when the kernel says that it has changed, and when a child has ended, before anything else is done about that.
+//! A daemon that comes later may be unable to find that out. The program that made the cgroup may remove it as soon as it is
+//! empty: systemd does so some milliseconds after the last process has ended. After that, reading an open file of the cgroup fails with `ENODEV`.
+//! So the shim reads the count when the kernel reports a change, and when a child has ended, before it reaps the child.
 
 use alloc::format;
-use alloc::string::ToString;
-use contract::process_files::OOM_KILLS;
-use contract::status::KILLED;
 use core::str;
 use core::time::Duration;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fd::{AsRawFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags, open, openat};
 use rustix::io::{Errno, pread, read};
+use sys::child::ExitStatus;
 use sys::clock::Instant;
 
 use crate::files;
@@ -21,34 +19,38 @@ use crate::poller::{Poller, Token};
 
 const READ: OFlags = OFlags::RDONLY.union(OFlags::CLOEXEC);
 
-/// More than either version's file is long.
+/// More bytes than `memory.events` or `memory.oom_control` has.
 const ROOM: usize = 256;
 
-/// How long after an alarm of v1 a kill may come. The alarm comes before the kernel kills.
+/// How long after an alarm of cgroup v1 the kill may come. The kernel raises the alarm before it kills.
 const KILL_FOLLOWS: Duration = Duration::from_secs(5);
 
-/// How long the kernel may take to signal the removal of a v1 group, which it does from a workqueue.
+/// How long the kernel may take to signal the removal of a v1 cgroup, which it does from a workqueue.
 const REMOVAL_SIGNAL: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
 
-/// The count of one memory group.
+/// The status of a process that SIGKILL has killed.
+const KILLED: ExitStatus = 137;
+
+/// The count of one cgroup.
 #[derive(Debug)]
-pub(crate) struct OomCount {
-    /// `memory.events` or `memory.oom_control`; none once the group is gone.
+pub struct OomCount {
+    /// `memory.events` (v2) or `memory.oom_control` (v1). `None` once the cgroup is gone.
     file: Option<OwnedFd>,
-    /// v1's eventfd.
+    /// The eventfd of v1.
     alarm: Option<OwnedFd>,
     /// The count that was read last.
     kills: u64,
-    /// An alarm of v1 that no rise of the count has followed.
+    /// When v1 raised an alarm that no rise of the count has followed.
     alarmed: Option<Instant>,
     /// Signals of v1's eventfd that were read after the group was gone. One of them only reports the removal.
     signals_since: u64,
 }
 
 impl OomCount {
-    /// Begins to count for `process`; `None` where nothing counts. `mount`: the v1 controller, or nothing for v2, a colon, and
-    /// where its hierarchy is mounted.
-    pub(crate) fn begin(mount: &str, process: u32, poller: &Poller) -> Option<OomCount> {
+    /// Begins to count in the cgroup of `process`. `mount` is the v1 controller, or nothing for v2; a colon; the mount point of the
+    /// hierarchy. `poller` reports changes of the count as `token`. `None` if the process is in the root cgroup, or the cgroup
+    /// counts nothing.
+    pub fn begin(mount: &str, process: u32, poller: &Poller, token: Token) -> Option<OomCount> {
         let places = sys::small_file::read(CWD, format!("/proc/{process}/cgroup")).ok()?;
         let (controller, mount) = mount.split_once(':')?;
         let path = str::from_utf8(path_of(&places, controller)?).ok()?;
@@ -58,10 +60,10 @@ impl OomCount {
             openat(&group, if is_v1 { "memory.oom_control" } else { "memory.events" }, READ, Mode::empty()).ok()?;
         let mut count = OomCount { file: None, alarm: None, kills: 0, alarmed: None, signals_since: 0 };
         if is_v1 {
-            // Without an alarm the count is still read when a child ends.
-            count.alarm = alarm(&group, &file).filter(|alarm| poller.watch(alarm, Token::Memory).is_ok());
+            // Without an alarm the shim still reads the count when a child ends.
+            count.alarm = alarm(&group, &file).filter(|alarm| poller.watch(alarm, token).is_ok());
         } else {
-            let _ = poller.watch_priority(&file, Token::Memory);
+            let _ = poller.watch_changes(&file, token);
         }
         count.file = Some(file);
         count.look();
@@ -69,11 +71,11 @@ impl OomCount {
     }
 
     /// Reads the count.
-    pub(crate) fn look(&mut self) {
+    pub fn look(&mut self) {
         let mut signals = [0; 8];
         if self.alarm.as_ref().is_some_and(|alarm| read(alarm, &mut signals).is_ok()) {
-            // The kernel also signals the removal of the group, some time later (mm/memcontrol-v1.c, `memcg_event_remove`). As long
-            // as the group is there, each signal is an alarm.
+            // The kernel also signals the removal of the cgroup, some time later (mm/memcontrol-v1.c, `memcg_event_remove`). As long
+            // as the cgroup is there, each signal is an alarm.
             if self.count().is_none() {
                 self.signals_since += u64::from_ne_bytes(signals);
             }
@@ -92,7 +94,7 @@ impl OomCount {
         }
     }
 
-    /// The count now; `None` once the group is gone.
+    /// The count now. `None` once the cgroup is gone.
     fn count(&self) -> Option<u64> {
         let mut room = [0; ROOM];
         match pread(self.file.as_ref()?, &mut room, 0) {
@@ -102,8 +104,8 @@ impl OomCount {
         }
     }
 
-    /// Writes the count down, if there is one; it was read when the process ended. `status`: how it ended.
-    pub(crate) fn end(mut self, status: u32) {
+    /// The final count, for a process that ended with `status`.
+    pub fn finish(mut self, status: ExitStatus) -> u64 {
         if self.file.is_none() && status == KILLED && self.alarmed.is_none() && self.signals_since == 1 {
             // It is an alarm if another signal follows, which then reports the removal.
             if let Some(alarm) = &self.alarm {
@@ -111,19 +113,14 @@ impl OomCount {
             }
             self.look();
         }
-        if self.file.is_none() && status == KILLED && self.alarmed.is_some_and(|at| at.elapsed() < KILL_FOLLOWS) {
-            // The group went before the kill could be read.
-            self.kills += 1;
-        }
-        if self.kills > 0 {
-            if let Err(e) = files::write_whole(OOM_KILLS, &self.kills.to_string()) {
-                crate::error::warn(&format!("the count of kills for memory is lost: {}", sys::Explained(e)));
-            }
-        }
+        let is_missed =
+            self.file.is_none() && status == KILLED && self.alarmed.is_some_and(|at| at.elapsed() < KILL_FOLLOWS);
+        // The cgroup was removed before the shim could read the kill.
+        self.kills + u64::from(is_missed)
     }
 }
 
-/// v1's eventfd for an out-of-memory of a group (admin-guide/cgroup-v1/memory.rst, "OOM Control").
+/// Makes the eventfd that cgroup v1 signals when the cgroup is out of memory (admin-guide/cgroup-v1/memory.rst, "OOM Control").
 fn alarm(group: &OwnedFd, file: &OwnedFd) -> Option<OwnedFd> {
     let alarm = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).ok()?;
     let control = openat(group, "cgroup.event_control", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
@@ -131,8 +128,8 @@ fn alarm(group: &OwnedFd, file: &OwnedFd) -> Option<OwnedFd> {
     Some(alarm)
 }
 
-/// The path of a group, of the lines of `/proc/<pid>/cgroup` (cgroups(7)); `None` if it is the root, whose processes are not
-/// a container's. Bytes are cheaper than text: this is done once for each container.
+/// The path of the cgroup in the lines of `/proc/<pid>/cgroup` (cgroups(7)). `None` for the root cgroup, which is no container's.
+/// Bytes take fewer instructions than text.
 fn path_of<'a>(places: &'a [u8], controller: &str) -> Option<&'a [u8]> {
     let is_it = |line: &&[u8]| match controller {
         "" => line.starts_with(b"0::"),
@@ -145,7 +142,7 @@ fn path_of<'a>(places: &'a [u8], controller: &str) -> Option<&'a [u8]> {
     line.splitn(3, |byte| *byte == b':').nth(2).filter(|path| *path != b"/")
 }
 
-/// `oom_kill` in a file of lines with a key and a number.
+/// The value of `oom_kill` in a file whose lines have a key and a number.
 fn oom_kill(text: &[u8]) -> u64 {
     let mut lines = text.split(|byte| *byte == b'\n');
     let digits = lines.find_map(|line| line.strip_prefix(b"oom_kill ")).unwrap_or_default();
@@ -159,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_memory_group_is_found_and_its_kills_are_read() {
+    fn memory_cgroup_is_found_and_its_kills_are_read() {
         let places = b"4:memory:/a/b\n3:cpu,cpuacct:/c\n2:pids:/\n0::/x\n";
         assert_eq!(path_of(places, "memory"), Some(&b"/a/b"[..]));
         assert_eq!(path_of(places, "cpuacct"), Some(&b"/c"[..]));
