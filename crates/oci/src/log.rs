@@ -83,11 +83,20 @@ pub(crate) fn reason(entries: &[LogEntry]) -> Option<String> {
     let errors: Vec<&LogEntry> = entries.iter().filter(|entry| entry.is_error()).collect();
     let last = unwrap(&errors.last()?.msg);
     let first = errors.iter().find(|entry| entry.is_fatal()).or(errors.first()).map(|entry| unwrap(&entry.msg));
-    Some(match first.filter(|first| !last.contains(first.as_str())) {
+    let reason = match first.filter(|first| !last.contains(first.as_str())) {
         Some(first) => format!("{last}: {first}"),
         None => last,
-    })
+    };
+    Some(if reason == LOST_CAUSE { format!("{reason}{LOST_CAUSE_HINT}") } else { reason })
 }
+
+/// All that crun 1.8 says if the container's first process has failed just before crun writes to it: crun then ends without reading
+/// what the process wrote to it about the cause.
+const LOST_CAUSE: &str = "writing to pipe: Broken pipe";
+
+/// What can be said about it.
+const LOST_CAUSE_HINT: &str = ": the container's first process failed while it was being set up, and the runtime lost the cause; \
+    if the bundle has createContainer or startContainer hooks, try them by hand";
 
 /// A message that is itself a JSON object with a message, as crun hands on what its hooks and children have logged.
 fn unwrap(message: &str) -> String {
@@ -131,6 +140,14 @@ mod tests {
         let log = "{\n  \"msg\": \"executable file `x` not found\",\n  \"level\": \"error\",\n  \"time\": \"t\"\n}\n\
                    {\n  \"msg\": \"\",\n  \"level\": \"error\"\n}\n";
         assert_eq!(reason_of(log).as_deref(), Some("executable file `x` not found"));
+    }
+
+    #[test]
+    fn cause_that_crun_has_lost_is_called_lost() {
+        let reason = reason_of(r#"{"msg":"writing to pipe: Broken pipe","level":"error"}"#).expect("an error");
+        assert!(reason.starts_with("writing to pipe: Broken pipe: ") && reason.contains("hook"), "{reason}");
+        let log = r#"{"msg":"hook failed","level":"error"}{"msg":"writing to pipe: Broken pipe","level":"error"}"#;
+        assert_eq!(reason_of(log).as_deref(), Some("writing to pipe: Broken pipe: hook failed"));
     }
 
     #[test]
