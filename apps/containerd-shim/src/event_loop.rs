@@ -59,7 +59,7 @@ const CHILDREN_LIMIT: Duration = Duration::from_secs(5);
 
 /// The shim with everything that it holds open.
 #[derive(Debug)]
-pub(crate) struct Shim {
+struct Shim {
     target: Target,
     request: Request,
     poller: Poller,
@@ -79,8 +79,9 @@ pub(crate) struct Shim {
     oom: Option<OomCount>,
 }
 
-/// Prepares the shim, from the opening of its files until the runtime has made the process and `pid` is written.
-pub(crate) fn prepare(target: Target) -> Result<Shim, Failure> {
+/// Runs the shim, from the opening of its files until the process is over and `exitStatus` is written. It calls `prepared` once the
+/// process is there. All of it is one function, because each move of the shim's state costs as many instructions as it has bytes.
+pub(crate) fn run(target: Target, prepared: fn()) -> Result<(), Failure> {
     reach(Point::ShimBegun);
     sys::signal::block_all().context(|| "block signals".into())?;
     set_child_subreaper(Pid::from_raw(1)).context(|| "become a subreaper".into())?;
@@ -117,7 +118,8 @@ pub(crate) fn prepare(target: Target) -> Result<Shim, Failure> {
         oom: None,
     };
     shim.make_process(stdio)?;
-    Ok(shim)
+    prepared();
+    shim.serve()
 }
 
 impl Shim {
@@ -215,7 +217,7 @@ impl Shim {
     }
 
     /// Runs the loop until the process is over, and writes `exitStatus`.
-    pub(crate) fn serve(&mut self) -> Result<(), Failure> {
+    fn serve(&mut self) -> Result<(), Failure> {
         let mut ready = Ready::default();
         reach(Point::ShimWatches);
         loop {

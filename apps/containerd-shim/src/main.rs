@@ -42,14 +42,13 @@ fn end(panic: &core::panic::PanicInfo<'_>) -> ! {
     sys::start::exit(101)
 }
 
-/// Serves until the process is over, which needs a page or two of the stack, after giving back what the preparation has used of it.
+/// Gives back what the preparation has used of the stack: waiting needs a page or two.
 #[allow(unsafe_code)]
 #[cfg_attr(test, allow(dead_code))]
-fn serve(mut shim: event_loop::Shim) -> Result<(), Failure> {
+fn give_back_stack() {
     // SAFETY: this is the program's only thread, on the main thread's stack, below which the kernel maps nothing close.
-    // Nothing points below this frame: `shim` is in this frame or in a caller's.
+    // Nothing points below this frame: it has no variables, and its callers' variables are above it.
     unsafe { sys::stack::give_back() };
-    shim.serve()
 }
 
 /// Runs the program. Returns its exit status.
@@ -65,7 +64,7 @@ fn run() -> i32 {
         return 2;
     };
     let target = runtime::Target { id, bundle, runtime };
-    match event_loop::prepare(target).and_then(serve) {
+    match event_loop::run(target, give_back_stack) {
         Ok(()) => 0,
         // Without a daemon the log has no reader.
         Err(Failure::NoDaemon) => 1,
