@@ -1,4 +1,4 @@
-//! Small files. All paths are relative to a directory descriptor, [`CWD`](rustix::fs::CWD) among them.
+//! Small files. All paths are relative to a directory descriptor, [`CWD`] among them.
 
 use alloc::format;
 use rustix::fd::{AsFd, OwnedFd};
