@@ -11,7 +11,7 @@ mod scratch;
 mod sections;
 mod targets;
 
-use targets::{archive, authority, bundle, cgroup, files, journal, log, message, proc, shown, update, user};
+use targets::{archive, authority, bundle, cgroup, control, files, journal, log, message, proc, shown, update, user};
 
 /// A parser with the promises that it must keep.
 #[derive(Debug)]
@@ -42,6 +42,7 @@ pub const TARGETS: &[Target] = &[
         about: "a checkpoint's config.json, CRIU's statistics and log",
         run: files::checkpoint,
     },
+    Target { name: "control", about: "the commands on a shim's control FIFO", run: control::run },
     Target { name: "hierarchies", about: "mountinfo and /proc/<pid>/cgroup", run: cgroup::hierarchies },
     Target { name: "journal", about: "events.log", run: journal::run },
     Target { name: "log", about: "logs of runtimes and shims, and what runtimes write to stderr", run: log::run },

@@ -2,6 +2,7 @@
 //!
 //! The inputs are sections: `@state.json`, `@process.json` and so on.
 
+use contract::Request;
 use oci::{Checkpoints, ContainerDir, FORMAT, ProcessDir, check_state_dir, checksum, claim_state_dir, kept};
 use std::path::Path;
 
@@ -66,6 +67,10 @@ fn read_process(process: &ProcessDir) {
         assert!(is_intact(&process.path().join("process.json")), "a wrong checksum is noticed");
         // The members that the daemon does not know may still be malformed.
         let _ = process.read_object();
+    }
+    // What the shim reads of the same file.
+    if let Ok(request) = std::fs::read(process.path().join("process.json")).map(|text| Request::parse(&text)) {
+        let _ = request.map(|request| request.way());
     }
     let (pid, starttime) = process.legible();
     if let Ok(Some(both)) = process.process() {

@@ -4,6 +4,7 @@ pub(crate) mod archive;
 pub(crate) mod authority;
 pub(crate) mod bundle;
 pub(crate) mod cgroup;
+pub(crate) mod control;
 pub(crate) mod files;
 pub(crate) mod journal;
 pub(crate) mod log;
