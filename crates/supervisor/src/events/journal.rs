@@ -89,8 +89,9 @@ impl Journal {
     pub(crate) fn open(state_dir: &Path, retain: usize) -> Result<Arc<Journal>, JournalError> {
         let (file, text) = JournalFile::open(state_dir)?;
         let (mut parsed, damaged) = line::parse(&text);
-        let mut moved = Moved::default();
-        stamp::settle(&mut parsed, None, Timestamp::now(), &mut moved);
+        let (mut moved, now) = (Moved::default(), Timestamp::now());
+        let is_moved = parsed.iter().any(|event| event.timestamp > stamp::latest_plausible(now));
+        stamp::settle(&mut parsed, None, now, &mut moved);
         if !damaged.is_empty() {
             file.keep_damaged(&damaged);
         }
@@ -117,7 +118,8 @@ impl Journal {
             is_recovered: false,
             written: 0,
         };
-        if !damaged.is_empty() || !(text.is_empty() || text.ends_with(b"\n")) {
+        // Without it, the next daemon could move the same events to other timestamps, and subscribers would see them again.
+        if is_moved || !damaged.is_empty() || !(text.is_empty() || text.ends_with(b"\n")) {
             inner.rewrite()?;
         }
         let (visible, _) = watch::channel(last);

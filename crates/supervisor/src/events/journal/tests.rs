@@ -312,3 +312,21 @@ async fn clock_that_comes_back_moves_what_was_written_meanwhile() {
     }
     assert_eq!(ids, ["before", "meanwhile", "after"]);
 }
+
+#[test]
+fn moved_timestamps_stay_the_same_for_the_next_daemon() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let mut text = Vec::new();
+    for n in 0..3 {
+        // Every event is of a clock that was in 2048.
+        let timestamp = Timestamp(2_461_449_600_000_000_000 + n);
+        text.extend(line::encode(&Event { timestamp, ..event(EventKind::Oom, &n.to_string()) }).expect("plain data"));
+    }
+    std::fs::write(directory.path().join(FILE), text).expect("writes");
+    let read = || -> Vec<Timestamp> {
+        Journal::open(directory.path(), 0).expect("opens").lock().events.keys().copied().collect()
+    };
+    let first = read();
+    assert!(first.len() == 3 && first[2] <= Timestamp::now());
+    assert_eq!(read(), first);
+}
