@@ -231,7 +231,8 @@ impl Shim {
         }
         reach(Point::ShimDelivered);
         let status = self.process.status().unwrap_or(status::UNKNOWN);
-        if let Some(oom) = self.oom.take() {
+        if let Some(mut oom) = self.oom.take() {
+            oom.wait_for_removal(status);
             write_oom_kills(oom.finish(status));
         }
         Ok(files::write_status(status)?)

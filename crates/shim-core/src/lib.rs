@@ -16,8 +16,8 @@
 //! What always holds, so that one program can have many containers:
 //!
 //! - Nothing here is global. No function uses the working directory: paths and descriptors are parameters.
-//! - Nothing here reaps a child or blocks a signal, and nothing waits, but for `OomCount::finish`, which may wait 200 ms for the
-//!   kernel. The user says which child has ended.
+//! - Nothing here reaps a child, blocks a signal or waits, except [`oom::OomCount::wait_for_removal`]. The user says which child has
+//!   ended.
 //! - Nothing here writes a log. Warnings go to a callback ([`Warn`]).
 //! - No function blocks on what a client or a container's process decides.
 

@@ -73,17 +73,19 @@ impl OomCount {
     /// Reads the count.
     pub fn look(&mut self) {
         let mut signals = [0; 8];
-        if self.alarm.as_ref().is_some_and(|alarm| read(alarm, &mut signals).is_ok()) {
-            // The kernel also signals the removal of the cgroup, some time later (mm/memcontrol-v1.c, `memcg_event_remove`). As long
-            // as the cgroup is there, each signal is an alarm.
-            if self.count().is_none() {
+        let is_signalled = self.alarm.as_ref().is_some_and(|alarm| read(alarm, &mut signals).is_ok());
+        let count = self.count();
+        if is_signalled {
+            // The kernel also signals the removal of the cgroup, some time later (mm/memcontrol-v1.c, `memcg_event_remove`). If the
+            // cgroup is there after the signals were read, each of them is an alarm.
+            if count.is_none() {
                 self.signals_since += u64::from_ne_bytes(signals);
             }
-            if self.count().is_some() || self.signals_since > 1 {
+            if count.is_some() || self.signals_since > 1 {
                 self.alarmed = Some(Instant::now());
             }
         }
-        match self.count() {
+        match count {
             Some(kills) => {
                 if kills > self.kills {
                     self.alarmed = None;
@@ -104,15 +106,19 @@ impl OomCount {
         }
     }
 
-    /// The final count, for a process that ended with `status`.
-    pub fn finish(mut self, status: ExitStatus) -> u64 {
-        if self.file.is_none() && status == KILLED && self.alarmed.is_none() && self.signals_since == 1 {
-            // It is an alarm if another signal follows, which then reports the removal.
-            if let Some(alarm) = &self.alarm {
-                let _ = poll(&mut [PollFd::new(alarm, PollFlags::IN)], Some(&REMOVAL_SIGNAL));
-            }
+    /// Waits for the signal of the cgroup's removal, for a process that ended with `status`, if that signal decides whether the
+    /// kernel killed the process for memory. That is so if the cgroup is gone and one signal was read since: it is an alarm if a
+    /// second one follows. Blocks for 200 ms at most. A program that must not block leaves this out, and may miss such a kill.
+    pub fn wait_for_removal(&mut self, status: ExitStatus) {
+        let is_ambiguous = self.file.is_none() && status == KILLED && self.alarmed.is_none() && self.signals_since == 1;
+        if let Some(alarm) = self.alarm.as_ref().filter(|_| is_ambiguous) {
+            let _ = poll(&mut [PollFd::new(alarm, PollFlags::IN)], Some(&REMOVAL_SIGNAL));
             self.look();
         }
+    }
+
+    /// The final count, for a process that ended with `status`.
+    pub fn finish(self, status: ExitStatus) -> u64 {
         let is_missed =
             self.file.is_none() && status == KILLED && self.alarmed.is_some_and(|at| at.elapsed() < KILL_FOLLOWS);
         // The cgroup was removed before the shim could read the kill.

@@ -1,7 +1,7 @@
 //! An epoll instance that reports which watched things need attention.
 //!
-//! Descriptors that move bytes are watched edge-triggered: an edge says no more than "try again", and whoever moves bytes tries
-//! until the kernel would block. Descriptors that are read for a message are watched level-triggered.
+//! Descriptors that move bytes are watched edge-triggered: an edge says no more than "try again", and the code that moves bytes
+//! tries until the kernel would block. Descriptors that are read for a message are watched level-triggered.
 
 use core::mem::MaybeUninit;
 use core::time::Duration;
