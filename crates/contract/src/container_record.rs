@@ -52,9 +52,6 @@ pub struct ContainerRecord {
     /// The directory of the checkpoint that the container was restored from. Empty if the container was started.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub checkpoint: String,
-    /// The container stays after init's exit until a client deletes it.
-    #[serde(skip_serializing_if = "core::ops::Not::not")]
-    pub keep: bool,
     /// The bundle has a hook that the runtime runs when it deletes the container.
     #[serde(skip_serializing_if = "core::ops::Not::not")]
     pub has_poststop: bool,
@@ -81,12 +78,16 @@ mod tests {
             groups: Some("0::/g\n".into()),
             theirs: true,
             checkpoint: "/c".into(),
-            keep: true,
             has_poststop: true,
             ..record
         };
         let text = serde_json::to_string(&full).expect("plain data");
-        assert!(text.contains(r#""cgroupsPath":"/g","groups":"0::/g\n","theirs":true,"checkpoint":"/c","keep":true,"hasPoststop":true"#), "{text}");
+        assert!(
+            text.contains(
+                r#""cgroupsPath":"/g","groups":"0::/g\n","theirs":true,"checkpoint":"/c","hasPoststop":true"#
+            ),
+            "{text}"
+        );
         assert_eq!(serde_json::from_str::<ContainerRecord>(&text).expect("its own form"), full);
     }
 

@@ -20,12 +20,12 @@ use crate::process_dir::ProcessDir;
 /// The largest [`CHECKPOINT`] that is read. It holds one path.
 const LARGEST_DUMP: u64 = 64 << 10;
 
-/// A checkpoint that is being made, for whoever has to see to it if this supervisor dies.
+/// A checkpoint that is being made. If this daemon dies, the next one finishes it or removes it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dump {
-    /// What it will be called.
+    /// The path that it gets when it is whole.
     pub path: PathBuf,
-    /// The container is stopped with it.
+    /// The checkpoint stops the container.
     pub exit: bool,
 }
 

@@ -138,9 +138,9 @@ impl Oci {
         self.call(operation.name(), log, |stderr| self.start_copy(&arguments, stderr))
     }
 
-    /// What the program says when it is only asked for help with these arguments, if it cannot even do that: an option that it
-    /// does not know, or a library that it lacks. A runtime that makes a process says such things on the process's stderr
-    /// alone, where nobody can tell them from what the process writes.
+    /// Asks the runtime for help with these arguments, and returns its message if it cannot even do that: it may not know an option,
+    /// or lack a library. A runtime that makes a process writes such a message to the process's stderr alone, where it cannot
+    /// be told from the process's output.
     pub async fn complaint(&self, limit: Duration) -> Option<String> {
         let mut command = Command::new(&self.0.binary);
         command.args(runtime::help(&self.0.arguments, None));

@@ -72,7 +72,7 @@ impl Shim {
         children.map(|(pid, stat)| (pid, stat.starttime)).min_by_key(|(_, starttime)| *starttime)
     }
 
-    /// Those of them that somebody has stopped (SIGSTOP).
+    /// The shims that work in a process's directory and that another program has stopped (SIGSTOP).
     pub fn stopped_in(directory: &ProcessDir) -> Vec<(Pid, PidFd)> {
         Shim::in_state(directory, sys::procfs::Stat::is_stopped)
     }
@@ -83,8 +83,8 @@ impl Shim {
         find_processes(is_shim, is_meant)
     }
 
-    /// All that a shim has started, and what they have started: whoever loses its parent becomes the shim's, which is a
-    /// subreaper. The shim must be stopped, or be its own caller's to reap. Those that have ended are not among them.
+    /// All living descendants of a shim. A process that loses its parent becomes the shim's child, because the shim is a subreaper.
+    /// The shim must be stopped, or be a child of this process that has not been reaped.
     pub fn descendants(shim: Pid) -> Vec<(Pid, PidFd)> {
         let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
         let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
@@ -105,10 +105,10 @@ impl Shim {
         found
     }
 
-    /// What an OCI runtime that was killed while it made the process in `directory` may have left: a child with a session
-    /// of its own, which has not become that process yet, and which the runtime's `delete` does not know. It still has
-    /// the runtime's command line. Or what CRIU restores, and CRIU itself: once they are done with the memory that they began
-    /// with they have no name of ours, but CRIU's log open until all of them are ready to go on.
+    /// Processes that an OCI runtime may have left if it was killed while it made the process in `directory`. One kind is a child with a
+    /// session of its own that has not become that process yet: the runtime's `delete` does not know it, and it still has the
+    /// runtime's command line. The other kind is CRIU and what CRIU restores. Once these have given up their first memory, neither
+    /// their command line nor their environment tells what they are, but they keep CRIU's log open until all are ready to go on.
     pub fn runtimes_of(directory: &ProcessDir) -> Vec<(Pid, PidFd)> {
         // As the shim finds its working directory.
         let Ok(directory) = std::fs::canonicalize(directory.path()) else { return Vec::new() };
@@ -119,7 +119,7 @@ impl Shim {
             let text = std::fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
             text.split(|byte| *byte == 0).any(|one| one == word)
         };
-        // Who only reads a log is somebody who looks at it.
+        // A process that only reads the log is no CRIU: a person looks at the log.
         let logs = |pid: u32| {
             let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
             let is_its = |path: PathBuf| path.parent() == Some(work.as_path());
@@ -135,8 +135,8 @@ impl Shim {
         find_processes(is_one, |stat| !stat.is_dead())
     }
 
-    /// Process `pid`, if runc was making it into a container's and somebody has stopped it, which none does by itself. It
-    /// is told by its name (libcontainer/nsenter/nsexec.c): only for the groups of a container that is given up.
+    /// Process `pid`, if runc was making it into a container's process and another program has stopped it; it does not stop itself. Its
+    /// name tells what it is (libcontainer/nsenter/nsexec.c), so ask only about the groups of a container that is being removed.
     pub fn stopped_half_made(pid: u32) -> Option<(Pid, PidFd)> {
         let is_half_made = || {
             let name = sys::procfs::read(pid, "comm").ok().flatten().unwrap_or_default();

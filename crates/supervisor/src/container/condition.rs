@@ -1,7 +1,7 @@
 //! What is known of a container beside its lifecycle state: whether its init is being killed, whether CRIU works on it, and
 //! whether a runtime may have left something in it.
 //!
-//! These facts depend on each other. A frozen process does not die on cgroup v1, so whoever kills init must thaw the container;
+//! These facts depend on each other. A frozen process does not die on cgroup v1, so the daemon must thaw the container when it kills init;
 //! but while CRIU dumps the container, CRIU freezes and thaws it, and a process that ran meanwhile could be left with CRIU's
 //! code in it. [`Condition`] decides who thaws, in one place and without I/O.
 
@@ -63,7 +63,7 @@ impl Condition {
         self.checkpoint = Checkpointing::Dumping;
     }
 
-    /// CRIU has ended. If init was killed meanwhile, nobody has thawed the container since.
+    /// CRIU has ended. If init was killed meanwhile, the daemon has not thawed the container yet.
     pub(crate) fn dump_has_ended(&mut self) -> Thaw {
         self.checkpoint = Checkpointing::None;
         Thaw::if_so(self.init_is_killed)
@@ -79,7 +79,7 @@ impl Condition {
         self.exec_was_aborted = true;
     }
 
-    /// Whether its init has been sent SIGKILL, so that nobody may hold it frozen.
+    /// Whether its init has been sent SIGKILL, so that the container must not stay frozen.
     pub(crate) fn init_is_killed(&self) -> bool {
         self.init_is_killed
     }

@@ -24,7 +24,7 @@ const SIGKILL: u32 = 9;
 pub(crate) async fn end_shim(mut shim: Child) {
     shim.stop();
     kill_descendants(shim.pid()).await;
-    // The shim reaps them, and ends because its runtime has failed. If nobody reaped them, the zombies would keep their
+    // The shim reaps them, and ends because its runtime has failed. Unreaped, the zombies would keep their
     // container from ending.
     shim.go_on();
     if tokio::time::timeout(REAP_LIMIT, shim.wait()).await.is_ok() {

@@ -166,7 +166,7 @@ mod tests {
             assert_eq!(on_disk(move || n).await.expect("runs"), n);
         }
         for _ in &hanging {
-            release.send(()).expect("somebody waits");
+            release.send(()).expect("the work waits");
         }
         for one in hanging {
             assert!(one.await.expect("no panic").expect("runs"));
@@ -186,7 +186,7 @@ mod tests {
         tokio::task::yield_now().await;
         assert_eq!(on_disk(|| 1).await.expect("runs"), 1);
         for _ in &hanging {
-            release.send(()).expect("somebody waits");
+            release.send(()).expect("the work waits");
         }
         for one in hanging {
             assert!(one.await.expect("no panic").expect("runs"));

@@ -282,7 +282,6 @@ impl Creator {
             checkpoint: restored.map(|found| found.path.to_string_lossy().into_owned()).unwrap_or_default(),
             theirs: oci.root().is_some_and(|root| root.join(&request.id).symlink_metadata().is_ok()),
             has_poststop: bundle.has_poststop,
-            ..oci::ContainerRecord::default()
         }
     }
 
