@@ -9,14 +9,14 @@
 //! - `recovery`: what a new daemon does with the containers of an earlier one;
 //! - `observe`: reading what containers are and what they use.
 //!
-//! A module imports from modules that come before it in this list, and never from later ones.
+//! No two files import each other in a circle. `supervisor` makes the services and imports all; nothing imports it.
 //!
 //! These hold at all times:
 //! - An event is in the journal's file before any subscriber can see it, and what proves an exit stays on disk until the exit
 //!   is in the journal.
 //! - State changes and events come from one table (`container::lifecycle`); no other code makes them.
-//! - Operations on one container run one after the other; operations on different containers never wait for each other. No
-//!   mutex is held while the daemon waits for a runtime or a shim.
+//! - Operations that change a container run one after the other, except that execs run side by side. Signals wait for nothing.
+//!   Operations on different containers never wait for each other. No mutex is held while the daemon waits for a runtime or a shim.
 //! - An operation that has begun runs to its end, also if its caller goes away.
 //!
 //! The crate knows nothing of gRPC, of flags or of any API's policy.

@@ -1,14 +1,14 @@
 //! The event journal: the file `events.log` with one JSON object a line, and its newest part in memory.
 //!
 //! These hold at all times:
-//! - A line is in the file, whole, before its event is published. A write that fails leaves no part of a line.
+//! - A line is in the file, whole, before its event is published.
 //! - Timestamps strictly increase, also over restarts and steps of the clock, and no wrong clock keeps them ([`stamp`]).
 //! - What a later daemon must know of processes whose directories still exist is not trimmed.
 //! - Lines that cannot be read are kept in a file of their own, and damage no others.
 //!
 //! An event can be *held*: it is recorded, but neither it nor any later event is published before it is released. That is for an
-//! exit: the daemon removes what belongs to the process between the two. A client that sees the exit finds everything gone, and a
-//! daemon that starts after a crash in between finds the exit recorded.
+//! exit: the daemon removes what belongs to the process between the two. A client that sees the exit finds everything gone. A
+//! daemon that starts after a crash in between finds the exit recorded, and holds it until it has removed the rest.
 //!
 //! Subscribers have no queue. Each has a place in the journal and takes the next event when it is ready for it.
 
@@ -236,6 +236,19 @@ impl Journal {
         let event = self.write(&mut inner, event)?;
         inner.held.insert(event.timestamp);
         Ok(Held { journal: self.clone(), timestamp: event.timestamp })
+    }
+
+    /// Holds the exit of process `key` that an earlier daemon has recorded, until the result is dropped: what belongs to the process is
+    /// still there. `None` if no such exit is recorded.
+    pub(crate) fn hold_exit(self: &Arc<Self>, key: &str) -> Option<Held> {
+        let mut inner = self.lock();
+        let is_it = |event: &&Arc<Event>| {
+            event.kind == EventKind::Exit && key_or_name(event.key(), &event.id, event.name()) == key
+        };
+        let timestamp = inner.events.values().rfind(is_it)?.timestamp;
+        inner.held.insert(timestamp);
+        self.publish(&inner);
+        Some(Held { journal: self.clone(), timestamp })
     }
 
     fn write(self: &Arc<Self>, inner: &mut Inner, mut event: Event) -> Result<Arc<Event>, JournalError> {

@@ -1,8 +1,8 @@
 //! Checkpoints: CRIU freezes a container's processes to disk.
 //!
 //! A checkpoint is made under a name that no checkpoint has, and renamed when it is whole. The container's directory notes which
-//! checkpoint is being made: if this daemon dies, the runtime goes on, and the next daemon waits for it and does the rest. That
-//! matters where the checkpoint stops the container, and then is all that is left of it.
+//! checkpoint is being made: if this daemon dies, the runtime goes on, and the next daemon waits for it and does the rest. This
+//! matters most if the checkpoint stops the container: then nothing else is left of it.
 
 use failpoint::{Point, reach};
 use oci::{Ability, BeginError, Checkpoint, Checkpoints, Dump, Partial};

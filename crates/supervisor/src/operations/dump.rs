@@ -1,4 +1,4 @@
-//! CRIU at work on a container: who thaws what is killed meanwhile, what to do when CRIU hangs, and its logs.
+//! CRIU at work on a container: thawing a container that is killed during a dump, ending a CRIU that hangs, and CRIU's logs.
 
 use oci::criu_errors;
 use std::fs::File;

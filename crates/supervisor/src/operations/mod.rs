@@ -1,4 +1,5 @@
-//! What is done to containers: one file an operation. Each operation is a service that is given what it needs when it is made.
+//! What is done to containers: one file for each operation, and for parts that several share (`launch`, `dump`). An operation that
+//! needs services is itself one, which is given them when it is made.
 
 pub(crate) mod checkpoint;
 pub(crate) mod create;

@@ -1,8 +1,8 @@
 //! Changing the limits of a container.
 //!
-//! The daemon gives the OCI runtime's `update` what runtimes apply, so that what the runtime keeps or hands on (to systemd, for
-//! example) is right. Then it reads every field back. It writes what is not as the client asked to the cgroup itself, and puts back
-//! what the client did not name and has changed. If anything fails, all limits are put back.
+//! First the runtime's `update` gets the limits that runtimes know, so that its own records and systemd agree. Then the daemon reads
+//! every limit. It corrects those that differ from the request, and puts back those that changed unasked. If anything fails, it puts
+//! all limits back.
 
 use cgroup::{Cgroup, Changes, Field, Limit, LimitError, Setting, Value};
 use failpoint::{Point, reach};

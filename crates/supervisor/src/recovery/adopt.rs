@@ -117,6 +117,7 @@ impl Recovery {
         }
         let _ = process.change(Silent::Failed);
         self.remover.remove_process(&container, process);
+        drop(left.held);
         let _ = process.over.set(());
     }
 

@@ -14,7 +14,7 @@ use sys::pidfd::PidFd;
 
 use crate::container::{Begin, Container, ExitFifo, Origin, Process};
 use crate::error::Error;
-use crate::events::{Event, History, Journal, key_or_name};
+use crate::events::{Event, Held, History, Journal, key_or_name};
 use crate::host::registry::Registry;
 use crate::operations::delete::under_way;
 use crate::recovery::judge::{Facts, Fate, Init, ProcessFacts, Record, judge_process};
@@ -49,6 +49,8 @@ pub(super) struct Left {
     pub(super) is_closed: bool,
     /// Its shim is gone and has left no status.
     pub(super) is_orphan: bool,
+    /// Holds its exit, which is recorded, until its directory is removed.
+    pub(super) held: Option<Held>,
 }
 
 /// A container's files, as far as they have been read.
@@ -146,7 +148,7 @@ impl Gatherer {
         if let Some(identity) = identity {
             process.set_identity(identity);
         }
-        Ok(Left { process: Arc::new(process), root: (root_uid, root_gid), exit, is_closed, is_orphan })
+        Ok(Left { process: Arc::new(process), root: (root_uid, root_gid), exit, is_closed, is_orphan, held: None })
     }
 }
 

@@ -5,7 +5,7 @@
 //! Everything else is adopted; if its start is not in the journal, which may be damaged or shortened, the start is recorded again.
 //! Directories that no daemon of this API has made are left alone.
 //!
-//! The tests of this file are the recovery tables of `docs/dev/recovery.md`: one test case for each row.
+//! The tests of this file are the recovery tables of `docs/dev/recovery.md`: one test case for each row that depends on the judgement.
 
 /// What was found of a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

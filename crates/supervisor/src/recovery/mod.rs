@@ -26,7 +26,7 @@ use tokio::sync::{mpsc, watch};
 use crate::container::lifecycle::Silent;
 use crate::container::{Container, Process};
 use crate::error::Error;
-use crate::events::Journal;
+use crate::events::{Held, Journal};
 use crate::host::RETRY_DELAY;
 use crate::host::disk::{bulk_threads, on_disk};
 use crate::host::registry::{Registry, Slot};
@@ -75,8 +75,8 @@ struct Looking {
 enum Judged {
     /// Only its directory is concerned.
     Directory(Verdict),
-    /// Its exit is recorded; the key.
-    CleanUp(String),
+    /// Its exit is recorded, and held until its directory is removed; the key.
+    CleanUp(String, Option<Held>),
     /// It is half made.
     Discard(Arc<Container>, Arc<Process>),
     /// It is of an earlier boot: with the added processes whose exits are due, whether init's is, and the keys of all.
@@ -215,7 +215,11 @@ impl Recovery {
             }
             Verdict::SetAside(Reason::Unproven) => return Err(Error::Unproven { id: id.to_string() }),
             Verdict::SetAside(Reason::Unreadable) => return Err(unreadable()),
-            Verdict::CleanUp => return record.map(|(_, key)| Judged::CleanUp(key)).ok_or_else(unreadable),
+            Verdict::CleanUp => {
+                let (_, key) = record.ok_or_else(unreadable)?;
+                let held = self.journal.hold_exit(&key);
+                return Ok(Judged::CleanUp(key, held));
+            }
             Verdict::Bury { exit_is_due } => exit_is_due,
             Verdict::Discard | Verdict::Adopt { .. } => false,
         };
@@ -239,20 +243,24 @@ impl Recovery {
         let Verdict::Adopt { start_is_recorded } = verdict else { return Ok(Judged::Discard(container, init.process)) };
         let dump = container.dir.dump()?;
         container.recall_oom_kills(gatherer.history.oom_kills.get(&key).copied());
-        let others = gatherer.others(&container)?;
+        let mut others = gatherer.others(&container)?;
+        for (left, _) in others.read.iter_mut().filter(|(_, fate)| *fate == Fate::CleanUp) {
+            left.held = self.journal.hold_exit(&left.process.key);
+        }
         Ok(Judged::Adopt(Box::new(Adopted { container, init, others, dump, start_is_recorded })))
     }
 
     async fn act(self: &Arc<Self>, id: &str, judged: Judged, looking: Looking) {
         match judged {
             Judged::Directory(verdict) => self.deal_with_directory(id, verdict).await,
-            Judged::CleanUp(key) => {
+            Judged::CleanUp(key, held) => {
                 self.journal.protect(&key);
                 drop(looking);
                 tracing::info!(container = %id, "its exit is in the journal; cleaning up");
                 self.remover.remove_directory(id, &self.registry.dir(id)).await;
                 self.registry.free(id);
                 self.journal.release_key(&key);
+                drop(held);
             }
             Judged::Discard(container, init) => {
                 self.journal.protect(&container.origin.instance);

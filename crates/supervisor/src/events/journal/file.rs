@@ -1,5 +1,5 @@
-//! The journal's file. It only ever grows by whole lines or is replaced by a rename, so that it is never half-written or empty. If
-//! another program removes, replaces or shortens it, the next write puts back everything that is kept.
+//! The journal's file. Lines are appended; a part of a line that a crash has left is set aside when the file is read. Any other
+//! change replaces the file by a rename. If another program removes, replaces or shortens it, the next write puts back everything that is kept.
 
 use failpoint::{Point, reach};
 use rustix::fs::FileType;

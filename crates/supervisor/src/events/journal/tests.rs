@@ -330,3 +330,22 @@ fn moved_timestamps_stay_the_same_for_the_next_daemon() {
     assert!(first.len() == 3 && first[2] <= Timestamp::now());
     assert_eq!(read(), first);
 }
+
+#[test]
+fn exit_of_an_earlier_daemon_is_held_until_the_rest_is_removed() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    {
+        let journal = Journal::open(directory.path(), 0).expect("opens");
+        for (kind, id) in [(EventKind::Exit, "a"), (EventKind::Oom, "b")] {
+            journal.append(event(kind, id)).expect("appends");
+        }
+    }
+    let journal = Journal::open(directory.path(), 0).expect("opens");
+    let visible = || journal.lock().events.range(..=*journal.watch().borrow()).count();
+    assert_eq!(visible(), 2);
+    assert!(journal.hold_exit("key-b").is_none(), "it has no exit");
+    let held = journal.hold_exit("key-a").expect("recorded");
+    assert_eq!(visible(), 0, "neither the exit nor what follows it");
+    drop(held);
+    assert_eq!(visible(), 2);
+}
